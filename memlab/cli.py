@@ -1,0 +1,166 @@
+"""How a command starts: the command line is checked as a whole before Hydra, torch or a tracker begin their work.
+
+Hydra's own messages name neither the valid keys nor a near one, it takes the last of two contradicting overrides in silence, and
+`+key=value` adds keys that nothing reads. Here each of these is one line, and nothing has been written when it appears.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memlab.config import unknown_key
+from memlab.errors import ConfigError, UserError, suggestion
+from memlab.paths import config_dir
+
+EXIT_USER_ERROR = 2
+Check = Callable[[DictConfig], Any]
+
+
+def run(command: str, check: Check, job: Callable[[Any], int]) -> NoReturn:
+    """Run a command and end the process.
+
+    Args:
+        command: `train`, ...; its root is `configs/<command>.yaml` and it is started as `python -m memlab.<command>`.
+        check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write nothing.
+        job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
+    """
+    arguments = get_args_parser().parse_args()
+    if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
+        _or_exit(command, lambda: _preflight(command, arguments, check))
+
+    @hydra.main(version_base="1.3", config_path=config_dir(), config_name=command)
+    def main(composed: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            overrides = list(HydraConfig.get().overrides.task)
+            print(f"\nmemlab.{command} {' '.join(overrides)}", flush=True)
+            if status := subprocess.run([sys.executable, "-m", f"memlab.{command}", *overrides], check=False).returncode:
+                failed.append(f"{' '.join(overrides)} (exit status {status})")
+        else:
+            status = _or_exit(command, lambda: job(check(composed)))
+            if status:
+                sys.exit(status)
+
+    failed: list[str] = []
+    main()
+    if failed:
+        sys.exit(f"memlab.{command}: {len(failed)} of the jobs failed:\n  " + "\n  ".join(failed))
+    sys.exit(0)
+
+
+def _or_exit(command: str, work: Callable[[], Any]) -> Any:
+    """The result of `work`; a mistake of the user's ends the process with one message and no traceback."""
+    try:
+        return work()
+    except UserError as error:
+        if os.environ.get("MEMLAB_TRACEBACK"):
+            raise
+        print(f"memlab.{command}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _preflight(command: str, arguments: Any, check: Check) -> None:
+    """Compose and check every job of the command line.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
+    if arguments.config_name or arguments.config_path:
+        raise ConfigError(f"--config-name and --config-path: memlab.{command} has one root; add your own files with --config-dir")
+    search = [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        try:
+            overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+        except HydraException as error:
+            raise ConfigError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+        if not arguments.multirun and (sweep := next((o for o in overrides if o.is_sweep_override()), None)):
+            raise ConfigError(f"{sweep.input_line}: several values are several runs; add --multirun")
+        _check_twice(overrides)
+        directories: dict[str, str] = {}
+        for job in _jobs(overrides):
+            composed = _compose(command, job, search)
+            check(composed)
+            directory = os.path.abspath(composed.get("run_dir", ""))
+            if "run_dir" in composed and any(o.key_or_group == "run_dir" for o in overrides):
+                if directory in directories:
+                    raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
+                directories[directory] = ""
+
+
+def _jobs(overrides: list[Override]) -> Iterator[list[str]]:
+    """The override lists of all jobs: the product of all values of all sweeps."""
+    choices = []
+    for override in overrides:
+        if override.is_sweep_override():
+            prefix = override.input_line.partition("=")[0]
+            choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line or ""])
+    for job in itertools.product(*choices):
+        yield list(job)
+
+
+def _check_twice(overrides: list[Override]) -> None:
+    seen: dict[str, Override] = {}
+    for override in overrides:
+        key = override.get_key_element().lstrip("+~")
+        if key in seen:
+            raise ConfigError(f"{key} is given twice: {seen[key].input_line} and {override.input_line}")
+        seen[key] = override
+
+
+def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
+    """The configuration of one job; its groups first, so that a wrong key is told with the keys of the chosen group."""
+    loader = GlobalHydra.instance().config_loader()
+    groups, values = [], []
+    for override in OverridesParser.create().parse_overrides(job):
+        key = override.key_or_group
+        if key.startswith("hydra"):
+            values.append(override)
+        elif options := loader.get_group_options(key):
+            if override.value() not in options and not search:
+                near = suggestion(str(override.value()), options)
+                raise ConfigError(f"no {key} is named {override.value()!r}.{near} There are: {', '.join(sorted(options))}")
+            groups.append(override)
+        else:
+            values.append(override)
+    try:
+        chosen = compose(command, [*(o.input_line for o in groups), *search])
+        for override in values:
+            if not override.key_or_group.startswith("hydra"):
+                _check_key(override, chosen)
+        composed = compose(command, [*job, *search])
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return composed
+
+
+def _check_key(override: Override, chosen: DictConfig) -> None:
+    *path, last = override.key_or_group.split(".")
+    node: Any = chosen
+    for depth, part in enumerate([*path, last]):
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{override.input_line}: {'.'.join(path[:depth])} is a value, it has no keys")
+        if part not in node:
+            known = [str(k) for k in node if not str(k).startswith("_")]
+            raise unknown_key(".".join([*path[:depth], part]), known)
+        node = node._get_node(part)
+    if isinstance(node, DictConfig) and not path:
+        raise ConfigError(f"{override.input_line}: {last} is a group of keys; there are: {', '.join(str(k) for k in node)}")

@@ -1,0 +1,162 @@
+"""The typed configuration of a run: what Hydra composed, checked key by key, before anything is started or written."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memlab import schema
+from memlab.errors import ConfigError, suggestion
+from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.tasks.base import SyntheticTask
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainerConfig(Section):
+    accelerator: Literal["cpu", "gpu"]
+    precision: Literal["32-true", "64-true", "bf16-mixed"]
+    threads: Positive | None
+    max_steps: Positive
+    stop_at_accuracy: Fraction | None
+    val_every: Positive
+    log_every: Positive
+
+
+class OptimConfig(Section):
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    warmup_steps: NonNegative
+    schedule: Literal["constant", "cosine"]
+    gradient_clip: PositiveFloat | None
+
+
+class NoCurriculum(Section):
+    by: Literal["nothing"]
+
+
+class SegmentsCurriculum(Section):
+    by: Literal["segments"]
+    threshold: Fraction
+    stage_steps: Positive | None
+
+
+class NoTracking(Section):
+    mlflow: Literal[False]
+
+
+class MLflowTracking(Section):
+    mlflow: Literal[True]
+    uri: str
+    experiment: str
+
+
+class Config(Section):
+    """One run. `model` and `task` hold `_target_`, `name` and the constructor's arguments (see `memlab/schema.py`)."""
+
+    seed: NonNegative
+    run_dir: str
+    model: dict[str, Any]
+    task: dict[str, Any]
+    trainer: TrainerConfig
+    optim: OptimConfig
+    curriculum: Annotated[NoCurriculum | SegmentsCurriculum, Field(discriminator="by")]
+    tracking: Annotated[NoTracking | MLflowTracking, Field(discriminator="mlflow")]
+
+    @property
+    def bptt_depth(self) -> int | None:
+        """How many segments back a segment's loss sends gradient; None = all the way."""
+        return self.model.get("bptt_depth")
+
+    def arguments(self, group: Literal["model", "task"]) -> dict[str, Any]:
+        """The constructor's arguments in a group."""
+        return {k: v for k, v in getattr(self, group).items() if k not in ("_target_", "name", "bptt_depth")}
+
+
+def check(composed: DictConfig) -> Config:
+    """The typed configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
+    """
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_readable(error, plain)) from None
+    _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": schema.NonNegative | None})
+    _check_group("task", config.task, provided=set(), extra={})
+    _check_together(config, build_task(config))
+    return config
+
+
+def build_task(config: Config) -> SyntheticTask:
+    """The task of a configuration.
+
+    Raises:
+        ConfigError: the task's values do not go together.
+    """
+    module, _, name = config.task["_target_"].rpartition(".")
+    task: SyntheticTask = getattr(importlib.import_module(module), name)(**config.arguments("task"))
+    return task
+
+
+def _check_together(config: Config, task: SyntheticTask) -> None:
+    """Combinations across groups."""
+    depth = config.bptt_depth
+    if depth is not None and depth >= task.num_segments:
+        allowed = f"0..{task.num_segments - 1} or null"
+        raise ConfigError(f"model.bptt_depth={depth}: a sample has {task.num_segments} segments, so it may be {allowed}")
+    if config.curriculum.by == "segments" and len(set(task.segment_lengths)) > 1:
+        raise ConfigError(
+            f"curriculum=segments adds segments of one length, but task.segment_lengths={list(task.segment_lengths)}; "
+            "use equal lengths or curriculum=off"
+        )
+
+
+def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:
+    for key in ("_target_", "name"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(f"{group}.{key} is missing from configs/{group}/*.yaml: it names the class, and the {group} in reports")
+    arguments = schema.parameters(values["_target_"])
+    for key, value in values.items():
+        if key in ("_target_", "name"):
+            continue
+        if key in provided or key not in arguments.keys() | extra:
+            raise unknown_key(f"{group}.{key}", [k for k in values if k in arguments.keys() - provided | extra.keys()])
+        schema.check_value(f"{group}.{key}", value, arguments[key].annotation if key in arguments else extra[key])
+    for key in arguments.keys() - provided - values.keys():
+        raise ConfigError(f"{group}.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
+
+
+def unknown_key(key: str, known: list[str]) -> ConfigError:
+    """The error for a key that nothing reads, with the keys that are there instead."""
+    group, _, name = key.rpartition(".")
+    near = suggestion(name, known)
+    return ConfigError(f"unknown key {key!r}.{near} Keys of {group or 'the root'}: {', '.join(sorted(known))}")
+
+
+def _readable(error: ValidationError, values: Any) -> str:
+    """pydantic's first complaint in one line, as the user wrote the key."""
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"]]
+    found: Any = values
+    keys = []
+    for part in path:  # pydantic's paths also name the chosen member of a union, which is no key
+        if isinstance(found, dict) and (part in found or part == path[-1]):
+            keys.append(part)
+            found = found.get(part)
+    key = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: nothing reads it"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

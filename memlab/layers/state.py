@@ -1,0 +1,102 @@
+"""What a memory carries from one segment to the next, and nothing else.
+
+A memory architecture is a function of (segment, state). The state is a frozen dataclass of tensors, batch first, so that every
+operation the platform needs on it (cut the gradient, start some rows anew, measure it, save it) is written once, here.
+
+    @state
+    class RMTState(State):
+        memory_BMD: Tensor
+
+A field is a tensor, another state, or a tuple of states (one for each layer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self, TypeVar, dataclass_transform
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def state(cls: type[T]) -> type[T]:
+    """Make a subclass of `State` a frozen dataclass that torch's pytree functions can walk."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    pytree.register_dataclass(cls)
+    return cls
+
+
+class State:
+    """Base of all carried state. Subclasses are declared with `@state`; every tensor has the batch as its first dimension."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of this state, in the order of its fields."""
+        return pytree.tree_leaves(self)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """The same state with `fn` applied to every tensor."""
+        return pytree.tree_map(fn, self)
+
+    def detach(self) -> Self:
+        """The same values, cut from the graph: truncated back-propagation is this call at a segment boundary."""
+        return self.map(Tensor.detach)
+
+    def reset(self, rows_B: Tensor, initial: Self) -> Self:
+        """Start the documents in some rows anew.
+
+        Args:
+            rows_B: bool [B]; True where a new document begins.
+            initial: `model.init_state(B)`, taken at the time of use, so that a learned initial memory receives gradient.
+
+        Returns:
+            A state whose chosen rows are the initial ones and whose other rows are untouched.
+        """
+
+        def pick(current: Tensor, fresh: Tensor) -> Tensor:
+            return torch.where(rows_B.view(-1, *[1] * (current.dim() - 1)), fresh, current)
+
+        return pytree.tree_map(pick, self, initial)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, measured on them. Divide by the batch size for the bytes of one document."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain containers of tensors, which `torch.load(weights_only=True)` can read back."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, State):
+                return value.to_dict()
+            return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def from_dict(self, saved: dict[str, Any]) -> Self:
+        """A state of this one's structure that holds the tensors of `saved`, the result of `to_dict`.
+
+        Raises:
+            ValueError: `saved` has other fields than this state.
+        """
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if set(saved) != set(names):
+            raise ValueError(f"saved {type(self).__name__} has the fields {sorted(saved)}, expected {sorted(names)}")
+
+        def restore(template: Any, value: Any) -> Any:
+            if isinstance(template, State):
+                return template.from_dict(value)
+            if isinstance(template, tuple):
+                return tuple(restore(t, v) for t, v in zip(template, value, strict=True))
+            return value
+
+        return type(self)(**{name: restore(getattr(self, name), saved[name]) for name in names})
+
+
+@state
+class Empty(State):
+    """The state of a model that carries nothing."""

@@ -1,0 +1,133 @@
+"""The contract that every model keeps: a function of (segment, state), with two more ways to read that give the same numbers.
+
+    segment(tokens_BN, state)      one segment: the meaning of the model
+    recurrent(tokens_BSN, state)   the fold of `segment` over S segments
+    parallel(tokens_BSN, state)    optional: all S segments at once, same numbers and gradients
+    begin / extend / close         one segment in pieces of any size, for generation
+
+Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, D width, V vocabulary, M memory slots.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from memlab.errors import ConfigError
+from memlab.layers.blocks import KeyValues, Stack, initialise
+from memlab.layers.state import State
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model gives back.
+
+    Attributes:
+        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several.
+        state: what the next segment needs.
+        diagnostics: cheap detached scalars by name, for logging.
+    """
+
+    logits: Tensor
+    state: State
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Open:
+    """A segment that is being read: the carried state it began with, and the keys and values of all that its tokens may look at.
+
+    It is not carried over a boundary; its bytes count in `compression_peak`.
+    """
+
+    state: State
+    past: tuple[KeyValues, ...]
+    read: int  # tokens of this segment that have been read: the next one's position within it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the carried state and of the open segment's keys and values together."""
+        tensors = [*self.state.tensors(), *(t for kv in self.past for t in kv.tensors())]
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+
+class Model(nn.Module, abc.ABC):
+    """Base of all decoders. A subclass gives `init_state`, `segment`, `begin`, `extend`, `close`, and `parallel` where it can.
+
+    Args:
+        vocab_size: number of token ids (V).
+        layers, width, heads: of the Transformer; `width` (D) is divided among the heads.
+        ffn_multiple: width of the feed-forward layer over `width`.
+        dropout: on the outputs of attention and feed-forward layers, while training.
+
+    Raises:
+        ConfigError: `width` does not divide into heads of even width (rotary positions turn pairs).
+    """
+
+    parallel: ClassVar[Any] = None  # a method (tokens_BSN, state) -> Output where there is an exact parallel form
+
+    def __init__(self, vocab_size: int, layers: int, width: int, heads: int, ffn_multiple: int, dropout: float) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+        self.embed = nn.Embedding(vocab_size, width)
+        self.stack = Stack(layers, width, heads, ffn_multiple * width, dropout)
+        self.head = nn.Linear(width, vocab_size)
+        initialise(self, layers)
+
+    @property
+    def carries(self) -> bool:
+        """Whether anything passes a segment boundary; only then does a back-propagation depth mean anything."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @abc.abstractmethod
+    def init_state(self, batch_size: int) -> Any:
+        """The state at the start of a document; learned parts of it carry gradient."""
+
+    @abc.abstractmethod
+    def segment(self, tokens_BN: Tensor, state: Any) -> Output:
+        """Read one segment: logits [B, N, V] and the state for the next one."""
+
+    @abc.abstractmethod
+    def begin(self, state: Any) -> Open:
+        """Open a segment."""
+
+    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
+        positions = torch.arange(open.read, open.read + tokens_Bn.shape[1], device=self.device)
+        y_BnD, past = self.stack(self.embed(tokens_Bn), positions, past=open.past)
+        return self.head(y_BnD), Open(open.state, past, open.read + tokens_Bn.shape[1])
+
+    @abc.abstractmethod
+    def close(self, open: Open) -> Any:
+        """End the segment: write memory, and return the state that the next segment needs."""
+
+    def recurrent(self, tokens_BSN: Tensor, state: Any) -> Output:
+        """Fold `segment` over S segments. Diagnostics are means over the segments."""
+        outputs: list[Output] = []
+        for tokens_BN in tokens_BSN.unbind(1):
+            outputs.append(self.segment(tokens_BN, outputs[-1].state if outputs else state))
+        diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]).mean(0) for k in outputs[0].diagnostics}
+        return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics)
+
+    def forward(self, tokens_BSN: Tensor, state: Any = None) -> Output:
+        """Read S segments of N tokens, in the parallel form if the model has one.
+
+        Args:
+            tokens_BSN: token ids.
+            state: what an earlier call returned; None = a document begins.
+
+        Returns:
+            logits [B, S, N, V], the state after the last segment, diagnostics.
+        """
+        if state is None:
+            state = self.init_state(tokens_BSN.shape[0])
+        return (self.parallel or self.recurrent)(tokens_BSN, state)

@@ -1,0 +1,89 @@
+"""What values a configuration key may take.
+
+The annotations of a model's or a task's constructor are the schema of its YAML: `memory_tokens: Positive` both documents and checks.
+They are read from the source text, so that a mistake is told in a second, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import annotated_types
+from pydantic import TypeAdapter, ValidationError
+
+from memlab.errors import ConfigError
+
+Positive = Annotated[int, annotated_types.Ge(1)]
+NonNegative = Annotated[int, annotated_types.Ge(0)]
+PositiveFloat = Annotated[float, annotated_types.Gt(0)]
+NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
+Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
+Dropout = Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
+
+_NAMES: dict[str, Any] = {
+    "Positive": Positive,
+    "NonNegative": NonNegative,
+    "PositiveFloat": PositiveFloat,
+    "NonNegativeFloat": NonNegativeFloat,
+    "Fraction": Fraction,
+    "Dropout": Dropout,
+    "Literal": Literal,
+    "Any": Any,
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a constructor: what it accepts, as a type and as the words of the source."""
+
+    annotation: Any
+    words: str
+
+
+def parameters(target: str) -> dict[str, Parameter]:
+    """The constructor arguments of the class that a dotted path names, read from its source without importing it.
+
+    Raises:
+        ConfigError: there is no such module or class, or no `__init__` in it or in the class it imports as its base.
+    """
+    module, _, class_name = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module) if module else None
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"_target_: {target!r} is not a class in a module that can be imported")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), None)
+    if found is None:
+        raise ConfigError(f"_target_: {spec.origin} has no class {class_name!r}")
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return {a.arg: _parameter(a) for a in [*node.args.args[1:], *node.args.kwonlyargs]}
+    for node in tree.body:  # a constructor that is inherited
+        if isinstance(node, ast.ImportFrom) and found.bases and ast.unparse(found.bases[0]) in [a.name for a in node.names]:
+            return parameters(f"{node.module}.{ast.unparse(found.bases[0])}")
+    raise ConfigError(f"_target_: {target} has no __init__ whose arguments could be read")
+
+
+def _parameter(argument: ast.arg) -> Parameter:
+    words = ast.unparse(argument.annotation) if argument.annotation else "Any"
+    # The source is an installed module's own annotation, evaluated with the few names above.
+    return Parameter(eval(words, {"__builtins__": {"int": int, "float": float, "str": str, "bool": bool, "list": list}}, _NAMES), words)
+
+
+def check_value(key: str, value: Any, annotation: Any) -> Any:
+    """`value`, if it is of the annotated type and within its bounds (an int is accepted for a float).
+
+    Raises:
+        ConfigError: it is not; the message names the key, the value and what is allowed.
+    """
+    try:
+        return TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())  # each once, in order
+        raise ConfigError(f"{key}={value!r}: {', or '.join(reasons)}") from None

@@ -1,0 +1,214 @@
+"""What every task gives: batches of token sequences cut into segments, and which of the targets count.
+
+Synthetic samples are generated on the fly from (seed, split, index) alone, so that any process can make any sample, a batch of 32 is
+the same as two of 16, and nothing is stored. The splits are disjoint by construction: a hash of a sample's content says which split
+it may appear in, and a draw that falls into another split is drawn again.
+
+Shapes: B batch, T tokens in a sample, W random words for a sample. This file and the tasks import no torch.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlab.errors import ConfigError
+
+Split = Literal["train", "validation", "test"]
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_SHARES = 16  # of the samples, one share each is kept for validation and for test
+_MAX_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one shape.
+
+    Attributes:
+        tokens_BT: what the model reads.
+        targets_BT: the next token at each position.
+        answer_BT: True where the target counts in loss and accuracy.
+        segment_lengths: how the T tokens are cut; they add up to T.
+    """
+
+    tokens_BT: Ints
+    targets_BT: Ints
+    answer_BT: NDArray[np.bool_]
+    segment_lengths: tuple[int, ...]
+
+
+class SyntheticTask(abc.ABC):
+    """Base of the generated sequence tasks. A subclass says how long a sample is and turns random words into one.
+
+    Args:
+        length: the task's own measure of a sample (symbols, pairs).
+        num_segments: S; a sample is cut into S equal segments.
+        segment_lengths: explicit lengths instead of equal ones (then their number is S), or None.
+        batch_size: samples in a training step, over all processes.
+        validation_size, test_size: samples in these splits; the same ones whatever the run's seed.
+
+    Raises:
+        ConfigError: the sample cannot be cut as asked.
+    """
+
+    vocab_size: int
+    chance: float  # accuracy of guessing among the symbols that can occur
+
+    def __init__(
+        self,
+        length: int,
+        num_segments: int,
+        segment_lengths: list[int] | None,
+        batch_size: int,
+        validation_size: int,
+        test_size: int,
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.validation_size, self.test_size = validation_size, test_size
+        self.segment_lengths = self._cut(num_segments, segment_lengths)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.segment_lengths)
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens that a model reads of one sample."""
+        return self.tokens_for(self.length)
+
+    @property
+    @abc.abstractmethod
+    def answer_tokens(self) -> int:
+        """How many of the last targets are the answer."""
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> int:
+        """W, the random 64-bit words that one sample is made of."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def tokens_for(length: int) -> int:
+        """T of a sample of this length."""
+
+    @abc.abstractmethod
+    def sequences(self, words_BW: Words) -> Ints:
+        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but the first."""
+
+    @abc.abstractmethod
+    def options(self) -> dict[str, int]:
+        """Constructor arguments of the subclass beyond this class's, for `at`."""
+
+    def batch(self, split: Split, start: int, count: int, seed: int = 0) -> Batch:
+        """Samples start .. start + count - 1 of a split. `seed` moves the training stream; validation and test stay the same."""
+        sequence = self._draw(split, start, count, seed if split == "train" else 0)
+        answer = np.zeros((count, self.tokens), dtype=np.bool_)
+        answer[:, -self.answer_tokens :] = True
+        return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
+
+    def size(self, split: Split) -> int | None:
+        """Number of samples in a split; None = endless."""
+        return {"train": None, "validation": self.validation_size, "test": self.test_size}[split]
+
+    def at(self, num_segments: int) -> Self:
+        """This task with another number of segments of the same length: a shorter or longer sample.
+
+        Raises:
+            ConfigError: no sample of this task fills so many such segments.
+        """
+        if num_segments == self.num_segments:
+            return self
+        lengths = set(self.segment_lengths)
+        if len(lengths) > 1:
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot change")
+        tokens = num_segments * lengths.pop()
+        length = next((n for n in range(1, tokens + 1) if self.tokens_for(n) == tokens), None)
+        if length is None:
+            raise ConfigError(f"no {type(self).__name__} sample fills {num_segments} segments ({tokens} tokens)")
+        return type(self)(
+            length=length,
+            num_segments=num_segments,
+            segment_lengths=None,
+            batch_size=self.batch_size,
+            validation_size=self.validation_size,
+            test_size=self.test_size,
+            **self.options(),
+        )
+
+    def reachable(self) -> tuple[int, ...]:
+        """The numbers of segments up to this task's own at which `at` gives a sample, for a curriculum."""
+
+        def possible(n: int) -> bool:
+            try:
+                self.at(n)
+            except ConfigError:
+                return False
+            return True
+
+        return tuple(n for n in range(1, self.num_segments + 1) if possible(n))
+
+    def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
+        if segment_lengths is not None:
+            if sum(segment_lengths) != self.tokens:
+                raise ConfigError(
+                    f"task.segment_lengths={segment_lengths} add up to {sum(segment_lengths)}, "
+                    f"but task.length={self.length} makes {self.tokens} tokens"
+                )
+            return tuple(segment_lengths)
+        if self.tokens % num_segments:
+            divisors = [n for n in range(1, self.tokens + 1) if self.tokens % n == 0]
+            raise ConfigError(
+                f"task.num_segments={num_segments}: the {self.tokens} tokens of task.length={self.length} do not divide into "
+                f"{num_segments} equal segments; possible numbers are {divisors}, or give task.segment_lengths"
+            )
+        return (self.tokens // num_segments,) * num_segments
+
+    def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
+        found = np.zeros((count, self.tokens + 1), dtype=np.int64)
+        missing = np.ones(count, dtype=np.bool_)
+        for attempt in range(_MAX_DRAWS):
+            drawn = self.sequences(_random_words(seed, split, attempt, start, count, self.words))
+            fits = missing & (_split_of(drawn) == split)
+            found[fits] = drawn[fits]
+            missing &= ~fits
+            if not missing.any():
+                return found
+        raise ConfigError(
+            f"task.length={self.length}: there are too few different samples to keep train, validation and test apart"
+        )
+
+
+def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:
+    """uint64 [B, W]: words W*i .. W*i + W - 1 of a Philox stream belong to sample i, whatever the batch it is made in."""
+    blocks = -(-words // 4)  # Philox yields four words for each count of its counter
+    key = np.array([seed, SPLITS.index(split) << 32 | attempt], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=start * blocks)
+    return generator.random_raw(count * blocks * 4).reshape(count, -1)[:, :words]
+
+
+def _split_of(sequence: Ints) -> NDArray[np.str_]:
+    """The split that each row may appear in, by a multiplicative hash of its content."""
+    odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
+    mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
+    mixed ^= mixed >> np.uint64(32)
+    share = (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(60)  # 0 .. 15, evenly
+    assert _SHARES == 1 << 4
+    return np.where(share == 0, "test", np.where(share == 1, "validation", "train"))
+
+
+def choose(words: Words, n: int) -> Ints:
+    """Integers 0 .. n - 1 from random words (the bias of the remainder is below n / 2**64)."""
+    return (words % np.uint64(n)).astype(np.int64)
+
+
+def choose_distinct(words_BW: Words, k: int) -> Ints:
+    """The first k of a random order of 0 .. W - 1, for each row: draws without replacement."""
+    return np.argsort(words_BW, axis=1, kind="stable")[:, :k].astype(np.int64)

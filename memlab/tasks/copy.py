@@ -1,0 +1,61 @@
+"""Copy (RMT paper, arXiv 2207.06881, appendix A.1): read N symbols, then write them twice.
+
+    X, start, X, X        tokens 3N, answer 2N
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memlab.schema import Positive
+from memlab.tasks.base import Ints, SyntheticTask, Words, choose
+
+START, FIRST_SYMBOL = 1, 2
+
+
+class Copy(SyntheticTask):
+    """Copy.
+
+    Args:
+        length: N, symbols to remember (published: 24, 120, 240, 360).
+        symbols: size of the alphabet (published: 10, and 8 for 120 symbols and more). The others are `SyntheticTask`'s.
+    """
+
+    def __init__(
+        self,
+        length: Positive,
+        symbols: Positive,
+        num_segments: Positive,
+        segment_lengths: list[Positive] | None,
+        batch_size: Positive,
+        validation_size: Positive,
+        test_size: Positive,
+    ) -> None:
+        super().__init__(length, num_segments, segment_lengths, batch_size, validation_size, test_size)
+        self.symbols = symbols
+        self.vocab_size = FIRST_SYMBOL + symbols
+        self.chance = 1 / symbols
+
+    @staticmethod
+    def tokens_for(length: int) -> int:
+        return 3 * length
+
+    @property
+    def answer_tokens(self) -> int:
+        return 2 * self.length
+
+    @property
+    def words(self) -> int:
+        return self.length
+
+    def options(self) -> dict[str, int]:
+        return {"symbols": self.symbols}
+
+    def answer(self, source: Ints) -> Ints:
+        """What is to be written after `source` [B, N]."""
+        return np.concatenate([source, source], axis=1)
+
+    def sequences(self, words_BW: Words) -> Ints:
+        source = FIRST_SYMBOL + choose(words_BW, self.symbols)
+        start = np.full((len(source), 1), START)
+        return np.concatenate([source, start, self.answer(source)], axis=1)

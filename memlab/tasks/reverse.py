@@ -1,0 +1,24 @@
+"""Reverse (RMT paper, arXiv 2207.06881, appendix A.1): read N symbols, then write them backwards.
+
+    X, start, reversed X        tokens 2N, answer N
+"""
+
+from __future__ import annotations
+
+from memlab.tasks.base import Ints
+from memlab.tasks.copy import Copy
+
+
+class Reverse(Copy):
+    """Reverse. Arguments as in `Copy`, from which it differs in the answer alone."""
+
+    @staticmethod
+    def tokens_for(length: int) -> int:
+        return 2 * length
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.length
+
+    def answer(self, source: Ints) -> Ints:
+        return source[:, ::-1]

@@ -1,0 +1,127 @@
+"""MLflow in one place: a store that several runs may create at the same moment, and a logger whose runs compare well in its UI.
+
+Parameters are named as on the command line (`model.memory_tokens`), metrics as in `metrics.jsonl`, single numbers for tables and
+scatter plots are under `summary/`. A run that is interrupted ends as KILLED, one that fails as FAILED.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from memlab.errors import UserError
+
+SQLITE = "sqlite:///"
+
+
+def absolute_uri(uri: str) -> str:
+    """The tracking URI with a SQLite file's path made absolute, so that it means the same from every directory."""
+    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
+
+
+def prepare(uri: str, experiment: str) -> str:
+    """Make the store and the experiment if they are not there yet, one process at a time, and return the experiment's id.
+
+    MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
+
+    Raises:
+        UserError: the store cannot be reached or written.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    artifacts = None
+    try:
+        if not uri.startswith(SQLITE):
+            return _experiment(client, experiment, artifacts)
+        database = Path(uri.removeprefix(SQLITE))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        artifacts = (database.parent / "mlruns").as_uri()
+        with FileLock(f"{database}.lock"):
+            return _experiment(client, experiment, artifacts)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)  # the first call creates the tables
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+
+
+class Tracker(MLFlowLogger):
+    """Lightning's MLflow logger with our names and endings.
+
+    Args:
+        uri: absolute tracking URI.
+        experiment: its name; it exists (see `prepare`).
+        run_name: shown in the UI.
+        parameters: nested configuration; becomes dotted parameter names.
+        tags: `memlab.model` and the like.
+    """
+
+    def __init__(self, uri: str, experiment: str, run_name: str, parameters: Mapping[str, Any], tags: dict[str, str]) -> None:
+        super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags)
+        self.uri = uri
+        self.begin(parameters)
+
+    @rank_zero_only
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = dict(sorted(flatten(parameters).items()))
+        params = [Param(key, str(value)) for key, value in flat.items()]
+        self.experiment.log_batch(self.run_id, params=params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        from time import time
+
+        from mlflow.entities import Metric
+
+        now = int(time() * 1000)
+        self.experiment.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step or 0) for k, v in metrics.items()])
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Parameters are logged once, at the beginning, with dotted names."""
+
+    @rank_zero_only
+    def log_artifacts(self, directory: Path, under: str) -> None:
+        """Store all files of a directory with the run."""
+        self.experiment.log_artifacts(self.run_id, str(directory), under)
+
+    @rank_zero_only
+    def log_artifact(self, file: Path, under: str) -> None:
+        self.experiment.log_artifact(self.run_id, str(file), under)
+
+    def finalize(self, status: str) -> None:
+        """Lightning calls this after each of fit and test; the run's end is told by `end`."""
+
+    @rank_zero_only
+    def end(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self.experiment.set_terminated(self.run_id, status)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 64}} -> {"model.width": 64}; keys that begin with an underscore are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

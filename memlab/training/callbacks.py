@@ -1,0 +1,150 @@
+"""What happens around the steps: the curriculum moves on, metrics are logged, people see how it goes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from memlab.training.module import MemoryModule
+
+
+class Conductor(L.Callback):
+    """After each validation: go to the curriculum's next stage, or stop if the last one is solved. Comes behind those who report."""
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, MemoryModule)
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        was_last = module.curriculum.in_last_stage
+        module.curriculum.update(trainer.global_step, accuracy)
+        goal = module.config.trainer.stop_at_accuracy
+        if was_last and goal is not None and accuracy >= goal:
+            trainer.should_stop = True
+
+
+class StepClock(L.Callback):
+    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step, without validation."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.seconds = 0.0
+        self.tokens = 0
+        self.last = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        self.steps.append(now - self.last)
+        self.seconds += now - self.last
+        self.tokens += batch.tokens_BT.numel()
+        self.last = now
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.last = time.perf_counter()
+
+    def speed_since(self, seconds: float, tokens: int) -> float:
+        """Tokens per second since these counts were read."""
+        return (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
+
+
+class MetricsLog(L.Callback):
+    """Training metrics every `log_every` steps and validation metrics as they come, to every logger, by optimizer step.
+
+    A tracker's call costs milliseconds, so it is not made at every step.
+    """
+
+    def __init__(self, log_every: int, clock: StepClock) -> None:
+        self.log_every = log_every
+        self.clock = clock
+        self.since = (0.0, 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, MemoryModule)
+        if trainer.global_step % self.log_every:
+            return
+        metrics = {name: value.item() for name, value in module.train_metrics.items()}
+        metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
+        metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["curriculum/segments"] = module.curriculum.segments
+        self.since = (self.clock.seconds, self.clock.tokens)
+        log(trainer, metrics, trainer.global_step)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, MemoryModule)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"}
+        log(trainer, metrics, trainer.global_step)
+
+
+class ProgressReport(L.Callback):
+    """A live bar on a terminal; a line for each validation in a file."""
+
+    def __init__(self, max_steps: int, clock: StepClock) -> None:
+        self.max_steps = max_steps
+        self.clock = clock
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.began = 0.0
+        self.shown: dict[str, str] = {"loss": "-", "train": "-", "val": "-", "stage": "-", "speed": "-"}
+        self.drawn_at = 0.0
+        self.since = (0.0, 0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.began = time.perf_counter()
+        if not self.console.is_terminal:
+            return
+        words = "loss {task.fields[loss]}  train {task.fields[train]}  val {task.fields[val]}  stage {task.fields[stage]}  {task.fields[speed]}"
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn(words), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
+        self.bar.start()
+        self.bar.add_task("train", total=self.max_steps, completed=trainer.global_step, **self.shown)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, MemoryModule)
+        if self.bar is None or time.perf_counter() - self.drawn_at < 0.5:
+            return
+        curriculum = module.curriculum
+        speed = self.clock.speed_since(*self.since)
+        self.drawn_at, self.since = time.perf_counter(), (self.clock.seconds, self.clock.tokens)
+        self.shown |= {
+            "loss": f"{module.train_metrics['train/loss'].item():.3f}",
+            "train": f"{module.train_metrics['train/accuracy'].item():.3f}",
+            "stage": f"{curriculum.stage + 1}/{len(curriculum.stages)} ({curriculum.segments} segments)",
+            "speed": f"{speed:,.0f} tokens/s",
+        }
+        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)  # type: ignore[arg-type]
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, MemoryModule)
+        value = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self.shown["val"] = f"{value['val/accuracy']:.3f}"
+        if self.bar is None:
+            seconds = time.perf_counter() - self.began
+            print(
+                f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s"
+                f"  stage {module.curriculum.stage + 1}/{len(module.curriculum.stages)}"
+                f"  loss {module.train_metrics['train/loss'].item():.4f}  val accuracy {value['val/accuracy']:.4f}"
+                f"  (teacher-forced {value['val/accuracy_teacher_forced']:.4f})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)  # type: ignore[arg-type]
+            self.bar.stop()
+            self.bar = None
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, module)
+
+
+def log(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
+    """Give metrics to every logger under an optimizer step."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=step)

@@ -1,0 +1,47 @@
+"""How samples grow while training: which number of segments comes now, and when the next one does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Curriculum:
+    """Stages of a growing number of segments.
+
+    Args:
+        stages: numbers of segments, ascending; the last is the task itself.
+        threshold: validation accuracy at which the next stage begins.
+        stage_steps: or the number of steps after which it does, whatever the accuracy; None = only the threshold counts.
+    """
+
+    def __init__(self, stages: Sequence[int], threshold: float, stage_steps: int | None) -> None:
+        self.stages = tuple(stages)
+        self.threshold = threshold
+        self.stage_steps = stage_steps
+        self.stage = 0
+        self.began_at: list[int] = [0]  # the step at which each stage so far began
+
+    @property
+    def segments(self) -> int:
+        """The number of segments in samples now."""
+        return self.stages[self.stage]
+
+    @property
+    def in_last_stage(self) -> bool:
+        return self.stage == len(self.stages) - 1
+
+    def update(self, step: int, accuracy: float) -> bool:
+        """Take note of a validation after `step` steps; True if the next stage begins."""
+        spent = self.stage_steps is not None and step - self.began_at[-1] >= self.stage_steps
+        if self.in_last_stage or not (accuracy >= self.threshold or spent):
+            return False
+        self.stage += 1
+        self.began_at.append(step)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage, "began_at": list(self.began_at)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.stage, self.began_at = saved["stage"], list(saved["began_at"])

@@ -1,0 +1,113 @@
+"""The LightningModule: loss on the answer, validation by both accuracies, one test. Models know nothing of it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memlab.config import Config
+from memlab.evaluation.accuracy import Score, free_running
+from memlab.models.base import Model, Output
+from memlab.training import optimizers, truncation
+from memlab.training.curriculum import Curriculum
+from memlab.training.data import TensorBatch, TrainingStream
+
+
+class MemoryModule(L.LightningModule):
+    """Trains a model on a stream of samples.
+
+    Metrics, by their names in every tracker: `train/loss`, `train/accuracy` (teacher-forced, this batch); `val/` and `test/`
+    `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole answers) and `loss`.
+    `val/score` ranks checkpoints: number of the curriculum's stage plus accuracy, so that no easier stage beats a later one.
+    """
+
+    def __init__(self, model: Model, config: Config, stream: TrainingStream) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.stream = stream
+        self.save_hyperparameters({"config": config.model_dump()})
+        self.scores: dict[str, Score] = {}
+        self.losses: list[tuple[float, int]] = []
+        self.train_metrics: dict[str, Tensor] = {}
+
+    @property
+    def curriculum(self) -> Curriculum:
+        return self.stream.curriculum
+
+    def read(self, batch: TensorBatch) -> Output:
+        """Logits of whole samples, with the gradient cut as `model.bptt_depth` says."""
+        depth = self.config.bptt_depth
+        return truncation.read(
+            self.model, batch.tokens_BT, batch.segment_lengths, depth=depth, wanted=batch.answer_segments if depth is not None else None
+        )
+
+    def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
+        output = self.read(batch)
+        logits_AV, targets_A = output.logits[batch.answer_BT], batch.targets_BT[batch.answer_BT]
+        loss = F.cross_entropy(logits_AV.float(), targets_A)
+        self.train_metrics = {
+            "train/loss": loss.detach(),
+            "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
+            **output.diagnostics,
+        }
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        self._start()
+
+    def validation_step(self, batch: TensorBatch, batch_index: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: TensorBatch, batch_index: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = {f"val/{name}": value for name, value in self._metrics().items()}
+        metrics["val/score"] = self.curriculum.stage + metrics["val/accuracy"]
+        self.log_dict(metrics, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self._metrics().items()}, logger=False)
+
+    def _start(self) -> None:
+        self.scores = {"free": Score(), "forced": Score()}
+        self.losses = []
+
+    def _evaluate(self, batch: TensorBatch) -> None:
+        answer = int(batch.answer_BT[0].sum())  # the last targets of every sample
+        truth_BA = batch.targets_BT[:, -answer:]
+        logits_BAV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits[:, -answer:].float()
+        self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
+        self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
+        prompt_BP = batch.tokens_BT[:, : batch.tokens_BT.shape[1] - answer + 1]
+        self.scores["free"].add(free_running(self.model, prompt_BP, answer, batch.segment_lengths), truth_BA)
+
+    def _metrics(self) -> dict[str, float]:
+        values, weights = zip(*self.losses, strict=True)
+        return {
+            "accuracy": self.scores["free"].accuracy,
+            "exact_match": self.scores["free"].exact_match,
+            "accuracy_teacher_forced": self.scores["forced"].accuracy,
+            "loss": statistics.fmean(values, weights),
+        }
+
+    def configure_optimizers(self) -> Any:
+        trainer = self.config.trainer
+        optimizer, scheduler = optimizers.build(self.model, self.config.optim, trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["memlab"] = {"curriculum": self.curriculum.state_dict(), "position": self.stream.position}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(checkpoint["memlab"]["curriculum"])
+        self.stream.position = checkpoint["memlab"]["position"]

@@ -1,0 +1,198 @@
+"""One training from configuration to result: build, fit, test the best checkpoint once, write everything down."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from memlab import __version__
+from memlab.config import Config, MLflowTracking, SegmentsCurriculum, build_task
+from memlab.errors import ConfigError, UserError
+from memlab.evaluation import memory
+from memlab.models.base import Model
+from memlab.reports.curves import learning_curve
+from memlab.reports.summary import print_summary
+from memlab.tasks.base import SyntheticTask
+from memlab.tracking import mlflow_store
+from memlab.tracking.jsonl import JsonlLogger, read_metrics
+from memlab.tracking.mlflow_store import Tracker
+from memlab.tracking.run_directory import RunDirectory
+from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
+from memlab.training.curriculum import Curriculum
+from memlab.training.data import EvaluationBatches, TrainingStream
+from memlab.training.module import MemoryModule
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Parts:
+    """What a configuration describes, built."""
+
+    task: SyntheticTask
+    model: Model
+    curriculum: Curriculum
+    stream: TrainingStream
+    module: MemoryModule
+
+
+def build(config: Config) -> Parts:
+    """Build task, model and module from a configuration, with the weights that its seed gives.
+
+    Raises:
+        ConfigError: values that are possible one by one do not go together.
+    """
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    task = build_task(config)
+    module_name, _, class_name = config.model["_target_"].rpartition(".")
+    model_class: type[Model] = getattr(importlib.import_module(module_name), class_name)
+    model = model_class(vocab_size=task.vocab_size, **config.arguments("model"))
+    if config.bptt_depth is not None and not model.carries:
+        raise ConfigError(f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null")
+    if isinstance(config.curriculum, SegmentsCurriculum):
+        curriculum = Curriculum(task.reachable(), config.curriculum.threshold, config.curriculum.stage_steps)
+    else:
+        curriculum = Curriculum([task.num_segments], threshold=1.0, stage_steps=None)
+    stream = TrainingStream(task, curriculum, config.trainer.max_steps, config.seed)
+    return Parts(task, model, curriculum, stream, MemoryModule(model, config, stream))
+
+
+def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer, as every command uses it."""
+    t = config.trainer
+    return L.Trainer(
+        accelerator=t.accelerator,
+        devices=1,
+        precision=t.precision,
+        max_steps=t.max_steps,
+        max_epochs=-1,
+        val_check_interval=min(t.val_every, t.max_steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.optim.gradient_clip,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train as configured and return what `result.json` holds.
+
+    Raises:
+        UserError: the configuration or the place of the run cannot be used; nothing has been trained.
+        SystemExit: the user interrupted the run; checkpoints and metrics up to then are in the run directory.
+    """
+    began = time.perf_counter()
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer=gpu: torch sees no GPU; use trainer=cpu")
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    parts = build(config)
+    directory = RunDirectory(config.run_dir, config)
+    tracker = start_tracking(config, config.tracking, directory) if isinstance(config.tracking, MLflowTracking) else None
+    print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
+    status = "FAILED"
+    try:
+        result = _run(config, parts, directory, tracker, began)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        print(f"\nmemlab: interrupted; what was done so far is in {directory.path}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        if tracker:
+            tracker.end(status)
+    print_summary(result, parts.task.chance, directory.path, tracker.uri if tracker else None)
+    return result
+
+
+def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker | None, began: float) -> dict[str, Any]:
+    clock = StepClock()
+    best = ModelCheckpoint(directory.checkpoints, "best", monitor="val/score", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(directory.checkpoints, "last", enable_version_counter=False)
+    reports = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
+    loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
+    lightning = trainer(config, loggers, [clock, *reports, Conductor(), best, last])
+    validation = EvaluationBatches(parts.task, "validation", parts.curriculum)
+
+    started = time.perf_counter()
+    lightning.fit(parts.module, parts.stream, validation)
+    steps, fitted = lightning.global_step, time.perf_counter()
+
+    chosen = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    parts.module.load_state_dict(chosen["state_dict"])
+    lightning.test(parts.module, EvaluationBatches(parts.task, "test"), verbose=False)
+    metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
+    logged = read_metrics(directory.metrics)
+    metrics["val/accuracy"] = next(m["val/accuracy"] for m in logged if m["step"] == chosen["global_step"] and "val/accuracy" in m)
+    result = {
+        "status": "finished",
+        "model": config.model["name"],
+        "task": config.task["name"],
+        "seed": config.seed,
+        "metrics": metrics,
+        "memory": memory.measure(parts.model, parts.task.segment_lengths).to_dict(),
+        "timing": {
+            "train_seconds": fitted - started,
+            "test_seconds": time.perf_counter() - fitted,
+            "total_seconds": time.perf_counter() - began,
+            "step_seconds": statistics.median(clock.steps),
+            "tokens_per_second": clock.tokens / clock.seconds,
+        },
+        "steps": steps,
+        "best_step": chosen["global_step"],
+        "samples": parts.stream.position,
+        "stages_began_at": parts.curriculum.began_at,
+        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "versions": versions(),
+        "mlflow_run_id": tracker.run_id if tracker else None,
+    }
+    learning_curve(logged, parts.curriculum.began_at, parts.task.chance, title(config), directory.figures / "learning_curve.png")
+    if tracker:
+        finish_tracking(tracker, result, directory)
+    directory.write_result(result)
+    return result
+
+
+def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
+    """Begin the MLflow run: parameters, tags and the configuration are there before the first step."""
+    uri = mlflow_store.absolute_uri(tracking.uri)
+    mlflow_store.prepare(uri, tracking.experiment)
+    tags = {"memlab.model": config.model["name"], "memlab.task": config.task["name"], "memlab.run_dir": str(directory.path)}
+    name = f"{config.model['name']}-{config.task['name']}-{config.seed}"
+    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags)
+    tracker.log_artifact(directory.path / "config.yaml", "config")
+    return tracker
+
+
+def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) -> None:
+    """Single numbers for MLflow's tables and scatter plots, and the figures."""
+    single = {name.replace("test/", "summary/test_"): value for name, value in result["metrics"].items() if name.startswith("test/")}
+    single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
+    single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
+    measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
+    tracker.log_metrics({**result["metrics"], **single, **measured}, step=result["steps"])
+    tracker.log_artifacts(directory.figures, "figures")
+
+
+def title(config: Config) -> str:
+    return f"{config.model['name']} on {config.task['name']}, seed {config.seed}"
+
+
+def versions() -> dict[str, str]:
+    """What a figure was made with."""
+    found = {name: version(name) for name in ("torch", "lightning", "numpy", "hydra-core")}
+    return {"memlab": __version__, "python": platform.python_version(), "machine": platform.machine(), **found}
