@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -81,7 +81,18 @@ class Config(Section):
         return {k: v for k, v in getattr(self, group).items() if k not in ("_target_", "name", "bptt_depth")}
 
 
-def check(composed: DictConfig) -> Config:
+class BenchConfig(Config):
+    """A measurement of speed: a run's configuration, and how it is repeated."""
+
+    suite: Literal["overhead"]
+    repeats: Positive
+    steps: Annotated[int, Field(ge=20)]
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def check(composed: DictConfig, kind: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]
     """The typed configuration.
 
     Raises:
@@ -89,7 +100,7 @@ def check(composed: DictConfig) -> Config:
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     try:
-        config = Config.model_validate(plain)
+        config = kind.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(_readable(error, plain)) from None
     _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": schema.NonNegative | None})

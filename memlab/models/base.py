@@ -85,6 +85,11 @@ class Model(nn.Module, abc.ABC):
         return True
 
     @property
+    def state_grows(self) -> bool:
+        """Whether the state gets larger with the document; otherwise it has one size for ever."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         return self.embed.weight.device
 

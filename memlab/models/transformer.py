@@ -54,6 +54,10 @@ class Transformer(Model):
     def carries(self) -> bool:
         return self.context == "full"
 
+    @property
+    def state_grows(self) -> bool:
+        return self.context == "full"
+
     def init_state(self, batch_size: int) -> State:
         if self.context == "segment":
             return Empty()

@@ -36,10 +36,11 @@ def prepare(uri: str, experiment: str) -> str:
         UserError: the store cannot be reached or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     client = MlflowClient(tracking_uri=uri)
     artifacts = None

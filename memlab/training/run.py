@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import platform
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -68,8 +71,9 @@ def build(config: Config) -> Parts:
     return Parts(task, model, curriculum, stream, MemoryModule(model, config, stream))
 
 
-def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer, as every command uses it."""
+def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], **more: Any) -> L.Trainer:
+    """Lightning's Trainer, as every command uses it; `more` are further arguments of it."""
+    quiet()
     t = config.trainer
     return L.Trainer(
         accelerator=t.accelerator,
@@ -85,7 +89,16 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback]) 
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,  # nothing goes through Lightning's own logging, which would only warn of short runs
+        **more,
     )
+
+
+def quiet() -> None:
+    """Leave out Lightning's hints and advertisements: what a person has to know is said by memlab itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")  # Lightning 2.6 uses what torch 2.13 deprecates
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -131,8 +144,10 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     started = time.perf_counter()
     lightning.fit(parts.module, parts.stream, validation)
     steps, fitted = lightning.global_step, time.perf_counter()
+    if steps % config.trainer.val_every and not lightning.should_stop:
+        validate_the_end(lightning, parts.module, validation, best)
 
-    chosen = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    chosen = torch.load(directory.checkpoints / "best.ckpt", weights_only=True, map_location="cpu")
     parts.module.load_state_dict(chosen["state_dict"])
     lightning.test(parts.module, EvaluationBatches(parts.task, "test"), verbose=False)
     metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
@@ -165,6 +180,15 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
         finish_tracking(tracker, result, directory)
     directory.write_result(result)
     return result
+
+
+def validate_the_end(lightning: L.Trainer, module: MemoryModule, validation: EvaluationBatches, best: ModelCheckpoint) -> None:
+    """Steps after the last regular validation count too: validate once more, and keep the weights if they are the best."""
+    lightning.validate(module, validation, verbose=False)
+    score = lightning.callback_metrics["val/score"]
+    if best.best_model_score is None or score > best.best_model_score:
+        lightning.save_checkpoint(Path(best.dirpath or ".") / "best.ckpt")
+    lightning.save_checkpoint(Path(best.dirpath or ".") / "last.ckpt")
 
 
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:

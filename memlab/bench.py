@@ -1,0 +1,27 @@
+"""`python -m memlab.bench suite=overhead`: measured speed, interleaved in one run, with its spread, hardware and versions."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from memlab import cli
+from memlab.config import BenchConfig, check
+
+
+def check_bench(composed: DictConfig) -> BenchConfig:
+    return check(composed, BenchConfig)
+
+
+def job(config: BenchConfig) -> int:
+    from memlab.benchmarks import overhead  # imports torch
+
+    overhead.run(config)
+    return 0
+
+
+def main() -> None:
+    cli.run("bench", check_bench, job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What `memlab.train` costs beyond the mathematics: its seconds per step over those of a bare PyTorch loop.
+
+Both sides train the same model from the same weights on the same batches with the same optimizer. The training side is the real one:
+Lightning, callbacks, progress, `metrics.jsonl`, MLflow, batches generated as they are needed. The bare side gets its batches ready
+made. The two take turns, block by block, and each block's first steps are left out as warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from memlab.config import BenchConfig
+from memlab.tracking.jsonl import JsonlLogger
+from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
+from memlab.training import optimizers
+from memlab.training import run as training
+from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
+
+WARM_UP = 10  # steps at the start of each block that are not counted
+
+
+def run(config: BenchConfig) -> dict[str, Any]:
+    """Measure, print a table and return {"ratio": {"median", "min", "max"}, ...}; also written to `run_dir/overhead.json`."""
+    block = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})})
+    pairs = []
+    with tempfile.TemporaryDirectory() as place:
+        for repeat in track(range(config.repeats), description="overhead", transient=True):
+            pairs.append((train_block(block, Path(place) / str(repeat)), bare_block(block)))
+    ratios = [train / bare for train, bare in pairs]
+    result = {
+        "suite": "overhead",
+        "model": config.model["name"],
+        "task": config.task["name"],
+        "steps_per_block": config.steps,
+        "train_seconds_per_step": [train for train, _ in pairs],
+        "bare_seconds_per_step": [bare for _, bare in pairs],
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "versions": training.versions(),
+    }
+    report = Path(config.run_dir).absolute() / "overhead.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_table(result, report)
+    return result
+
+
+def train_block(config: BenchConfig, directory: Path) -> float:
+    """Mean seconds of a step of `memlab.train`, with everything that it does between validations."""
+    parts = training.build(config)
+    directory.mkdir(parents=True)
+    uri = absolute_uri(f"sqlite:///{directory / 'mlflow.db'}")
+    prepare(uri, "overhead")
+    tracker = Tracker(uri, "overhead", "overhead", config.model_dump(), {})
+    clock = StepClock()
+    callbacks = [clock, MetricsLog(config.trainer.log_every, clock), ProgressReport(config.steps, clock), Conductor()]
+    trainer = training.trainer(config, [JsonlLogger(directory / "metrics.jsonl"), tracker], callbacks, limit_val_batches=0)
+    trainer.fit(parts.module, parts.stream)
+    return statistics.fmean(clock.steps[WARM_UP:])
+
+
+def bare_block(config: BenchConfig) -> float:
+    """Mean seconds of a step of the loop that anyone would write first."""
+    parts = training.build(config)
+    model, batches = parts.model.train(), iter(parts.stream)
+    ready = [next(batches) for _ in range(config.steps)]
+    optimizer, scheduler = optimizers.build(model, config.optim, config.steps)
+    seconds = []
+    for batch in ready:
+        began = time.perf_counter()
+        logits = model(torch.stack(batch.tokens_BT.split(list(batch.segment_lengths), dim=1), dim=1)).logits.flatten(1, 2)
+        loss = F.cross_entropy(logits[batch.answer_BT], batch.targets_BT[batch.answer_BT])
+        optimizer.zero_grad()
+        loss.backward()
+        if config.optim.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.gradient_clip)
+        optimizer.step()
+        scheduler.step()
+        seconds.append(time.perf_counter() - began)
+    return statistics.fmean(seconds[WARM_UP:])
+
+
+def print_table(result: dict[str, Any], report: Path) -> None:
+    """The figures as a person reads them."""
+    table = Table(title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} interleaved pairs")
+    for column in ("", "median", "min", "max"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step")):
+        values = [1000 * v for v in result[key]]
+        table.add_row(name, *(f"{v:.1f}" for v in (statistics.median(values), min(values), max(values))))
+    table.add_row("ratio, pair by pair", *(f"{result['ratio'][k]:.3f}" for k in ("median", "min", "max")))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
+    console.print(f"report  {report}", soft_wrap=True)

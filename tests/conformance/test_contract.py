@@ -1,0 +1,262 @@
+"""What every model must keep, for every file in configs/model/ and every value of its named options. There is no list to edit.
+
+The tests speak to models through the contract alone (`memlab/models/base.py`), so a new YAML is tested by being there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import itertools
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from memlab import schema
+from memlab.layers.state import State
+from memlab.models.base import Model
+from memlab.paths import config_dir
+from memlab.training import truncation
+
+VOCAB = 13
+SMALL = {"layers": 2, "width": 16, "heads": 2, "memory_tokens": 3, "dropout": 0.0}
+FILES = sorted(Path(config_dir(), "model").glob("*.yaml"))
+SHAPES = [(2, 3, 5), (3, 1, 4), (1, 4, 1), (2, 2, 7)]  # B, S, N
+
+
+def cases() -> list[Any]:
+    """One case for each file and each combination of the options that are words (`Literal` arguments of the constructor)."""
+    found = []
+    for file in FILES:
+        arguments = schema.parameters(OmegaConf.load(file)._target_)
+        words = {k: get_args(p.annotation) for k, p in arguments.items() if get_origin(p.annotation) is Literal}
+        for values in itertools.product(*words.values()):
+            options = dict(zip(words, values, strict=True))
+            found.append(pytest.param(file, options, id="-".join([file.stem, *map(str, values)])))
+    return found
+
+
+def build(file: Path, options: dict[str, Any], dtype: torch.dtype = torch.float64, **more: Any) -> Model:
+    torch.manual_seed(1)
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
+    arguments = schema.parameters(config["_target_"])
+    module, _, name = config["_target_"].rpartition(".")
+    values = {**{k: v for k, v in config.items() if k in arguments}, **options, **more}
+    values |= {k: v for k, v in SMALL.items() if k in arguments and k not in more}
+    model: Model = getattr(importlib.import_module(module), name)(vocab_size=VOCAB, **values)
+    return model.to(dtype).eval()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"model", "file"} & set(metafunc.fixturenames):
+        metafunc.parametrize(("file", "options"), cases())
+
+
+@pytest.fixture
+def model(file: Path, options: dict[str, Any]) -> Model:
+    return build(file, options)
+
+
+def tokens(b: int, s: int, n: int) -> Tensor:
+    return torch.randint(VOCAB, (b, s, n))
+
+
+def carried(model: Model, b: int) -> State:
+    """A state in mid-document."""
+    return model(tokens(b, 2, 3)).state.detach()
+
+
+def assert_same_state(one: State, other: State) -> None:
+    assert type(one) is type(other)
+    for a, b in zip(one.tensors(), other.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_yaml_is_the_constructors_arguments(path: Path) -> None:
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    arguments = schema.parameters(config["_target_"])
+    assert config["name"] == path.stem
+    assert set(config) - {"_target_", "name", "bptt_depth"} == set(arguments) - {"vocab_size"}
+    assert path.read_text().startswith("# "), "the YAML is the manual: its first line says what the model is"
+    assert all(p.words != "Any" for p in arguments.values()), "every argument says what it accepts"
+
+
+def test_causality(model: Model) -> None:
+    """Nothing before token t moves when token t does; token t's own logits do."""
+    x = tokens(2, 3, 4)
+    before = model(x).logits.flatten(1, 2)
+    for t in range(12):
+        moved = x.flatten(1).clone()
+        moved[:, t] = (moved[:, t] + 1) % VOCAB
+        after = model(moved.unflatten(1, (3, 4))).logits.flatten(1, 2)
+        close(after[:, :t], before[:, :t])
+        assert (after[:, t] - before[:, t]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("start", ["fresh", "carried"])
+def test_parallel_is_recurrent(model: Model, shape: tuple[int, int, int], start: str) -> None:
+    """Outputs, final state and all parameter gradients of the parallel form are those of the fold over segments."""
+    if model.parallel is None:
+        pytest.skip("no parallel form")
+    x, (b, s, n) = tokens(*shape), shape
+    weights = torch.randn(b, s, n, VOCAB, dtype=torch.float64)
+    results = []
+    for form in (model.recurrent, model.parallel):
+        torch.manual_seed(2)
+        state = model.init_state(b) if start == "fresh" else carried(model, b)
+        output = form(x, state)
+        loss = (output.logits * weights).sum() + sum(t.square().sum() for t in output.state.tensors() if t.is_floating_point())
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        results.append((output, gradients))
+    (one, one_gradients), (other, other_gradients) = results
+    close(one.logits, other.logits)
+    assert_same_state(one.state, other.state)
+    for name, a, b_ in zip(dict(model.named_parameters()), one_gradients, other_gradients, strict=True):
+        assert (a is None) == (b_ is None), name
+        if a is not None and b_ is not None:
+            torch.testing.assert_close(a, b_, rtol=1e-10, atol=1e-10)
+
+
+def test_no_state_is_the_initial_state(model: Model) -> None:
+    x = tokens(2, 2, 5)
+    with_none, with_initial = model(x), model(x, model.init_state(2))
+    assert torch.equal(with_none.logits, with_initial.logits)
+    assert_same_state(with_none.state, with_initial.state)
+
+
+def test_reset_starts_a_row_anew_and_leaves_the_others(model: Model) -> None:
+    state, x = carried(model, 3), tokens(3, 2, 4)
+    rows = torch.tensor([False, True, False])
+    mixed = model(x, state.reset(rows, model.init_state(3))).logits
+    close(mixed[[0, 2]], model(x, state).logits[[0, 2]])
+    close(mixed[1], model(x[1:2]).logits[0])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, None])
+def test_gradient_horizon(model: Model, depth: int | None) -> None:
+    """The loss of the last segment reaches the embeddings of the k segments before it, and exactly none earlier.
+
+    Each segment has token ids of its own, so rows of the embedding's gradient tell the segments apart.
+    """
+    s, n = 4, 3
+    x = torch.arange(s * n).view(1, s * n)
+    reach = 0  # how far this model sends gradient at all
+    for k in (None, depth):
+        model.zero_grad()
+        logits = truncation.read(model, x, [n] * s, depth=k, wanted=[False] * (s - 1) + [True]).logits
+        F.cross_entropy(logits[0, -n:], torch.arange(n)).backward()
+        size = model.embed.weight.grad[: s * n].view(s, n, -1).abs().amax(dim=(1, 2)).flip(0)  # type: ignore[index]
+        assert size[0] > 0
+        if k is None:
+            reach = max(distance for distance in range(s) if size[distance] > 0)
+    allowed = reach if depth is None else min(depth, reach)
+    assert all(size[: allowed + 1] > 0)
+    assert all(size[allowed + 1 :] == 0)
+
+
+def test_learned_initial_state_receives_gradient(model: Model) -> None:
+    learned = [t for t in model.init_state(2).tensors() if t.requires_grad]
+    model(tokens(2, 3, 3)).logits[:, -1].square().sum().backward()
+    if learned:
+        at_start = {id(p) for t in learned for p in [t._base if t._base is not None else t]}
+        gradients = [p.grad for p in model.parameters() if id(p) in at_start]
+        assert gradients and all(g is not None and g.abs().max() > 0 for g in gradients)
+
+
+def test_state_bytes_are_constant_unless_said_otherwise(model: Model) -> None:
+    sizes = [model(tokens(2, s, 3)).state.nbytes for s in (1, 2, 6)]
+    assert all(t.shape[:1] == (2,) for t in model(tokens(2, 1, 3)).state.tensors()), "batch first"
+    if model.state_grows:
+        assert sizes[0] < sizes[1] < sizes[2]
+    else:
+        assert sizes[0] == sizes[1] == sizes[2]
+    assert model.carries == (sizes[0] > 0)
+
+
+def test_saved_state_goes_on_in_mid_document(model: Model) -> None:
+    state, x = carried(model, 2), tokens(2, 2, 3)
+    file = io.BytesIO()
+    torch.save(state.to_dict(), file)
+    file.seek(0)
+    restored = model.init_state(2).from_dict(torch.load(file, weights_only=True))
+    assert torch.equal(model(x, state).logits, model(x, restored).logits)
+
+
+def test_split_at_any_boundary(model: Model) -> None:
+    x = tokens(2, 5, 3)
+    whole = model(x)
+    for cut in range(1, 5):
+        first = model(x[:, :cut])
+        second = model(x[:, cut:], first.state)
+        close(torch.cat([first.logits, second.logits], dim=1), whole.logits)
+        assert_same_state(second.state, whole.state)
+
+
+@pytest.mark.parametrize("pieces", [[7], [1] * 7, [3, 4], [1, 5, 1], [2, 2, 3]], ids=str)
+def test_pieces_of_a_segment(model: Model, pieces: list[int]) -> None:
+    """begin, extend in pieces of any size, close: the segment read at once."""
+    state, x = carried(model, 2), tokens(2, 1, 7)
+    whole = model(x, state)
+    open, logits = model.begin(state), []
+    for piece in x[:, 0].split(pieces, dim=1):
+        part, open = model.extend(piece, open)
+        logits.append(part)
+    close(torch.cat(logits, dim=1), whole.logits[:, 0])
+    assert_same_state(model.close(open), whole.state)
+    assert open.nbytes > state.nbytes
+
+
+def test_bf16_stays_near_fp32(file: Path, options: dict[str, Any]) -> None:
+    model = build(file, options, torch.float32)
+    x = tokens(2, 3, 5)
+    exact = model(x).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x).logits
+    assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_overfits_one_batch(file: Path, options: dict[str, Any]) -> None:
+    model = build(file, options, torch.float32).train()
+    x = torch.randperm(12).view(2, 2, 3)  # all tokens differ, so even a model without memory can tell the positions apart
+    y = tokens(2, 2, 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(model(x).logits.flatten(0, 2), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_memory_is_what_solves_a_memory_task(file: Path, options: dict[str, Any]) -> None:
+    """Say in segment 2 what segment 1 showed: learned with the carried state; without it, chance, and chance for who carries nothing."""
+    model = build(file, options, torch.float32).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def sample(b: int) -> tuple[Tensor, Tensor]:
+        shown = torch.randint(8, (b,))
+        return torch.stack([torch.stack([shown, torch.full_like(shown, 10)], 1), torch.full((b, 2), 11)], 1), shown
+
+    for _ in range(250):
+        x, shown = sample(32)
+        loss = F.cross_entropy(model(x).logits[:, 1, 0], shown)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, shown = sample(256)
+    with torch.no_grad():
+        with_memory = (model(x).logits[:, 1, 0].argmax(-1) == shown).float().mean()
+        without = (model(x[:, 1:]).logits[:, 0, 0].argmax(-1) == shown).float().mean()
+    assert without < 0.4
+    assert with_memory > 0.95 if model.carries else with_memory < 0.4
