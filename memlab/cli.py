@@ -99,7 +99,9 @@ def _preflight(command: str, arguments: Any, check: Check) -> None:
             directory = os.path.abspath(composed.get("run_dir", ""))
             if "run_dir" in composed and any(o.key_or_group == "run_dir" for o in overrides):
                 if directory in directories:
-                    raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
+                    raise ConfigError(
+                        f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'"
+                    )
                 directories[directory] = ""
 
 
@@ -108,7 +110,7 @@ def _jobs(overrides: list[Override]) -> Iterator[list[str]]:
     choices = []
     for override in overrides:
         if override.is_sweep_override():
-            prefix = override.input_line.partition("=")[0]
+            prefix = (override.input_line or "").partition("=")[0]
             choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
         else:
             choices.append([override.input_line or ""])
@@ -141,7 +143,7 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
         else:
             values.append(override)
     try:
-        chosen = compose(command, [*(o.input_line for o in groups), *search])
+        chosen = compose(command, [*(o.input_line or "" for o in groups), *search])
         for override in values:
             if not override.key_or_group.startswith("hydra"):
                 _check_key(override, chosen)

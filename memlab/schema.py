@@ -24,6 +24,7 @@ NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
 Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
 Dropout = Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
 
+_BUILTINS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
 _NAMES: dict[str, Any] = {
     "Positive": Positive,
     "NonNegative": NonNegative,
@@ -64,16 +65,23 @@ def parameters(target: str) -> dict[str, Parameter]:
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return {a.arg: _parameter(a) for a in [*node.args.args[1:], *node.args.kwonlyargs]}
-    for node in tree.body:  # a constructor that is inherited
-        if isinstance(node, ast.ImportFrom) and found.bases and ast.unparse(found.bases[0]) in [a.name for a in node.names]:
-            return parameters(f"{node.module}.{ast.unparse(found.bases[0])}")
+    base = ast.unparse(found.bases[0]) if found.bases else ""
+    for node in tree.body:  # a constructor that is inherited, from a class of this file or from one it imports
+        if isinstance(node, ast.ClassDef) and node.name == base:
+            return parameters(f"{module}.{base}")
+        if isinstance(node, ast.ImportFrom) and base in [a.name for a in node.names]:
+            return parameters(f"{node.module}.{base}")
     raise ConfigError(f"_target_: {target} has no __init__ whose arguments could be read")
 
 
 def _parameter(argument: ast.arg) -> Parameter:
     words = ast.unparse(argument.annotation) if argument.annotation else "Any"
-    # The source is an installed module's own annotation, evaluated with the few names above.
-    return Parameter(eval(words, {"__builtins__": {"int": int, "float": float, "str": str, "bool": bool, "list": list}}, _NAMES), words)
+    try:  # the source is an importable module's own annotation, evaluated with the few names above
+        return Parameter(eval(words, {"__builtins__": _BUILTINS}, _NAMES), words)
+    except NameError as error:
+        raise ConfigError(
+            f"argument {argument.arg!r} is annotated {words!r}: {error.name!r} is not one of {sorted(_NAMES | _BUILTINS)}"
+        ) from None
 
 
 def check_value(key: str, value: Any, annotation: Any) -> Any:

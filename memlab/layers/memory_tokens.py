@@ -1,6 +1,8 @@
 """Where memory tokens stand and who looks at whom, for models whose memory is a block of tokens beside the segment.
 
-    [ read memory (M) | segment (N) | write memory (W) ]      W = M, or 0 for a model that writes nothing
+    [ read memory (M) | segment (N) | write memory (W) ]
+
+W is M, or 0 for a model that writes nothing.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Open:
     It is not carried over a boundary; its bytes count in `compression_peak`.
     """
 
-    state: State
+    state: Any  # of the model's own kind
     past: tuple[KeyValues, ...]
     read: int  # tokens of this segment that have been read: the next one's position within it
 

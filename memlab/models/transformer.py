@@ -2,6 +2,8 @@
 
     segment   each segment is read alone; nothing is carried. A task that needs memory stays at chance.
     full      every token sees all earlier ones; the state is the keys and values of the whole document, and grows with it.
+
+Both have an exact parallel form.
 """
 
 from __future__ import annotations

@@ -25,14 +25,24 @@ def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: s
     table.add_column(style="dim")
 
     solved = metrics["test/accuracy"] >= 0.99
-    table.add_row("test accuracy", f"[{'green' if solved else 'yellow'}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {chance:.3f}")
+    table.add_row(
+        "test accuracy", f"[{'green' if solved else 'yellow'}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {chance:.3f}"
+    )
     table.add_row("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token")
     table.add_row("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right")
     table.add_row("validation accuracy", f"{metrics['val/accuracy']:.4f}", f"best checkpoint, step {result['best_step']}", end_section=True)
     table.add_row("steps", f"{result['steps']:,}", f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}")
-    table.add_row("training time", f"{timing['train_seconds']:.0f} s", f"{timing['tokens_per_second']:,.0f} tokens/s, {timing['step_seconds'] * 1000:.0f} ms a step")
+    table.add_row(
+        "training time",
+        f"{timing['train_seconds']:.0f} s",
+        f"{timing['tokens_per_second']:,.0f} tokens/s, {timing['step_seconds'] * 1000:.0f} ms a step",
+    )
     table.add_row("parameters", f"{result['parameters']:,}", "", end_section=True)
-    table.add_row("carried state", size(memory["state_bytes"]), f"for one document after {memory['tokens']} tokens; a full cache: {size(memory['kv_full_bytes'])}")
+    table.add_row(
+        "carried state",
+        size(memory["state_bytes"]),
+        f"for one document after {memory['tokens']} tokens; a full cache: {size(memory['kv_full_bytes'])}",
+    )
     table.add_row("compression, carried", ratio(memory["compression_carry"]), "full cache over what passes a segment boundary")
     table.add_row("compression, peak", ratio(memory["compression_peak"]), "full cache over what is held while a segment is read")
     console.print()

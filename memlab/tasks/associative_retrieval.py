@@ -8,6 +8,8 @@ the query scores 1 / K. The published segment counts of this task are wrong (`to
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from memlab.errors import ConfigError
@@ -47,6 +49,10 @@ class AssociativeRetrieval(SyntheticTask):
     @property
     def answer_tokens(self) -> int:
         return 1
+
+    @property
+    def distinct(self) -> int:
+        return math.perm(KEYS, self.length) * math.perm(VALUES, self.length) * self.length
 
     @property
     def words(self) -> int:

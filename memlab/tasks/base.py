@@ -24,7 +24,8 @@ Words = NDArray[np.uint64]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SHARES = 16  # of the samples, one share each is kept for validation and for test
-_MAX_DRAWS = 2000
+_FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
+_MAX_DRAWS = 2000  # for one sample of the right split; one in eight or more draws fits, so this is never reached
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class SyntheticTask(abc.ABC):
         self.length = length
         self.batch_size = batch_size
         self.validation_size, self.test_size = validation_size, test_size
+        if self.distinct < _FEWEST:
+            raise ConfigError(
+                f"task.length={length}: there are only {self.distinct} different samples, too few to keep train, validation and test apart"
+            )
         self.segment_lengths = self._cut(num_segments, segment_lengths)
 
     @property
@@ -88,6 +93,11 @@ class SyntheticTask(abc.ABC):
     @abc.abstractmethod
     def answer_tokens(self) -> int:
         """How many of the last targets are the answer."""
+
+    @property
+    @abc.abstractmethod
+    def distinct(self) -> int:
+        """How many different samples there are."""
 
     @property
     @abc.abstractmethod
@@ -181,9 +191,7 @@ class SyntheticTask(abc.ABC):
             missing &= ~fits
             if not missing.any():
                 return found
-        raise ConfigError(
-            f"task.length={self.length}: there are too few different samples to keep train, validation and test apart"
-        )
+        raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
 
 
 def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:

@@ -1,6 +1,8 @@
 """Copy (RMT paper, arXiv 2207.06881, appendix A.1): read N symbols, then write them twice.
 
     X, start, X, X        tokens 3N, answer 2N
+
+The answer is what has to be remembered, all of it, once while the source is near and once more when it is further away.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class Copy(SyntheticTask):
         validation_size: Positive,
         test_size: Positive,
     ) -> None:
-        super().__init__(length, num_segments, segment_lengths, batch_size, validation_size, test_size)
         self.symbols = symbols
+        super().__init__(length, num_segments, segment_lengths, batch_size, validation_size, test_size)
         self.vocab_size = FIRST_SYMBOL + symbols
         self.chance = 1 / symbols
 
@@ -43,6 +45,10 @@ class Copy(SyntheticTask):
     @property
     def answer_tokens(self) -> int:
         return 2 * self.length
+
+    @property
+    def distinct(self) -> int:
+        return int(self.symbols**self.length)
 
     @property
     def words(self) -> int:

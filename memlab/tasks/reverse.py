@@ -1,6 +1,8 @@
 """Reverse (RMT paper, arXiv 2207.06881, appendix A.1): read N symbols, then write them backwards.
 
     X, start, reversed X        tokens 2N, answer N
+
+The symbol that was read first is asked for last.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Tracker(MLFlowLogger):
     def log_artifact(self, file: Path, under: str) -> None:
         self.experiment.log_artifact(self.run_id, str(file), under)
 
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         """Lightning calls this after each of fit and test; the run's end is told by `end`."""
 
     @rank_zero_only

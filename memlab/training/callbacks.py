@@ -90,7 +90,7 @@ class ProgressReport(L.Callback):
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.began = 0.0
-        self.shown: dict[str, str] = {"loss": "-", "train": "-", "val": "-", "stage": "-", "speed": "-"}
+        self.shown: dict[str, Any] = {"loss": "-", "train": "-", "val": "-", "stage": "-", "speed": "-"}
         self.drawn_at = 0.0
         self.since = (0.0, 0)
 
@@ -98,8 +98,17 @@ class ProgressReport(L.Callback):
         self.began = time.perf_counter()
         if not self.console.is_terminal:
             return
-        words = "loss {task.fields[loss]}  train {task.fields[train]}  val {task.fields[val]}  stage {task.fields[stage]}  {task.fields[speed]}"
-        columns = (MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn(words), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
+        words = (
+            "loss {task.fields[loss]}  train {task.fields[train]}  val {task.fields[val]}  stage {task.fields[stage]}  {task.fields[speed]}"
+        )
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn(words),
+            TimeElapsedColumn(),
+            TextColumn("<"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
         self.bar.start()
         self.bar.add_task("train", total=self.max_steps, completed=trainer.global_step, **self.shown)
@@ -117,7 +126,7 @@ class ProgressReport(L.Callback):
             "stage": f"{curriculum.stage + 1}/{len(curriculum.stages)} ({curriculum.segments} segments)",
             "speed": f"{speed:,.0f} tokens/s",
         }
-        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)  # type: ignore[arg-type]
+        self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
@@ -136,7 +145,7 @@ class ProgressReport(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)  # type: ignore[arg-type]
+            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)
             self.bar.stop()
             self.bar = None
 

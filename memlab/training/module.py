@@ -6,7 +6,6 @@ import statistics
 from typing import Any
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

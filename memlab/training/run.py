@@ -62,7 +62,9 @@ def build(config: Config) -> Parts:
     model_class: type[Model] = getattr(importlib.import_module(module_name), class_name)
     model = model_class(vocab_size=task.vocab_size, **config.arguments("model"))
     if config.bptt_depth is not None and not model.carries:
-        raise ConfigError(f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null")
+        raise ConfigError(
+            f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
+        )
     if isinstance(config.curriculum, SegmentsCurriculum):
         curriculum = Curriculum(task.reachable(), config.curriculum.threshold, config.curriculum.stage_steps)
     else:

@@ -64,8 +64,7 @@ def read(
     """
     segments = tokens_BT.split(list(segment_lengths), dim=1)
     if depth is None or depth >= len(segments) - 1:
-        outputs, carried = fold(model, segments, state)
-        return _joined(outputs, carried)
+        return _joined(*fold(model, segments, state))
     wanted = [True] * len(segments) if wanted is None else list(wanted)
 
     def one(tokens_BN: Tensor, before: State, graph: bool) -> Output:

@@ -1,0 +1,114 @@
+"""A mistake on the command line: one clear message, status 2, at once, no traceback, and nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from memlab import cli
+from memlab.config import check
+
+MISTAKES = {
+    "model=rnt": ["rnt", "Did you mean 'rmt'", "memory_transformer, rmt, transformer"],
+    "modle=rmt": ["unknown key 'modle'", "Did you mean 'model'"],
+    "model.memory_token=3": ["unknown key 'model.memory_token'", "Did you mean 'memory_tokens'", "width"],
+    "model.context=full": ["unknown key 'model.context'", "memory_tokens"],
+    "+model.extra=1": ["unknown key 'model.extra'"],
+    "model.width=abc": ["model.width='abc'", "integer"],
+    "model.width=64.5": ["model.width=64.5", "integer"],
+    "model.layers=0": ["model.layers=0", "greater than or equal to 1"],
+    "model.bptt_depth=-1": ["model.bptt_depth=-1", "greater than or equal to 0"],
+    "model.bptt_depth=4": ["model.bptt_depth=4", "0..3 or null"],
+    "~model.width": ["model.width is missing"],
+    "model=rmt model=transformer": ["model is given twice"],
+    "model=rmt,transformer": ["add --multirun"],
+    "task=revrse": ["revrse", "Did you mean 'reverse'"],
+    "task.num_segments=5": ["task.num_segments=5", "1, 2, 3, 4, 6, 8"],
+    "task.segment_lengths=[20,20]": ["add up to 40", "48 tokens"],
+    "task.segment_lengths=[20,28]": ["curriculum=off"],
+    "task=associative_retrieval task.length=11": ["task.length=11", "at most 10"],
+    "trainer.max_steps=-1": ["trainer.max_steps=-1", "greater than or equal to 1"],
+    "trainer.precision=fp8": ["trainer.precision='fp8'", "32-true"],
+    "optim.betas=[0.9]": ["optim.betas", "2 items"],
+    "curriculum=off curriculum.threshold=0.5": ["unknown key 'curriculum.threshold'"],
+    "curriculum.threshold=2": ["curriculum.threshold=2", "less than or equal to 1"],
+    "seed=1.5": ["seed=1.5", "integer"],
+    "tracking.uri=3": ["tracking.uri=3", "string"],
+    "-m run_dir=same seed=0,1": ["run_dir=same", "several runs"],
+    "-m model=rmt,rnt": ["rnt", "Did you mean 'rmt'"],
+    "--config-name other": ["--config-name"],
+    "nonsense": ["nonsense"],
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_told_in_one_message(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["memlab.train", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.run("train", check, lambda config: pytest.fail("the job began"))
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    message = (shown.out + shown.err).strip().splitlines()
+    assert len(message) == 1 and message[0].startswith("memlab.train: error: "), message
+    for part in MISTAKES[words]:
+        assert part in message[0]
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "memlab.train", "model=rnt"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("memlab.train: error: ") and len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("model.width=60 model.heads=4", ["model.width=60", "model.heads=4"]),
+        ("model=transformer model.bptt_depth=1", ["model.bptt_depth=1", "carries nothing", "null"]),
+        ("trainer=gpu", ["trainer=gpu", "no GPU"]),
+    ],
+)
+def test_mistakes_that_only_the_model_knows(words: str, parts: list[str], tmp_path: Path) -> None:
+    """Combinations that need the model's class are found when it is built, still before anything is written."""
+    import torch
+
+    if words == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU, so asking for it is no mistake")
+    done = subprocess.run([sys.executable, "-m", "memlab.train", *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in parts), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def seconds(words: list[str], cwd: Path, times: int = 3) -> float:
+    """The fastest of a few runs: this machine's speed varies, and the slow ones say nothing of the command."""
+    best = float("inf")
+    for _ in range(times):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "memlab.train", *words], cwd=cwd, capture_output=True, check=False)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def test_help_and_mistakes_are_quick(tmp_path: Path) -> None:
+    """Neither imports torch, lightning or mlflow."""
+    assert seconds(["--help"], tmp_path) < 2.0
+    assert seconds(["model=rnt"], tmp_path) < 2.0
+
+
+def test_help_names_groups_choices_and_keys(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "memlab.train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    for word in ("model: memory_transformer, rmt, transformer", "task: ", "memory_tokens: 24", "--multirun", "--cfg job"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,66 @@
+"""The Memory Transformer against its definition (arXiv 2006.11527, as the RMT paper's control), written as loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from memlab.models.memory_transformer import MemoryTransformer
+from tests.models import naive
+
+VOCABULARY = 11
+
+
+def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> MemoryTransformer:
+    torch.manual_seed(0)
+    return naive.disturb(MemoryTransformer(VOCABULARY, layers, width, heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens))
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+
+
+def read_segment(model: MemoryTransformer, tokens_N: Tensor) -> Tensor:
+    """Logits [N, V] of one segment of one document: memory stands before it, and nothing else does."""
+    m = len(model.memory_MD)
+    rows = [("memory", i) for i in range(m)] + [("segment", i) for i in range(len(tokens_N))]
+
+    def sees(query: int, key: int) -> bool:
+        (kind, i), (of_kind, j) = rows[query], rows[key]
+        return of_kind == "memory" or (kind == "segment" and j <= i)
+
+    positions = [i - m if kind == "memory" else i for kind, i in rows]
+    outputs, _ = naive.stack(model, [*model.memory_MD, *(model.embed.weight[t] for t in tokens_N)], positions, sees)
+    return torch.stack([naive.head(model, y) for y in outputs[m:]])
+
+
+def read_all(model: MemoryTransformer, tokens_BSN: Tensor) -> Tensor:
+    return torch.stack([torch.stack([read_segment(model, t) for t in document]) for document in tokens_BSN])
+
+
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+@pytest.mark.parametrize(
+    ("batch", "segments", "length", "sizes"),
+    [
+        (2, 3, 5, {}),
+        (3, 1, 4, {"layers": 1, "width": 6, "heads": 1, "memory_tokens": 1}),
+        (1, 2, 1, {"width": 12, "heads": 3, "memory_tokens": 4}),
+    ],
+)
+def test_logits_and_gradients_equal_the_formulas(form: str, batch: int, segments: int, length: int, sizes: dict) -> None:
+    model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
+    output = getattr(model, form)(tokens_BSN, model.init_state(batch))
+    assert output.state.tensors() == []
+    naive.assert_same_values_and_gradients(model, [output.logits], [read_all(model, tokens_BSN)])
+
+
+@pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [2, 3]])
+def test_begin_extend_equal_the_formulas(pieces: list[int]) -> None:
+    """A segment read in pieces, for several documents, values and gradients."""
+    model, tokens_BSN, logits = build(), tokens(3, 1, 5), []
+    open = model.begin(model.init_state(3))
+    for piece in tokens_BSN[:, 0].split(pieces, dim=1):
+        logits_BnV, open = model.extend(piece, open)
+        logits.append(logits_BnV)
+    naive.assert_same_values_and_gradients(model, [torch.cat(logits, dim=1)[:, None]], [read_all(model, tokens_BSN)])

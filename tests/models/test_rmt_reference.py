@@ -1,0 +1,92 @@
+"""RMT against the formulas of its paper (arXiv 2207.06881, section 3.2), written as loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from memlab.models.rmt import RMT, RMTState
+from tests.models import naive
+
+VOCABULARY = 11
+
+
+def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> RMT:
+    torch.manual_seed(0)
+    return naive.disturb(RMT(VOCABULARY, layers, width, heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens))
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+
+
+def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tuple[list[Tensor], Tensor]:
+    """One document, segment by segment: logits by token, and the memory after the last segment."""
+    m, logits = len(memory_MD), []
+    for tokens_N in segments:
+        n = len(tokens_N)
+        rows = [("read", i) for i in range(m)] + [("segment", i) for i in range(n)] + [("write", i) for i in range(m)]
+        place = {"read": -m, "segment": 0, "write": n}  # of the first row of each kind
+
+        def sees(query: int, key: int, rows: list = rows) -> bool:
+            (kind, i), (of_kind, j) = rows[query], rows[key]
+            if kind == "read":
+                return of_kind == "read"
+            if kind == "segment":
+                return of_kind == "read" or (of_kind == "segment" and j <= i)
+            return True
+
+        # The same M vectors go in at both ends.
+        inputs = [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *memory_MD]
+        outputs, _ = naive.stack(model, inputs, [place[kind] + i for kind, i in rows], sees)
+        logits += [naive.head(model, outputs[m + i]) for i in range(n)]
+        memory_MD = torch.stack(outputs[m + n :])  # top-layer outputs, after the final normalisation, at the write positions
+    return logits, memory_MD
+
+
+def read_all(model: RMT, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    documents = [read_document(model, list(t), m) for t, m in zip(tokens_BSN, memory_BMD, strict=True)]
+    logits_BTV, memories = torch.stack([torch.stack(logits) for logits, _ in documents]), torch.stack([m for _, m in documents])
+    return logits_BTV.unflatten(1, tokens_BSN.shape[1:]), memories
+
+
+@pytest.mark.parametrize(
+    ("batch", "segments", "length", "sizes"),
+    [
+        (2, 3, 5, {}),
+        (3, 1, 4, {"layers": 1, "width": 6, "heads": 1, "memory_tokens": 1}),
+        (1, 2, 1, {"width": 12, "heads": 3, "memory_tokens": 4}),
+    ],
+)
+def test_logits_memory_and_gradients_equal_the_paper_formulas(batch: int, segments: int, length: int, sizes: dict) -> None:
+    """Over all segments, with gradient through the carried memory into the learned initial one and every weight."""
+    model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
+    output = model(tokens_BSN)
+    expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(batch, -1, -1))
+    naive.assert_same_values_and_gradients(model, [output.logits, output.state.memory_BMD], expected)
+
+
+def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> None:
+    model, tokens_BSN = build(), tokens(2, 2, 3)
+    memory_BMD = naive.random_like(torch.empty(2, 3, 8))[0].requires_grad_()
+    output = model(tokens_BSN, RMTState(memory_BMD))
+    expected = read_all(model, tokens_BSN, memory_BMD)
+    actual = [output.logits, output.state.memory_BMD]
+    naive.assert_same_values_and_gradients(model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"])
+
+
+@pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [2, 3]])
+def test_begin_extend_close_equal_the_paper_formulas(pieces: list[int]) -> None:
+    """Two segments read in pieces, with memory written by `close`, values and gradients."""
+    model, tokens_BSN = build(), tokens(2, 2, 5)
+    state, logits = model.init_state(2), []
+    for tokens_BN in tokens_BSN.unbind(1):
+        open = model.begin(state)
+        for piece in tokens_BN.split(pieces, dim=1):
+            logits_BnV, open = model.extend(piece, open)
+            logits.append(logits_BnV)
+        state = model.close(open)
+    logits_BSNV = torch.cat(logits, dim=1).unflatten(1, (2, 5))
+    expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(2, -1, -1))
+    naive.assert_same_values_and_gradients(model, [logits_BSNV, state.memory_BMD], expected)

@@ -1,0 +1,337 @@
+"""The generated tasks, against plain descriptions of what a sample is, and the promises that all of them make about their samples."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memlab
+from memlab.errors import ConfigError
+from memlab.tasks.associative_retrieval import AssociativeRetrieval
+from memlab.tasks.base import SPLITS, Batch, SyntheticTask
+from memlab.tasks.copy import Copy
+from memlab.tasks.reverse import Reverse
+
+COMMON = {"segment_lengths": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
+TASKS = ["copy", "reverse", "associative_retrieval"]
+
+
+def make(name: str, **changes: Any) -> SyntheticTask:
+    defaults: dict[str, tuple[type[SyntheticTask], dict[str, Any]]] = {
+        "copy": (Copy, {"length": 5, "symbols": 7, "num_segments": 3}),
+        "reverse": (Reverse, {"length": 6, "symbols": 5, "num_segments": 4}),
+        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5}),
+    }
+    task, own = defaults[name]
+    return task(**(COMMON | own | changes))
+
+
+def sequences(batch: Batch) -> list[list[int]]:
+    """Whole sequences: the tokens that are read, and the last target."""
+    return np.concatenate([batch.tokens_BT, batch.targets_BT[:, -1:]], axis=1).tolist()
+
+
+def digest(batch: Batch) -> str:
+    return hashlib.sha256(b"".join(a.astype(np.int64).tobytes() for a in (batch.tokens_BT, batch.targets_BT, batch.answer_BT))).hexdigest()
+
+
+# What a sample is
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("length", "symbols"), [(5, 7), (24, 10), (9, 2)])
+def test_copy_is_symbols_then_start_then_the_symbols_twice(split: Any, length: int, symbols: int) -> None:
+    task = make("copy", length=length, symbols=symbols)
+    assert task.vocab_size == symbols + 2 and task.tokens == 3 * length and task.answer_tokens == 2 * length
+    for row in sequences(task.batch(split, 3, 40)):
+        source, start, answer = row[:length], row[length], row[length + 1 :]
+        assert all(2 <= symbol < 2 + symbols for symbol in source)
+        assert start == 1
+        assert answer == source + source
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("length", "symbols"), [(6, 5), (24, 10), (10, 2)])
+def test_reverse_is_symbols_then_start_then_the_symbols_backwards(split: Any, length: int, symbols: int) -> None:
+    task = make("reverse", length=length, symbols=symbols)
+    assert task.vocab_size == symbols + 2 and task.tokens == 2 * length and task.answer_tokens == length
+    for row in sequences(task.batch(split, 3, 40)):
+        source, start, answer = row[:length], row[length], row[length + 1 :]
+        assert all(2 <= symbol < 2 + symbols for symbol in source)
+        assert start == 1
+        assert answer == [source[length - 1 - i] for i in range(length)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("pairs", [2, 4, 10])
+def test_associative_retrieval_is_pairs_then_one_of_the_keys_then_its_value(split: Any, pairs: int) -> None:
+    task = make("associative_retrieval", length=pairs, num_segments=1)
+    assert task.vocab_size == 37 and task.tokens == 2 * pairs + 2 and task.answer_tokens == 1
+    for row in sequences(task.batch(split, 3, 40)):
+        keys, values = row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2]
+        query, separator, answer = row[2 * pairs :]
+        assert all(11 <= key <= 36 for key in keys) and len(set(keys)) == pairs
+        assert all(0 <= value <= 9 for value in values) and len(set(values)) == pairs
+        assert query in keys and separator == 10
+        assert answer == values[keys.index(query)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", TASKS)
+def test_targets_are_the_next_tokens_and_the_last_of_them_are_the_answer(name: str, split: Any) -> None:
+    task = make(name)
+    batch = task.batch(split, 0, 6)
+    assert batch.tokens_BT.shape == batch.targets_BT.shape == batch.answer_BT.shape == (6, task.tokens)
+    assert batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
+    assert (batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]).all()
+    assert batch.answer_BT.tolist() == [[t >= task.tokens - task.answer_tokens for t in range(task.tokens)]] * 6
+    assert batch.segment_lengths == task.segment_lengths and sum(batch.segment_lengths) == task.tokens
+    for ids in (batch.tokens_BT, batch.targets_BT):
+        assert ids.min() >= 0 and ids.max() < task.vocab_size
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_answer_begins_right_after_the_sign_that_asks_for_it(name: str) -> None:
+    """So the prompt of free-running evaluation, tokens up to the first answer position, ends with that sign and holds no answer."""
+    task = make(name)
+    batch = task.batch("test", 0, 20)
+    sign = 10 if name == "associative_retrieval" else 1
+    first = int(batch.answer_BT[0].argmax())
+    assert (batch.tokens_BT[:, first] == sign).all()
+
+
+@pytest.mark.parametrize(("name", "chance"), [("copy", 1 / 7), ("reverse", 1 / 5), ("associative_retrieval", 1 / 10)])
+def test_chance_is_what_a_constant_guess_scores(name: str, chance: float) -> None:
+    task = make(name)
+    assert task.chance == pytest.approx(chance)
+    batch = task.batch("train", 0, 3000)
+    answers = batch.targets_BT[batch.answer_BT]
+    shares = np.bincount(answers)[np.unique(answers)] / len(answers)
+    assert len(shares) == round(1 / chance)
+    assert shares == pytest.approx(chance, abs=0.025)
+
+
+# Where samples come from
+
+IN_A_PROCESS = """
+from tests.tasks.test_synthetic import TASKS, SPLITS, digest, make
+for name in TASKS:
+    for split in SPLITS:
+        print(digest(make(name).batch(split, 11, 23, seed=5)))
+"""
+
+
+def test_another_process_makes_the_same_samples() -> None:
+    """Nothing depends on the process: not on its hash seed, not on a generator's state."""
+    np.random.seed(99)
+    own = [digest(make(name).batch(split, 11, 23, seed=5)) for name in TASKS for split in SPLITS]
+    root = Path(memlab.__file__).parents[1]
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=True, cwd=root, env=environment)
+        assert done.stdout.split() == own
+
+
+def test_tasks_import_no_torch() -> None:
+    """Configurations are checked with the task's own rules before torch, which takes seconds, is imported."""
+    code = "import sys, memlab.tasks.copy, memlab.tasks.reverse, memlab.tasks.associative_retrieval; sys.exit('torch' in sys.modules)"
+    root = Path(memlab.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}).returncode == 0
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_sample_does_not_depend_on_the_batch_it_is_made_in(name: str, split: Any) -> None:
+    """Sample i is the same in batches of any size and start, however often draws had to be repeated."""
+    task = make(name)
+    whole = sequences(task.batch(split, 0, 70, seed=1))
+    for start, count in [(0, 3), (3, 4), (7, 63), (69, 1)]:
+        assert sequences(task.batch(split, start, count, seed=1)) == whole[start : start + count]
+    assert digest(task.batch(split, 0, 70, seed=1)) == digest(make(name, batch_size=64).batch(split, 0, 70, seed=1))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_seed_moves_the_training_stream_and_leaves_validation_and_test(name: str) -> None:
+    task = make(name)
+    for split in ("validation", "test"):
+        assert len({digest(task.batch(split, 0, 30, seed=s)) for s in range(4)} | {digest(task.batch(split, 0, 30))}) == 1
+    streams = [sequences(task.batch("train", 0, 30, seed=s)) for s in range(4)]
+    for one, other in itertools.combinations(streams, 2):
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 3
+    assert sequences(task.batch("validation", 0, 30)) != sequences(task.batch("test", 0, 30))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", TASKS)
+def test_samples_do_not_repeat(name: str, split: Any) -> None:
+    """At sizes where chance would not repeat one: neighbours, and far parts of the stream, are new samples."""
+    task = make(name, length={"copy": 24, "reverse": 24, "associative_retrieval": 9}[name], num_segments=1)
+    far = 10**12
+    rows = [tuple(row) for start in (0, 5_000, far) for row in sequences(task.batch(split, start, 300))]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_splits_are_disjoint(name: str) -> None:
+    """No content is in two splits, at sizes where chance alone would put hundreds into both, with any seeds of training."""
+    task = make(name, length=2, num_segments=1, **({} if name == "associative_retrieval" else {"symbols": 60}))
+    train = [row for seed in range(3) for row in sequences(task.batch("train", 0, 4000, seed=seed))]
+    contents = [{tuple(row) for row in rows} for rows in (train, *(sequences(task.batch(s, 0, 2000)) for s in ("validation", "test")))]
+    for one, other in itertools.combinations(contents, 2):
+        assert not one & other
+
+
+def test_splits_of_a_tiny_task_are_disjoint_and_together_all_there_is() -> None:
+    """Reverse of 3 symbols out of 4 has 64 contents: over so many draws each comes up, in one split and no other."""
+    task = make("reverse", length=3, symbols=4, num_segments=2)
+    seen = {split: {tuple(row[:3]) for row in sequences(task.batch(split, 0, 5000))} for split in SPLITS}
+    assert all(seen.values())
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert not one & other
+    assert set.union(*seen.values()) == set(itertools.product(range(2, 6), repeat=3))
+    assert len(seen["train"]) > 40
+
+
+@pytest.mark.timeout(20)
+def test_a_task_too_tiny_for_three_splits_is_an_error() -> None:
+    """Its one content belongs to one split; the other two end with a message, not in endless drawing."""
+    task = make("reverse", length=1, symbols=1, num_segments=1)
+    refused = 0
+    for split in SPLITS:
+        try:
+            assert sequences(task.batch(split, 0, 2)) == [[2, 1, 2]] * 2
+        except ConfigError as error:
+            assert "task.length=1" in str(error)
+            refused += 1
+    assert refused == 2
+
+
+def chi_square(counts: np.ndarray) -> float:
+    """Deviation from equal counts in standard deviations of the statistic."""
+    expected = counts.sum() / counts.size
+    freedom = counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["copy", "reverse"])
+def test_symbols_are_uniform_and_independent(name: str, split: Any) -> None:
+    """At every position, and in pairs of neighbours and of first and last: choosing the split by content bends nothing."""
+    task = make(name, length=8, symbols=5, num_segments=1)
+    source = np.array(sequences(task.batch(split, 0, 4000)))[:, :8] - 2
+    for position in range(8):
+        assert abs(chi_square(np.bincount(source[:, position], minlength=5))) < 5
+    for i, j in [*itertools.pairwise(range(8)), (0, 7)]:
+        assert abs(chi_square(np.bincount(source[:, i] * 5 + source[:, j], minlength=25))) < 5
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_keys_values_and_queries_are_uniform(split: Any) -> None:
+    rows = np.array(sequences(make("associative_retrieval").batch(split, 0, 4000)))
+    keys, values = rows[:, 0:8:2] - 11, rows[:, 1:8:2]
+    for pair in range(4):
+        assert abs(chi_square(np.bincount(keys[:, pair], minlength=26))) < 5
+        assert abs(chi_square(np.bincount(values[:, pair], minlength=10))) < 5
+    asked = (keys == rows[:, 8:9] - 11).argmax(axis=1)
+    assert abs(chi_square(np.bincount(asked, minlength=4))) < 5
+    assert abs(chi_square(np.bincount(rows[:, -1], minlength=10))) < 5
+
+
+def test_sizes_are_those_asked_for_and_training_is_endless() -> None:
+    task = make("copy")
+    assert (task.size("train"), task.size("validation"), task.size("test")) == (None, 50, 70)
+
+
+# How a sample is cut
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "lengths"), [("copy", 3, (5, 5, 5)), ("reverse", 4, (3,) * 4), ("associative_retrieval", 5, (2,) * 5)]
+)
+def test_equal_segments_fill_the_sample(name: str, count: int, lengths: tuple[int, ...]) -> None:
+    task = make(name, num_segments=count)
+    assert task.segment_lengths == lengths and task.num_segments == count
+
+
+def test_explicit_segment_lengths_are_taken_as_they_are() -> None:
+    task = make("associative_retrieval", segment_lengths=[4, 4, 2])
+    assert task.segment_lengths == (4, 4, 2) and task.num_segments == 3
+    assert task.batch("train", 0, 2).segment_lengths == (4, 4, 2)
+    assert sequences(task.batch("train", 0, 2)) == sequences(make("associative_retrieval").batch("train", 0, 2))
+
+
+def test_a_number_of_segments_that_does_not_divide_the_sample_is_an_error_with_the_possible_ones() -> None:
+    with pytest.raises(ConfigError, match=r"task\.num_segments=4.*15 tokens.*task\.length=5.*\[1, 3, 5, 15\].*task\.segment_lengths"):
+        make("copy", num_segments=4)
+    for possible in (1, 3, 5, 15):
+        assert make("copy", num_segments=possible).num_segments == possible
+
+
+def test_explicit_lengths_that_do_not_add_up_are_an_error_with_both_sums() -> None:
+    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[4, 4, 4\] add up to 12.*task\.length=4 makes 10 tokens"):
+        make("associative_retrieval", segment_lengths=[4, 4, 4])
+
+
+def test_more_pairs_than_values_are_an_error_with_the_bound() -> None:
+    with pytest.raises(ConfigError, match=r"task\.length=11.*at most 10"):
+        make("associative_retrieval", length=11)
+    assert make("associative_retrieval", length=10, num_segments=1).tokens == 22
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "reachable"),
+    [
+        ("copy", {"length": 8, "num_segments": 4}, {1: 2, 2: 4, 3: 6, 4: 8}),  # segments of 6 tokens
+        ("copy", {"length": 8, "num_segments": 6}, {3: 4, 6: 8}),  # segments of 4: copy needs 3N tokens
+        ("reverse", {"length": 6, "num_segments": 4}, {2: 3, 4: 6}),  # segments of 3: reverse needs 2N tokens
+        ("associative_retrieval", {"length": 4, "num_segments": 5}, {2: 1, 3: 2, 4: 3, 5: 4}),  # 1 would hold no pair
+        ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [4, 2, 2, 2]}, {4: 4}),
+        ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [5, 5]}, {2: 4}),
+    ],
+)
+def test_reachable_numbers_of_segments_are_those_whose_tokens_make_a_sample(name: str, own: dict, reachable: dict[int, int]) -> None:
+    """Of the same segment length, up to the task's own number; `at` gives the sample of that length, everything else the same."""
+    task = make(name, **own)
+    assert task.reachable() == tuple(reachable)
+    for count in range(1, task.num_segments + 1):
+        if count not in reachable:
+            with pytest.raises(ConfigError):
+                task.at(count)
+            continue
+        shorter = task.at(count)
+        assert type(shorter) is type(task) and shorter.length == reachable[count] and shorter.num_segments == count
+        assert set(shorter.segment_lengths) <= set(task.segment_lengths)
+        for attribute in ("vocab_size", "chance", "batch_size", "validation_size", "test_size"):
+            assert getattr(shorter, attribute) == getattr(task, attribute)
+
+
+def test_at_goes_beyond_the_tasks_own_length_for_evaluation() -> None:
+    assert make("reverse", length=6, num_segments=4).at(16).length == 24
+    with pytest.raises(ConfigError, match="10"):  # the values do not suffice for 11 pairs
+        make("associative_retrieval").at(12)
+
+
+def test_at_is_an_error_where_it_cannot_be_had() -> None:
+    with pytest.raises(ConfigError, match=r"3 segments \(9 tokens\)"):
+        make("reverse", length=6, num_segments=4).at(3)
+    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[4, 4, 2\] are not equal"):
+        make("associative_retrieval", segment_lengths=[4, 4, 2]).at(2)
+    assert make("associative_retrieval", segment_lengths=[4, 4, 2]).at(3).segment_lengths == (4, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["copy", "reverse"])
+def test_a_shorter_sample_keeps_the_alphabet(name: str) -> None:
+    """A curriculum's stages share the model's vocabulary."""
+    task = make(name, length=8, num_segments=4, symbols=3)
+    short = task.at(2)
+    tokens = short.batch("train", 0, 200).tokens_BT
+    assert set(np.unique(tokens)) == {1, 2, 3, 4} and task.vocab_size == 5

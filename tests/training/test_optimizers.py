@@ -1,0 +1,133 @@
+"""AdamW's groups, seen by what one step does, and the learning rate over the steps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from memlab.config import OptimConfig
+from memlab.models.memory_transformer import MemoryTransformer
+from memlab.models.rmt import RMT
+from memlab.models.transformer import Transformer
+from memlab.training import optimizers
+
+SIZES: dict[str, Any] = {"vocab_size": 7, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
+MODELS = {
+    "rmt": lambda: RMT(memory_tokens=3, **SIZES),
+    "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **SIZES),
+    "transformer": lambda: Transformer(context="segment", **SIZES),
+}
+
+
+def config(**changes: Any) -> OptimConfig:
+    defaults = {"lr": 0.1, "weight_decay": 0.5, "betas": [0.8, 0.95], "warmup_steps": 0, "schedule": "constant", "gradient_clip": 1.0}
+    return OptimConfig(**(defaults | changes))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
+    """Without a gradient a step multiplies a decayed parameter by 1 - lr * weight_decay, and leaves any other exactly as it was."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1  # biases of 0 would not show a decay
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer, _ = optimizers.build(model, config(), max_steps=10)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    matrices = ("attention.qkv.weight", "attention.out.weight", "ffn.0.weight", "ffn.2.weight")
+    assert decayed == {f"stack.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {"head.weight"}
+    for parameter_name in decayed:
+        torch.testing.assert_close(model.get_parameter(parameter_name), before[parameter_name] * (1 - 0.1 * 0.5))
+
+
+def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decayed() -> None:
+    """The names that the test above leaves over, so that it is seen that they are meant."""
+    model = MODELS["rmt"]()
+    optimizer, _ = optimizers.build(model, config(), max_steps=10)
+    names = {id(p): n for n, p in model.named_parameters()}
+    spared = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert {"embed.weight", "initial_memory_MD", "head.bias", "stack.norm.weight", "stack.norm.bias"} <= spared
+    assert {"stack.blocks.0.attention_norm.weight", "stack.blocks.1.ffn_norm.bias", "stack.blocks.0.ffn.0.bias"} <= spared
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_in_one_group(name: str) -> None:
+    model = MODELS[name]()
+    optimizer, _ = optimizers.build(model, config(), max_steps=10)
+    ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_step_with_a_gradient_moves_every_parameter_by_about_the_learning_rate() -> None:
+    """Adam's first step is lr in the gradient's direction; the configuration's betas arrive."""
+    model = MODELS["rmt"]()
+    optimizer, _ = optimizers.build(model, config(weight_decay=0.0), max_steps=10)
+    assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(old - new.detach(), torch.full_like(old, 0.1), rtol=1e-4, atol=1e-6)
+
+
+def rates(steps: int, max_steps: int, **changes: Any) -> list[float]:
+    """The learning rate with which each of so many steps is made."""
+    model = nn.Linear(2, 2)
+    optimizer, scheduler = optimizers.build(model, config(lr=0.2, **changes), max_steps)
+    used = []
+    for _ in range(steps):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return used
+
+
+def test_warmup_rises_linearly_to_the_learning_rate_and_no_step_is_made_with_none() -> None:
+    assert rates(8, 20, warmup_steps=5) == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.2, 0.2])
+
+
+def test_without_warmup_the_first_step_has_the_whole_learning_rate() -> None:
+    assert rates(3, 20) == pytest.approx([0.2] * 3)
+    assert rates(1, 20, schedule="cosine") == pytest.approx([0.2])
+
+
+def test_cosine_falls_from_the_learning_rate_after_warmup_to_a_tenth_at_the_end_and_stays() -> None:
+    used = rates(60, max_steps=50, warmup_steps=10, schedule="cosine")
+    assert used[:10] == pytest.approx([0.02 * (i + 1) for i in range(10)])
+    assert used[10] == pytest.approx(0.2)
+    assert used[30] == pytest.approx((0.2 + 0.02) / 2)  # half way
+    assert used[20] == pytest.approx(0.02 + 0.18 * (1 + 0.5**0.5) / 2)  # a quarter: cos(45 degrees)
+    assert used[50:] == pytest.approx([0.02] * 10)
+    assert all(later < earlier for earlier, later in itertools.pairwise(used[10:51]))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_shorter_than_its_warmup_only_warms_up(schedule: str) -> None:
+    assert rates(4, max_steps=4, warmup_steps=8, schedule=schedule) == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+    model = nn.Linear(2, 2)
+    settings = config(lr=0.2, warmup_steps=3, schedule="cosine")
+    expected = rates(12, max_steps=12, warmup_steps=3, schedule="cosine")
+    optimizer, scheduler = optimizers.build(model, settings, 12)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    resumed, resumed_scheduler = optimizers.build(model, settings, 12)
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed_scheduler.load_state_dict(scheduler.state_dict())
+    for step in range(5, 12):
+        assert resumed.param_groups[0]["lr"] == pytest.approx(expected[step])
+        resumed.step()
+        resumed_scheduler.step()
