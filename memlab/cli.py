@@ -41,6 +41,9 @@ def run(command: str, check: Check, job: Callable[[Any], int]) -> NoReturn:
         check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write nothing.
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
     """
+    # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
+    words = sys.argv[1:]
+    sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
         _or_exit(command, lambda: _preflight(command, arguments, check))
@@ -62,6 +65,10 @@ def run(command: str, check: Check, job: Callable[[Any], int]) -> NoReturn:
     if failed:
         sys.exit(f"memlab.{command}: {len(failed)} of the jobs failed:\n  " + "\n  ".join(failed))
     sys.exit(0)
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 def _or_exit(command: str, work: Callable[[], Any]) -> Any:

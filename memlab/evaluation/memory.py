@@ -4,7 +4,8 @@
     compression_carry(L) = KV_full(L) / bytes of the state that survives to the next segment
     compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's keys and values
 
-Neither ratio alone orders the methods sensibly, so both are reported. Parameters are not state.
+The peak is weighed when a segment has been read and before it is closed; memory tokens that its tokens look at are in it, the write
+memory that the closing reads is not. Neither ratio alone orders the methods sensibly, so both are reported. Parameters are not state.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Output:
     Attributes:
         logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several.
         state: what the next segment needs.
-        diagnostics: cheap detached scalars by name, for logging.
+        diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
     """
 
     logits: Tensor
@@ -39,7 +39,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Open:
-    """A segment that is being read: the carried state it began with, and the keys and values of all that its tokens may look at.
+    """A segment that is being read: what is needed of the carried state, and the keys and values of all that its tokens may look at.
 
     It is not carried over a boundary; its bytes count in `compression_peak`.
     """
@@ -50,7 +50,7 @@ class Open:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the carried state and of the open segment's keys and values together."""
+        """Bytes of the state and of the open segment's keys and values together; a tensor that is in both counts once."""
         tensors = [*self.state.tensors(), *(t for kv in self.past for t in kv.tensors())]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
@@ -116,11 +116,11 @@ class Model(nn.Module, abc.ABC):
         """End the segment: write memory, and return the state that the next segment needs."""
 
     def recurrent(self, tokens_BSN: Tensor, state: Any) -> Output:
-        """Fold `segment` over S segments. Diagnostics are means over the segments."""
+        """Fold `segment` over S segments."""
         outputs: list[Output] = []
         for tokens_BN in tokens_BSN.unbind(1):
             outputs.append(self.segment(tokens_BN, outputs[-1].state if outputs else state))
-        diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]).mean(0) for k in outputs[0].diagnostics}
+        diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]) for k in outputs[0].diagnostics}
         return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics)
 
     def forward(self, tokens_BSN: Tensor, state: Any = None) -> Output:

@@ -91,7 +91,7 @@ class Transformer(Model):
         own_BP = distance_P <= (open.state.length_B + open.read)[:, None]
         mask = own_BP[:, None, None] & causal_mask(n, before + n, self.device)
         y, past = self.stack(self.embed(tokens_Bn), positions_Bn, mask, open.past)
-        return self.head(y), Open(open.state, past, open.read + n)
+        return self.head(y), Open(dataclasses.replace(open.state, layers=past), past, open.read + n)
 
     def close(self, open: Open) -> State:
         if not isinstance(open.state, FullContext):

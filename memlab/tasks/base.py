@@ -25,7 +25,7 @@ Words = NDArray[np.uint64]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SHARES = 16  # of the samples, one share each is kept for validation and for test
 _FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
-_MAX_DRAWS = 2000  # for one sample of the right split; one in eight or more draws fits, so this is never reached
+_MAX_DRAWS = 2000  # for one sample of the right split; one in 16 fits validation or test, so this is never reached
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class SyntheticTask(abc.ABC):
         self.validation_size, self.test_size = validation_size, test_size
         if self.distinct < _FEWEST:
             raise ConfigError(
-                f"task.length={length}: there are only {self.distinct} different samples, too few to keep train, validation and test apart"
+                f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are needed "
+                "to keep train, validation and test apart"
             )
         self.segment_lengths = self._cut(num_segments, segment_lengths)
 
@@ -142,7 +143,10 @@ class SyntheticTask(abc.ABC):
         tokens = num_segments * lengths.pop()
         length = next((n for n in range(1, tokens + 1) if self.tokens_for(n) == tokens), None)
         if length is None:
-            raise ConfigError(f"no {type(self).__name__} sample fills {num_segments} segments ({tokens} tokens)")
+            raise ConfigError(
+                f"task.num_segments={num_segments}: no {type(self).__name__} sample has the {tokens} tokens of so many segments "
+                f"of {tokens // num_segments}"
+            )
         return type(self)(
             length=length,
             num_segments=num_segments,
@@ -154,7 +158,10 @@ class SyntheticTask(abc.ABC):
         )
 
     def reachable(self) -> tuple[int, ...]:
-        """The numbers of segments up to this task's own at which `at` gives a sample, for a curriculum."""
+        """The numbers of segments up to this task's own at which `at` gives a sample, for a curriculum.
+
+        A number is left out if no sample fills it, or if so short a task would have too few different samples.
+        """
 
         def possible(n: int) -> bool:
             try:

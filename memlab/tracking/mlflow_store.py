@@ -42,22 +42,19 @@ def prepare(uri: str, experiment: str) -> str:
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    client = MlflowClient(tracking_uri=uri)
-    artifacts = None
     try:
         if not uri.startswith(SQLITE):
-            return _experiment(client, experiment, artifacts)
+            return _experiment(MlflowClient(uri), experiment, None)
         database = Path(uri.removeprefix(SQLITE))
         database.parent.mkdir(parents=True, exist_ok=True)
-        artifacts = (database.parent / "mlruns").as_uri()
         with FileLock(f"{database}.lock"):
-            return _experiment(client, experiment, artifacts)
+            return _experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client creates the tables
     except (MlflowException, OSError) as error:
         raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)  # the first call creates the tables
+    found = client.get_experiment_by_name(name)
     return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
 
 

@@ -53,7 +53,7 @@ class MemoryModule(L.LightningModule):
         self.train_metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
-            **output.diagnostics,
+            **{name: per_segment.mean() for name, per_segment in output.diagnostics.items()},
         }
         return loss
 

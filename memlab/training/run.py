@@ -123,8 +123,10 @@ def train(config: Config) -> dict[str, Any]:
     try:
         result = _run(config, parts, directory, tracker, began)
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if not isinstance(ended.__context__ or ended, KeyboardInterrupt):
+            raise
+        status = "KILLED"  # Lightning turns the interrupt into an exit of its own
         print(f"\nmemlab: interrupted; what was done so far is in {directory.path}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     finally:

@@ -81,7 +81,7 @@ def read(
     for s in range(depth + 1, len(segments)):
         if wanted[s] and depth > 0:
             window, carried = fold(model, segments[s - depth : s + 1], before[s - depth])
-            outputs.append(Output(window[-1].logits[:, -1:], carried, window[-1].diagnostics))
+            outputs.append(Output(window[-1].logits[:, -1:], carried, {name: value[-1:] for name, value in window[-1].diagnostics.items()}))
         else:
             outputs.append(one(segments[s], before[s], graph=wanted[s]))
         before.append(outputs[-1].state.detach())
@@ -90,5 +90,5 @@ def read(
 
 def _joined(outputs: Sequence[Output], carried: State) -> Output:
     names = outputs[0].diagnostics
-    diagnostics = {name: torch.stack([o.diagnostics[name] for o in outputs]).mean(0) for name in names}
+    diagnostics = {name: torch.cat([o.diagnostics[name] for o in outputs]) for name in names}
     return Output(torch.cat([o.logits.flatten(1, 2) for o in outputs], dim=1), carried, diagnostics)

@@ -190,29 +190,56 @@ def test_splits_are_disjoint(name: str) -> None:
         assert not one & other
 
 
-def test_splits_of_a_tiny_task_are_disjoint_and_together_all_there_is() -> None:
-    """Reverse of 3 symbols out of 4 has 64 contents: over so many draws each comes up, in one split and no other."""
-    task = make("reverse", length=3, symbols=4, num_segments=2)
-    seen = {split: {tuple(row[:3]) for row in sequences(task.batch(split, 0, 5000))} for split in SPLITS}
-    assert all(seen.values())
+TINY = [  # samples of the fewest different contents that are allowed, and some more
+    ("copy", {"length": 1, "symbols": 200}, 200),
+    ("copy", {"length": 2, "symbols": 15}, 225),
+    ("reverse", {"length": 3, "symbols": 6}, 216),
+    ("reverse", {"length": 4, "symbols": 4}, 256),
+    ("reverse", {"length": 5, "symbols": 3}, 243),
+    ("copy", {"length": 8, "symbols": 2}, 256),
+    ("associative_retrieval", {"length": 1}, 260),
+]
+
+
+@pytest.mark.parametrize(("name", "own", "contents"), TINY)
+def test_splits_of_a_tiny_task_are_disjoint_and_together_all_there_is(name: str, own: dict[str, int], contents: int) -> None:
+    """Over so many draws each content comes up, in one split and no other."""
+    task = make(name, num_segments=1, **own)
+    assert task.distinct == contents
+    seen = {split: {tuple(row) for row in sequences(task.batch(split, 0, 6000))} for split in SPLITS}
     for one, other in itertools.combinations(seen.values(), 2):
         assert not one & other
-    assert set.union(*seen.values()) == set(itertools.product(range(2, 6), repeat=3))
-    assert len(seen["train"]) > 40
+    assert len(set.union(*seen.values())) == contents
+    assert len(seen["train"]) > contents * 3 / 4 and len(seen["validation"]) > 2 and len(seen["test"]) > 2
+
+
+def test_every_content_of_a_tiny_task_is_in_one_of_the_splits() -> None:
+    """By name, not by number: all sequences of 4 symbols out of 4."""
+    task = make("reverse", length=4, symbols=4, num_segments=1)
+    seen = {tuple(row[:4]) for split in SPLITS for row in sequences(task.batch(split, 0, 6000))}
+    assert seen == set(itertools.product(range(2, 6), repeat=4))
 
 
 @pytest.mark.timeout(20)
-def test_a_task_too_tiny_for_three_splits_is_an_error() -> None:
-    """Its one content belongs to one split; the other two end with a message, not in endless drawing."""
-    task = make("reverse", length=1, symbols=1, num_segments=1)
-    refused = 0
-    for split in SPLITS:
-        try:
-            assert sequences(task.batch(split, 0, 2)) == [[2, 1, 2]] * 2
-        except ConfigError as error:
-            assert "task.length=1" in str(error)
-            refused += 1
-    assert refused == 2
+@pytest.mark.parametrize(
+    ("name", "own", "contents"),
+    [
+        ("reverse", {"length": 1, "symbols": 1}, 1),
+        ("copy", {"length": 30, "symbols": 1}, 1),
+        ("reverse", {"length": 2, "symbols": 14}, 196),
+    ],
+)
+def test_a_task_too_tiny_for_three_splits_is_an_error(name: str, own: dict[str, int], contents: int) -> None:
+    """At once, with the number of its contents; not an endless drawing."""
+    with pytest.raises(ConfigError, match=rf"task\.length={own['length']} makes only {contents} different samples"):
+        make(name, num_segments=1, **own)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "contents"), [("copy", 5, 7**5), ("reverse", 6, 5**6), ("associative_retrieval", 2, 26 * 25 * 10 * 9 * 2)]
+)
+def test_distinct_counts_the_contents(name: str, length: int, contents: int) -> None:
+    assert make(name, length=length, num_segments=1).distinct == contents
 
 
 def chi_square(counts: np.ndarray) -> float:
@@ -244,6 +271,9 @@ def test_keys_values_and_queries_are_uniform(split: Any) -> None:
     asked = (keys == rows[:, 8:9] - 11).argmax(axis=1)
     assert abs(chi_square(np.bincount(asked, minlength=4))) < 5
     assert abs(chi_square(np.bincount(rows[:, -1], minlength=10))) < 5
+    # A value says nothing about its key, and neither tells which pair is asked for.
+    for joint, cells in ((keys[:, 0] * 10 + values[:, 0], 260), (asked * 26 + keys[:, 0], 104), (asked * 10 + values[:, 0], 40)):
+        assert abs(chi_square(np.bincount(joint, minlength=cells))) < 5
 
 
 def test_sizes_are_those_asked_for_and_training_is_endless() -> None:
@@ -290,9 +320,10 @@ def test_more_pairs_than_values_are_an_error_with_the_bound() -> None:
 @pytest.mark.parametrize(
     ("name", "own", "reachable"),
     [
-        ("copy", {"length": 8, "num_segments": 4}, {1: 2, 2: 4, 3: 6, 4: 8}),  # segments of 6 tokens
+        ("copy", {"length": 8, "num_segments": 4, "symbols": 20}, {1: 2, 2: 4, 3: 6, 4: 8}),  # segments of 6 tokens
+        ("copy", {"length": 8, "num_segments": 4, "symbols": 4}, {2: 4, 3: 6, 4: 8}),  # 1 would be too tiny: 4 ** 2 contents
         ("copy", {"length": 8, "num_segments": 6}, {3: 4, 6: 8}),  # segments of 4: copy needs 3N tokens
-        ("reverse", {"length": 6, "num_segments": 4}, {2: 3, 4: 6}),  # segments of 3: reverse needs 2N tokens
+        ("reverse", {"length": 6, "num_segments": 4, "symbols": 20}, {2: 3, 4: 6}),  # segments of 3: reverse needs 2N tokens
         ("associative_retrieval", {"length": 4, "num_segments": 5}, {2: 1, 3: 2, 4: 3, 5: 4}),  # 1 would hold no pair
         ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [4, 2, 2, 2]}, {4: 4}),
         ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [5, 5]}, {2: 4}),
@@ -321,7 +352,7 @@ def test_at_goes_beyond_the_tasks_own_length_for_evaluation() -> None:
 
 
 def test_at_is_an_error_where_it_cannot_be_had() -> None:
-    with pytest.raises(ConfigError, match=r"3 segments \(9 tokens\)"):
+    with pytest.raises(ConfigError, match=r"task.num_segments=3: no Reverse sample has the 9 tokens"):
         make("reverse", length=6, num_segments=4).at(3)
     with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[4, 4, 2\] are not equal"):
         make("associative_retrieval", segment_lengths=[4, 4, 2]).at(2)
@@ -331,7 +362,7 @@ def test_at_is_an_error_where_it_cannot_be_had() -> None:
 @pytest.mark.parametrize("name", ["copy", "reverse"])
 def test_a_shorter_sample_keeps_the_alphabet(name: str) -> None:
     """A curriculum's stages share the model's vocabulary."""
-    task = make(name, length=8, num_segments=4, symbols=3)
+    task = make(name, length=8, num_segments=4, symbols=6)
     short = task.at(2)
     tokens = short.batch("train", 0, 200).tokens_BT
-    assert set(np.unique(tokens)) == {1, 2, 3, 4} and task.vocab_size == 5
+    assert set(np.unique(tokens)) == {1, 2, 3, 4, 5, 6, 7} and task.vocab_size == short.vocab_size == 8

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.layers.state import State
-from memlab.models.base import Model
+from memlab.models.base import Model, Output
 from memlab.models.memory_transformer import MemoryTransformer
 from memlab.models.rmt import RMT, RMTState
 from memlab.models.transformer import Transformer
@@ -102,7 +101,7 @@ def test_depth_changes_no_diagnostic(depth: int | None, lengths: tuple[int, ...]
         found.append(output.diagnostics["memory/similarity"])
     diagnostics = truncation.read(model, tokens_BT, lengths, depth=depth).diagnostics
     assert diagnostics.keys() == {"memory/similarity"}
-    torch.testing.assert_close(diagnostics["memory/similarity"], torch.stack(found).mean())
+    torch.testing.assert_close(diagnostics["memory/similarity"], torch.stack(found))
 
 
 @pytest.mark.parametrize("name", ["rmt", "full"])
@@ -214,33 +213,45 @@ def test_wanted_leaves_the_gradients_of_the_wanted_losses_unchanged(name: str, d
         assert_same(actual, expected)
 
 
-@pytest.mark.parametrize(
-    ("depth", "wanted", "reads"),
-    [
-        (None, None, 6),
-        (5, None, 6),
-        (0, None, 6),  # nothing is read twice
-        (2, None, 3 + 3 * 3),  # the first k + 1 in one chain, then a window of k + 1 for each segment
-        (2, [False] * 5 + [True], 3 + 1 + 1 + 3),  # segments whose loss is not wanted are read once
-        (2, [False] * 6, 6),
-    ],
-)
-def test_what_a_depth_costs(monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None, reads: int) -> None:
-    """Segments read, as the module's description promises."""
-    model, read = build("rmt"), []
+def graphs_of_segments_read(monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None) -> list[bool]:
+    """For each time that one of six segments is read: whether a graph is built."""
+    built: list[bool] = []
     segment = RMT.segment
 
-    def counted(self: RMT, tokens_BN: Tensor, state: State) -> object:
-        read.append(tokens_BN)
-        return segment(self, tokens_BN, state)
+    def noted(self: RMT, tokens_BN: Tensor, state: RMTState) -> Output:
+        output = segment(self, tokens_BN, state)
+        built.append(output.logits.requires_grad)
+        return output
 
-    monkeypatch.setattr(RMT, "segment", counted)
-    truncation.read(model, tokens([2] * 6), [2] * 6, depth=depth, wanted=wanted)
-    assert len(read) == reads
+    monkeypatch.setattr(RMT, "segment", noted)
+    truncation.read(build("rmt"), tokens([2] * 6), [2] * 6, depth=depth, wanted=wanted)
+    return built
+
+
+LAST, SECOND = [False] * 5 + [True], [False, True] + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("depth", "wanted", "reads", "graphs"),
+    [
+        (None, None, 6, 6),
+        (5, None, 6, 6),
+        (0, None, 6, 6),  # nothing is read twice
+        (2, None, 3 + 3 * 3, 3 + 3 * 3),  # the first k + 1 in one chain, then a window of k + 1 for each segment
+        (2, LAST, 3 + 1 + 1 + 3, 3),  # segments whose loss is not wanted are read once, without a graph
+        (0, LAST, 6, 1),
+        (2, SECOND, 6, 2),  # the first is read with a graph for the sake of the second
+        (2, [False] * 6, 6, 0),
+    ],
+)
+def test_what_a_depth_costs(monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None, reads: int, graphs: int) -> None:
+    """Segments read, and segments whose activations are kept, as the module's description promises."""
+    built = graphs_of_segments_read(monkeypatch, depth, wanted)
+    assert (len(built), sum(built)) == (reads, graphs)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_without_gradient_nothing_builds_a_graph(depth: int | None) -> None:
+def test_without_gradient_nothing_builds_a_graph(monkeypatch: pytest.MonkeyPatch, depth: int | None) -> None:
     with torch.no_grad():
-        output = truncation.read(build("rmt"), tokens(EQUAL), EQUAL, depth=depth)
-    assert not output.logits.requires_grad and not output.state.memory_BMD.requires_grad
+        built = graphs_of_segments_read(monkeypatch, depth, None)
+    assert built and not any(built)

@@ -1,0 +1,161 @@
+"""`memlab.train` as a user starts it: what lies in the run directory, what MLflow holds, that seeds decide everything."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# A training of seconds: three curriculum stages of a small model.
+SMALL = [
+    "task=copy",
+    "task.length=9",
+    "task.num_segments=3",
+    "task.batch_size=8",
+    "task.validation_size=16",
+    "task.test_size=16",
+    "model.width=16",
+    "model.heads=2",
+    "model.layers=1",
+    "model.memory_tokens=4",
+    "trainer.max_steps=12",
+    "trainer.val_every=4",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "curriculum.stage_steps=4",
+]
+
+
+def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    """The small training with some keys set otherwise."""
+    keys = [word.partition("=")[0] for word in words]
+    command = [sys.executable, "-m", "memlab.train", *(w for w in SMALL if w.partition("=")[0] not in keys), *words]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train(cwd: Path, *words: str) -> str:
+    process = start(cwd, *words)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out + err
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["train/loss"] for line in metrics(run_dir) if "train/loss" in line]
+
+
+def test_a_run_leaves_everything_that_is_promised(tmp_path: Path) -> None:
+    shown = train(tmp_path, "run_dir=here")
+    run = tmp_path / "here"
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert {"test/accuracy", "test/accuracy_teacher_forced", "test/exact_match", "val/accuracy"} <= set(result["metrics"])
+    assert result["memory"]["state_bytes"] == 4 * 16 * 4  # m vectors of width d in fp32
+    assert result["steps"] == 12 and result["samples"] == 12 * 8 and result["seed"] == 0
+    assert result["stages_began_at"] == [0, 4, 8]
+    assert result["versions"]["torch"]
+    for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/learning_curve.png"):
+        assert (run / name).stat().st_size > 0
+
+    logged = metrics(run)
+    assert [line["step"] for line in logged if "train/loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in logged if "val/accuracy" in line] == [4, 8, 12]
+    assert [line["curriculum/segments"] for line in logged if "train/loss" in line] == [1] * 4 + [2] * 4 + [3] * 4
+    assert str(run) in shown and "mlflow ui --backend-store-uri sqlite:///" in shown
+    assert "free-running" in shown and "Traceback" not in shown and "Warning" not in shown
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracked = client.get_run(result["mlflow_run_id"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["model.memory_tokens"] == "4" and tracked.data.params["model.name"] == "rmt"
+    assert tracked.data.metrics["test/accuracy"] == result["metrics"]["test/accuracy"]
+    history = client.get_metric_history(result["mlflow_run_id"], "train/loss")
+    assert [m.value for m in history] == losses(run)
+    artifacts = {a.path for a in client.list_artifacts(result["mlflow_run_id"])}
+    assert {"config", "figures"} <= artifacts
+
+    again = start(tmp_path, "run_dir=here")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 2 and "already holds a run" in err
+    assert json.loads((run / "result.json").read_text()) == result, "the first run is untouched"
+
+
+def test_a_seed_decides_every_loss(tmp_path: Path) -> None:
+    """Same seed, same losses to the last bit; `seed=0` is a seed like any other; another seed differs from the first step on."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path, f"run_dir={name}", f"seed={seed}", "tracking=off")
+    a, b, c = (losses(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a[0] != c[0]
+    results = [json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in "ab"]
+    assert results[0] == results[1]
+
+
+def test_two_trainings_at_the_same_moment(tmp_path: Path) -> None:
+    """On a fresh directory both succeed, each in a directory of its own, in one MLflow store."""
+    processes = [start(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("runs/copy/rmt/*/result.json")]
+    assert sorted(r["seed"] for r in results) == [0, 1]
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("copy").experiment_id])
+    assert {r.info.run_id for r in runs} == {r["mlflow_run_id"] for r in results}
+
+
+def test_multirun_is_a_process_for_each_job(tmp_path: Path) -> None:
+    """All jobs run though one of them fails, and the command says so at the end."""
+    process = start(tmp_path, "--multirun", "tracking=off", "model.heads=2,3,1", "run_dir=runs/${model.heads}")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "1 of the jobs failed" in err and "model.heads=3" in err
+    assert sorted(p.parent.name for p in tmp_path.glob("runs/*/result.json")) == ["1", "2"]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_truncated_training_runs(depth: int, tmp_path: Path) -> None:
+    train(tmp_path, f"model.bptt_depth={depth}", "tracking=off", "run_dir=here")
+    assert (tmp_path / "here" / "result.json").exists()
+
+
+def test_steps_after_the_last_validation_are_validated_too(tmp_path: Path) -> None:
+    train(tmp_path, "trainer.max_steps=6", "tracking=off", "run_dir=here")
+    assert [line["step"] for line in metrics(tmp_path / "here") if "val/accuracy" in line] == [4, 6]
+    assert json.loads((tmp_path / "here" / "result.json").read_text())["best_step"] in (4, 6)
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C: status 130, no result.json, the last checkpoint and all metrics kept, the MLflow run ends as KILLED."""
+    process = start(tmp_path, "trainer.max_steps=100000", "run_dir=here", "trainer.stop_at_accuracy=null")
+    checkpoint = tmp_path / "here" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err and "Traceback" not in err + out
+    assert not (tmp_path / "here" / "result.json").exists()
+    assert checkpoint.exists() and len(losses(tmp_path / "here")) >= 4
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("copy").experiment_id])
+    assert run.info.status == "KILLED"
