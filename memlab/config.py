@@ -40,11 +40,11 @@ class OptimConfig(Section):
 
 
 class NoCurriculum(Section):
-    by: Literal["nothing"]
+    grow: Literal[False]
 
 
-class SegmentsCurriculum(Section):
-    by: Literal["segments"]
+class GrowingCurriculum(Section):
+    grow: Literal[True]
     threshold: Fraction
     stage_steps: Positive | None
 
@@ -68,7 +68,7 @@ class Config(Section):
     task: dict[str, Any]
     trainer: TrainerConfig
     optim: OptimConfig
-    curriculum: Annotated[NoCurriculum | SegmentsCurriculum, Field(discriminator="by")]
+    curriculum: Annotated[NoCurriculum | GrowingCurriculum, Field(discriminator="grow")]
     tracking: Annotated[NoTracking | MLflowTracking, Field(discriminator="mlflow")]
 
     @property
@@ -126,11 +126,8 @@ def _check_together(config: Config, task: SyntheticTask) -> None:
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
         raise ConfigError(f"model.bptt_depth={depth}: a sample has {task.num_segments} segments, so it may be {allowed}")
-    if config.curriculum.by == "segments" and len(set(task.segment_lengths)) > 1:
-        raise ConfigError(
-            f"curriculum=segments adds segments of one length, but task.segment_lengths={list(task.segment_lengths)}; "
-            "use equal lengths or curriculum=off"
-        )
+    if config.curriculum.grow:
+        task.stages()
 
 
 def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:

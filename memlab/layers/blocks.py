@@ -29,8 +29,16 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width, bias=False)
+
+    @torch.no_grad()
+    def initialise_heads(self) -> None:
+        """See `initialise`: the first half of the heads look by position, the others by content."""
+        by_position = self.heads // 2
+        weight, bias = (p.unflatten(0, (3, self.heads, -1)) for p in (self.qkv.weight, self.qkv.bias))  # [3, H, K, ..]: q, k, v
+        bias[:2, :by_position].normal_(std=2.0)
+        weight[1, by_position:] = weight[0, by_position:]
 
     def forward(self, x_BTD: Tensor, turn: Rotation, mask: Tensor | None, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         """Args: mask: bool, True = may look, broadcastable to [B, H, T, P + T]; None = causal over [past ; own]."""
@@ -98,7 +106,15 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def initialise(module: nn.Module, layers: int) -> None:
-    """GPT-2's initialisation at any width: N(0, 1/fan_in) weights, residual outputs scaled by 1/sqrt(2 layers), zero biases."""
+    """GPT-2's initialisation at any width, and attention heads of two kinds to begin with.
+
+    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for attention: half of the heads
+    look by position (random query and key biases: their product, turned by the rotation, depends on the distance alone), the
+    others by content (the key projection equals the query projection, so that a token is drawn to its like). Training moves both
+    freely. Without it a token's neighbour and its like have to be found together, and associative retrieval stays at 1/K for
+    thousands of steps (docs/LOG.md, 2026-11-22; in the spirit of "mimetic"
+    initialisation, arXiv 2305.09828 and 2410.11135).
+    """
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
             std = child.in_features**-0.5
@@ -107,3 +123,6 @@ def initialise(module: nn.Module, layers: int) -> None:
             nn.init.normal_(child.weight, std=std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+    for child in module.modules():
+        if isinstance(child, Attention):
+            child.initialise_heads()

@@ -10,8 +10,10 @@ Shapes: B batch, T tokens in a sample, W random words for a sample. This file an
 from __future__ import annotations
 
 import abc
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +113,16 @@ class SyntheticTask(abc.ABC):
         """T of a sample of this length."""
 
     @abc.abstractmethod
-    def sequences(self, words_BW: Words) -> Ints:
-        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but the first."""
+    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but the first.
+
+        `member_B` tells apart samples that share their words (see `members`).
+        """
+
+    @property
+    def members(self) -> int:
+        """How many consecutive samples share their random words, and so their split; 1 unless a task says otherwise."""
+        return 1
 
     @abc.abstractmethod
     def options(self) -> dict[str, int]:
@@ -137,40 +147,43 @@ class SyntheticTask(abc.ABC):
         """
         if num_segments == self.num_segments:
             return self
-        lengths = set(self.segment_lengths)
-        if len(lengths) > 1:
+        if len(set(self.segment_lengths)) > 1:
             raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot change")
-        tokens = num_segments * lengths.pop()
+        tokens = num_segments * self.segment_lengths[0]
         length = next((n for n in range(1, tokens + 1) if self.tokens_for(n) == tokens), None)
         if length is None:
             raise ConfigError(
                 f"task.num_segments={num_segments}: no {type(self).__name__} sample has the {tokens} tokens of so many segments "
-                f"of {tokens // num_segments}"
+                f"of {self.segment_lengths[0]}"
             )
+        return self.resized(length, [self.segment_lengths[0]] * num_segments)
+
+    def resized(self, length: int, segment_lengths: list[int]) -> Self:
+        """This task at another length, cut as given."""
         return type(self)(
             length=length,
-            num_segments=num_segments,
-            segment_lengths=None,
+            num_segments=len(segment_lengths),
+            segment_lengths=segment_lengths,
             batch_size=self.batch_size,
             validation_size=self.validation_size,
             test_size=self.test_size,
             **self.options(),
         )
 
-    def reachable(self) -> tuple[int, ...]:
-        """The numbers of segments up to this task's own at which `at` gives a sample, for a curriculum.
+    def stages(self) -> tuple[Self, ...]:
+        """This task from its shortest sample to itself, for a curriculum: one more segment of the same length at a time.
 
-        A number is left out if no sample fills it, or if so short a task would have too few different samples.
+        A number of segments is left out if no sample fills it, or if so short a task would have too few different samples.
+
+        Raises:
+            ConfigError: segments of different lengths do not say how to grow.
         """
-
-        def possible(n: int) -> bool:
-            try:
-                self.at(n)
-            except ConfigError:
-                return False
-            return True
-
-        return tuple(n for n in range(1, self.num_segments + 1) if possible(n))
+        if len(set(self.segment_lengths)) > 1:
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so a curriculum does not know how to grow; "
+                "use equal lengths or curriculum=off"
+            )
+        return _possible(self.at, range(1, self.num_segments + 1))
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None:
@@ -189,16 +202,28 @@ class SyntheticTask(abc.ABC):
         return (self.tokens // num_segments,) * num_segments
 
     def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
-        found = np.zeros((count, self.tokens + 1), dtype=np.int64)
-        missing = np.ones(count, dtype=np.bool_)
+        index = np.arange(start, start + count)
+        group, member = index // self.members, index % self.members
+        first, groups = int(group[0]), int(group[-1] - group[0]) + 1
+        found = np.zeros((groups, self.words), dtype=np.uint64)
+        missing = np.ones(groups, dtype=np.bool_)
         for attempt in range(_MAX_DRAWS):
-            drawn = self.sequences(_random_words(seed, split, attempt, start, count, self.words))
-            fits = missing & (_split_of(drawn) == split)
-            found[fits] = drawn[fits]
+            words = _random_words(seed, split, attempt, first, groups, self.words)
+            fits = missing & (_split_of(self.sequences(words, np.zeros(groups, dtype=np.int64))) == split)
+            found[fits] = words[fits]
             missing &= ~fits
             if not missing.any():
-                return found
+                return self.sequences(found[group - first], member)
         raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
+
+
+def _possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...]:
+    """What `make` gives for each size at which it can."""
+    made = []
+    for size in sizes:
+        with contextlib.suppress(ConfigError):
+            made.append(make(size))
+    return tuple(made)
 
 
 def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:
@@ -210,7 +235,7 @@ def _random_words(seed: int, split: Split, attempt: int, start: int, count: int,
 
 
 def _split_of(sequence: Ints) -> NDArray[np.str_]:
-    """The split that each row may appear in, by a multiplicative hash of its content."""
+    """The split that each row, and all that share its words, may appear in: by a multiplicative hash of its content."""
     odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
     mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
     mixed ^= mixed >> np.uint64(32)

@@ -61,7 +61,7 @@ class Copy(SyntheticTask):
         """What is to be written after `source` [B, N]."""
         return np.concatenate([source, source], axis=1)
 
-    def sequences(self, words_BW: Words) -> Ints:
+    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
         source = FIRST_SYMBOL + choose(words_BW, self.symbols)
         start = np.full((len(source), 1), START)
         return np.concatenate([source, start, self.answer(source)], axis=1)

@@ -71,7 +71,8 @@ class MetricsLog(L.Callback):
         metrics = {name: value.item() for name, value in module.train_metrics.items()}
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics["curriculum/segments"] = module.curriculum.segments
+        metrics["curriculum/stage"] = module.curriculum.stage + 1
+        metrics["curriculum/segments"] = module.curriculum.task.num_segments
         self.since = (self.clock.seconds, self.clock.tokens)
         log(trainer, metrics, trainer.global_step)
 
@@ -123,7 +124,7 @@ class ProgressReport(L.Callback):
         self.shown |= {
             "loss": f"{module.train_metrics['train/loss'].item():.3f}",
             "train": f"{module.train_metrics['train/accuracy'].item():.3f}",
-            "stage": f"{curriculum.stage + 1}/{len(curriculum.stages)} ({curriculum.segments} segments)",
+            "stage": curriculum.words,
             "speed": f"{speed:,.0f} tokens/s",
         }
         self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)
@@ -136,7 +137,7 @@ class ProgressReport(L.Callback):
             seconds = time.perf_counter() - self.began
             print(
                 f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s"
-                f"  stage {module.curriculum.stage + 1}/{len(module.curriculum.stages)}"
+                f"  stage {module.curriculum.words}"
                 f"  loss {module.train_metrics['train/loss'].item():.4f}  val accuracy {value['val/accuracy']:.4f}"
                 f"  (teacher-forced {value['val/accuracy_teacher_forced']:.4f})",
                 file=sys.stderr,

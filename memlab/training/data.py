@@ -45,31 +45,30 @@ class TrainingStream:
         seed: which stream.
     """
 
-    def __init__(self, task: SyntheticTask, curriculum: Curriculum, steps: int, seed: int) -> None:
+    def __init__(self, curriculum: Curriculum, steps: int, seed: int) -> None:
         self.curriculum = curriculum
         self.steps = steps
         self.seed = seed
         self.position = 0  # samples given so far
-        self.stages = {segments: task.at(segments) for segments in curriculum.stages}
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[TensorBatch]:
         while True:
-            task = self.stages[self.curriculum.segments]
+            task = self.curriculum.task
             batch = task.batch("train", self.position, task.batch_size, self.seed)
             self.position += task.batch_size
             yield TensorBatch.of(batch)
 
 
 class EvaluationBatches:
-    """The fixed samples of a split, at the curriculum's present stage (at the whole task if there is no curriculum)."""
+    """The fixed samples of a split, of one task or of a curriculum's present stage."""
 
-    def __init__(self, task: SyntheticTask, split: Split, curriculum: Curriculum | None = None, batch_size: int = 256) -> None:
-        self.task = task
+    def __init__(self, source: SyntheticTask | Curriculum, split: Split, batch_size: int = 256) -> None:
+        self.source = source
         self.split: Split = split
-        self.curriculum = curriculum
+        task = source.task if isinstance(source, Curriculum) else source
         self.size = task.size(split) or 0
         self.batch_size = batch_size
         self.made: dict[int, list[TensorBatch]] = {}  # validation comes back to the same samples many times
@@ -78,10 +77,9 @@ class EvaluationBatches:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        segments = self.curriculum.segments if self.curriculum else self.task.num_segments
-        if segments not in self.made:
-            task = self.task.at(segments)
+        task = self.source.task if isinstance(self.source, Curriculum) else self.source
+        if id(task) not in self.made:
             starts = range(0, self.size, self.batch_size)
             counts = (min(self.batch_size, self.size - start) for start in starts)
-            self.made[segments] = [TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)]
-        return iter(self.made[segments])
+            self.made[id(task)] = [TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)]
+        return iter(self.made[id(task)])

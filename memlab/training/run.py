@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from memlab import __version__
-from memlab.config import Config, MLflowTracking, SegmentsCurriculum, build_task
+from memlab.config import Config, GrowingCurriculum, MLflowTracking, build_task
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation import memory
 from memlab.models.base import Model
@@ -65,11 +65,11 @@ def build(config: Config) -> Parts:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
         )
-    if isinstance(config.curriculum, SegmentsCurriculum):
-        curriculum = Curriculum(task.reachable(), config.curriculum.threshold, config.curriculum.stage_steps)
+    if isinstance(config.curriculum, GrowingCurriculum):
+        curriculum = Curriculum(task.stages(), config.curriculum.threshold, config.curriculum.stage_steps)
     else:
-        curriculum = Curriculum([task.num_segments], threshold=1.0, stage_steps=None)
-    stream = TrainingStream(task, curriculum, config.trainer.max_steps, config.seed)
+        curriculum = Curriculum([task])
+    stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)
     return Parts(task, model, curriculum, stream, MemoryModule(model, config, stream))
 
 
@@ -143,7 +143,7 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     reports = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
     lightning = trainer(config, loggers, [clock, *reports, Conductor(), best, last])
-    validation = EvaluationBatches(parts.task, "validation", parts.curriculum)
+    validation = EvaluationBatches(parts.curriculum, "validation")
 
     started = time.perf_counter()
     lightning.fit(parts.module, parts.stream, validation)

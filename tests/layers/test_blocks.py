@@ -142,3 +142,15 @@ def test_weights_begin_at_the_scale_of_their_fan_in() -> None:
     ):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
     assert not block.ffn[0].bias.any() and not block.ffn[2].bias.any()
+
+
+def test_half_of_the_heads_begin_by_position_and_half_by_content() -> None:
+    """Scores of the first kind depend on the distance alone where the input says nothing; the second kind prefers its like."""
+    torch.manual_seed(0)
+    stack = Stack(layers=1, width=32, heads=4, ffn_width=32, dropout=0.0)
+    initialise(stack, layers=1)
+    query, key, _ = stack.blocks[0].attention.qkv.weight.unflatten(0, (3, 4, 8))
+    query_bias, key_bias, value_bias = stack.blocks[0].attention.qkv.bias.unflatten(0, (3, 4, 8))
+    assert torch.equal(query[2:], key[2:]) and not (query[:2] == key[:2]).any()
+    assert query_bias[:2].all() and key_bias[:2].all()
+    assert not query_bias[2:].any() and not key_bias[2:].any() and not value_bias.any()

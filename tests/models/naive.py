@@ -44,13 +44,14 @@ def attention(weights: Weights, name: str, heads: int, x_RD: list[Tensor], posit
     width = len(x_RD[0])
     head_width = width // heads
     query_matrix, key_matrix, value_matrix = weights[f"{name}.qkv.weight"].split(width)
+    query_bias, key_bias, value_bias = weights[f"{name}.qkv.bias"].split(width)
     heads_RHK: list[list[Tensor]] = [[] for _ in x_RD]
     all_keys, all_values = [], []
     for h in range(heads):
         own = slice(h * head_width, (h + 1) * head_width)
-        queries = [turn(query_matrix[own] @ x, p) for x, p in zip(x_RD, positions, strict=True)]
-        keys = [turn(key_matrix[own] @ x, p) for x, p in zip(x_RD, positions, strict=True)]
-        values = [value_matrix[own] @ x for x in x_RD]
+        queries = [turn(query_matrix[own] @ x + query_bias[own], p) for x, p in zip(x_RD, positions, strict=True)]
+        keys = [turn(key_matrix[own] @ x + key_bias[own], p) for x, p in zip(x_RD, positions, strict=True)]
+        values = [value_matrix[own] @ x + value_bias[own] for x in x_RD]
         for i, query in enumerate(queries):
             seen = [j for j in range(len(keys)) if sees(i, j)]
             weight = torch.exp(torch.stack([query @ keys[j] for j in seen]) / math.sqrt(head_width))

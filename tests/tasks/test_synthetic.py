@@ -263,13 +263,15 @@ def test_symbols_are_uniform_and_independent(name: str, split: Any) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_keys_values_and_queries_are_uniform(split: Any) -> None:
-    rows = np.array(sequences(make("associative_retrieval").batch(split, 0, 4000)))
+    task = make("associative_retrieval")
+    every_query = np.array(sequences(task.batch(split, 0, 16000)))
+    rows = every_query[np.arange(4000) * 4 + np.arange(4000) % 4]  # one query of each four of the same pairs
     keys, values = rows[:, 0:8:2] - 11, rows[:, 1:8:2]
     for pair in range(4):
         assert abs(chi_square(np.bincount(keys[:, pair], minlength=26))) < 5
         assert abs(chi_square(np.bincount(values[:, pair], minlength=10))) < 5
     asked = (keys == rows[:, 8:9] - 11).argmax(axis=1)
-    assert abs(chi_square(np.bincount(asked, minlength=4))) < 5
+    assert np.bincount(asked, minlength=4).tolist() == [1000] * 4
     assert abs(chi_square(np.bincount(rows[:, -1], minlength=10))) < 5
     # A value says nothing about its key, and neither tells which pair is asked for.
     for joint, cells in ((keys[:, 0] * 10 + values[:, 0], 260), (asked * 26 + keys[:, 0], 104), (asked * 10 + values[:, 0], 40)):
@@ -324,15 +326,12 @@ def test_more_pairs_than_values_are_an_error_with_the_bound() -> None:
         ("copy", {"length": 8, "num_segments": 4, "symbols": 4}, {2: 4, 3: 6, 4: 8}),  # 1 would be too tiny: 4 ** 2 contents
         ("copy", {"length": 8, "num_segments": 6}, {3: 4, 6: 8}),  # segments of 4: copy needs 3N tokens
         ("reverse", {"length": 6, "num_segments": 4, "symbols": 20}, {2: 3, 4: 6}),  # segments of 3: reverse needs 2N tokens
-        ("associative_retrieval", {"length": 4, "num_segments": 5}, {2: 1, 3: 2, 4: 3, 5: 4}),  # 1 would hold no pair
-        ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [4, 2, 2, 2]}, {4: 4}),
-        ("associative_retrieval", {"length": 4, "num_segments": 5, "segment_lengths": [5, 5]}, {2: 4}),
     ],
 )
-def test_reachable_numbers_of_segments_are_those_whose_tokens_make_a_sample(name: str, own: dict, reachable: dict[int, int]) -> None:
-    """Of the same segment length, up to the task's own number; `at` gives the sample of that length, everything else the same."""
+def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: dict[int, int]) -> None:
+    """Up to the task's own number; `at` gives the sample of that length, everything else the same."""
     task = make(name, **own)
-    assert task.reachable() == tuple(reachable)
+    assert [(stage.num_segments, stage.length) for stage in task.stages()] == list(reachable.items())
     for count in range(1, task.num_segments + 1):
         if count not in reachable:
             with pytest.raises(ConfigError):
@@ -345,6 +344,39 @@ def test_reachable_numbers_of_segments_are_those_whose_tokens_make_a_sample(name
             assert getattr(shorter, attribute) == getattr(task, attribute)
 
 
+@pytest.mark.parametrize(
+    ("own", "stages"),
+    [
+        ({"length": 4, "num_segments": 2}, [(6,), (4, 2), (6, 2), (8, 2)]),
+        ({"length": 4, "num_segments": 3}, [(6,), (4, 2), (4, 2, 2), (4, 4, 2)]),
+        ({"length": 4, "num_segments": 5}, [(6,), (2, 2, 2), (2, 2, 2, 2), (2, 2, 2, 2, 2)]),
+        ({"length": 1, "num_segments": 2}, [(2, 2)]),
+        ({"length": 4, "num_segments": 1}, [(10,)]),
+    ],
+)
+def test_retrieval_learns_the_pairing_in_one_segment_and_then_grows_by_pairs(own: dict, stages: list[tuple[int, ...]]) -> None:
+    task = make("associative_retrieval", **own)
+    assert [stage.segment_lengths for stage in task.stages()] == stages
+    assert task.stages()[-1].length == task.length
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_queries_of_the_same_pairs_follow_each_other(split: Any) -> None:
+    rows = np.array(sequences(make("associative_retrieval").batch(split, 0, 40)))
+    assert (rows.reshape(10, 4, -1)[:, :, :8] == rows[::4, None, :8]).all()
+    assert (rows[:, 8].reshape(10, 4) == rows[::4, 0:8:2]).all()
+
+
+def test_no_retrieval_segment_holds_pairs_and_query_unless_asked_for() -> None:
+    """So that a model without memory is at chance: pairs are whole, and the last segment is the query and the separator."""
+    for segments in (2, 3, 5):
+        lengths = make("associative_retrieval", num_segments=segments).segment_lengths
+        assert len(lengths) == segments and lengths[-1] == 2 and all(n % 2 == 0 for n in lengths)
+    with pytest.raises(ConfigError, match=r"task\.num_segments=4.*\[1, 2, 3, 5\]"):
+        make("associative_retrieval", num_segments=4)
+    assert make("associative_retrieval", num_segments=3).at(6).length == 10
+
+
 def test_at_goes_beyond_the_tasks_own_length_for_evaluation() -> None:
     assert make("reverse", length=6, num_segments=4).at(16).length == 24
     with pytest.raises(ConfigError, match="10"):  # the values do not suffice for 11 pairs
@@ -354,9 +386,10 @@ def test_at_goes_beyond_the_tasks_own_length_for_evaluation() -> None:
 def test_at_is_an_error_where_it_cannot_be_had() -> None:
     with pytest.raises(ConfigError, match=r"task.num_segments=3: no Reverse sample has the 9 tokens"):
         make("reverse", length=6, num_segments=4).at(3)
-    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[4, 4, 2\] are not equal"):
-        make("associative_retrieval", segment_lengths=[4, 4, 2]).at(2)
-    assert make("associative_retrieval", segment_lengths=[4, 4, 2]).at(3).segment_lengths == (4, 4, 2)
+    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[20, 16, 12\] are not equal"):
+        make("reverse", length=24, segment_lengths=[20, 16, 12]).at(2)
+    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[20, 16, 12\] are not equal, so a curriculum"):
+        make("reverse", length=24, segment_lengths=[20, 16, 12]).stages()
 
 
 @pytest.mark.parametrize("name", ["copy", "reverse"])

@@ -4,68 +4,75 @@ from __future__ import annotations
 
 import pytest
 
+from memlab.tasks.reverse import Reverse
 from memlab.training.curriculum import Curriculum
 
 
+def curriculum_of(segments: list[int], threshold: float, stage_steps: int | None) -> Curriculum:
+    """A curriculum of reverse tasks with these numbers of segments."""
+    task = Reverse(48, 10, 8, None, batch_size=4, validation_size=4, test_size=4)
+    return Curriculum([task.at(n) for n in segments], threshold, stage_steps)
+
+
 def test_it_begins_with_the_first_stage() -> None:
-    curriculum = Curriculum([2, 4, 8], threshold=0.9, stage_steps=None)
-    assert curriculum.segments == 2 and not curriculum.in_last_stage and curriculum.began_at == [0]
+    curriculum = curriculum_of([2, 4, 8], threshold=0.9, stage_steps=None)
+    assert curriculum.task.num_segments == 2 and not curriculum.in_last_stage and curriculum.began_at == [0]
 
 
 def test_the_next_stage_begins_once_the_threshold_is_reached() -> None:
     """Reached, not passed; one stage for one validation, however good; and not before."""
-    curriculum = Curriculum([2, 4, 8], threshold=0.9, stage_steps=None)
+    curriculum = curriculum_of([2, 4, 8], threshold=0.9, stage_steps=None)
     assert not curriculum.update(10, 0.899)
-    assert curriculum.segments == 2
+    assert curriculum.task.num_segments == 2
     assert curriculum.update(20, 0.9)
-    assert curriculum.segments == 4
+    assert curriculum.task.num_segments == 4
     assert not curriculum.update(30, 0.5)
-    assert curriculum.segments == 4
+    assert curriculum.task.num_segments == 4
     assert curriculum.update(40, 1.0)
-    assert curriculum.segments == 8 and curriculum.in_last_stage
+    assert curriculum.task.num_segments == 8 and curriculum.in_last_stage
     assert curriculum.began_at == [0, 20, 40]
 
 
 def test_the_last_stage_stays() -> None:
-    curriculum = Curriculum([2, 4], threshold=0.5, stage_steps=10)
+    curriculum = curriculum_of([2, 4], threshold=0.5, stage_steps=10)
     curriculum.update(10, 1.0)
     assert not curriculum.update(20, 1.0) and not curriculum.update(1000, 1.0)
-    assert curriculum.segments == 4 and curriculum.began_at == [0, 10]
+    assert curriculum.task.num_segments == 4 and curriculum.began_at == [0, 10]
 
 
 def test_a_single_stage_is_the_last() -> None:
-    curriculum = Curriculum([4], threshold=0.0, stage_steps=1)
-    assert curriculum.in_last_stage and not curriculum.update(5, 1.0) and curriculum.segments == 4
+    curriculum = curriculum_of([4], threshold=0.0, stage_steps=1)
+    assert curriculum.in_last_stage and not curriculum.update(5, 1.0) and curriculum.task.num_segments == 4
 
 
 def test_the_next_stage_begins_when_the_stages_steps_are_spent() -> None:
     """Counted from the step at which the stage began, whatever the accuracy."""
-    curriculum = Curriculum([1, 2, 3], threshold=0.9, stage_steps=100)
+    curriculum = curriculum_of([1, 2, 3], threshold=0.9, stage_steps=100)
     assert not curriculum.update(99, 0.0)
     assert curriculum.update(100, 0.0)
     assert curriculum.update(130, 0.95)
     assert curriculum.began_at == [0, 100, 130]
-    curriculum = Curriculum([1, 2, 3], threshold=0.9, stage_steps=100)
+    curriculum = curriculum_of([1, 2, 3], threshold=0.9, stage_steps=100)
     curriculum.update(60, 0.95)
     assert not curriculum.update(159, 0.0)
     assert curriculum.update(160, 0.0)
 
 
 def test_without_a_budget_only_the_threshold_counts() -> None:
-    curriculum = Curriculum([1, 2], threshold=0.9, stage_steps=None)
+    curriculum = curriculum_of([1, 2], threshold=0.9, stage_steps=None)
     assert not any(curriculum.update(step, 0.89) for step in (1, 1_000, 1_000_000))
 
 
 @pytest.mark.parametrize("left_at", range(7))
 def test_a_restored_curriculum_goes_on_as_if_uninterrupted(left_at: int) -> None:
     validations = [(10, 0.2), (20, 0.95), (30, 0.1), (60, 0.2), (70, 0.2), (80, 0.9)]
-    whole = Curriculum([1, 2, 3, 4], threshold=0.9, stage_steps=40)
+    whole = curriculum_of([1, 2, 3, 4], threshold=0.9, stage_steps=40)
     stages = []
     for step, accuracy in validations:
         whole.update(step, accuracy)
-        stages.append(whole.segments)
+        stages.append(whole.task.num_segments)
     assert stages == [1, 2, 2, 3, 3, 4]
-    first, second = (Curriculum([1, 2, 3, 4], threshold=0.9, stage_steps=40) for _ in range(2))
+    first, second = (curriculum_of([1, 2, 3, 4], threshold=0.9, stage_steps=40) for _ in range(2))
     for step, accuracy in validations[:left_at]:
         first.update(step, accuracy)
     second.load_state_dict(first.state_dict())
@@ -75,10 +82,10 @@ def test_a_restored_curriculum_goes_on_as_if_uninterrupted(left_at: int) -> None
 
 
 def test_a_checkpoint_does_not_change_with_the_curriculum_it_was_taken_from() -> None:
-    curriculum = Curriculum([1, 2, 3], threshold=0.9, stage_steps=None)
+    curriculum = curriculum_of([1, 2, 3], threshold=0.9, stage_steps=None)
     curriculum.update(5, 1.0)
     saved = curriculum.state_dict()
-    other = Curriculum([1, 2, 3], threshold=0.9, stage_steps=None)
+    other = curriculum_of([1, 2, 3], threshold=0.9, stage_steps=None)
     other.load_state_dict(saved)
     curriculum.update(9, 1.0)
     assert saved == {"stage": 1, "began_at": [0, 5]} and other.state_dict() == saved
