@@ -27,8 +27,8 @@ def absolute_uri(uri: str) -> str:
     return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
 
 
-def prepare(uri: str, experiment: str) -> str:
-    """Make the store and the experiment if they are not there yet, one process at a time, and return the experiment's id.
+def prepare(uri: str, experiment: str) -> None:
+    """Make the store and the experiment if they are not there yet, one process at a time.
 
     MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
 
@@ -36,26 +36,27 @@ def prepare(uri: str, experiment: str) -> str:
         UserError: the store cannot be reached or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = absolute_uri(uri)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
         logging.getLogger(name).setLevel(logging.WARNING)
-
     try:
-        if not uri.startswith(SQLITE):
-            return _experiment(MlflowClient(uri), experiment, None)
-        database = Path(uri.removeprefix(SQLITE))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):
-            return _experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client creates the tables
+        if uri.startswith(SQLITE):
+            database = Path(uri.removeprefix(SQLITE))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{database}.lock"):
+                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
+        else:
+            _make_experiment(MlflowClient(uri), experiment, None)
     except (MlflowException, OSError) as error:
         raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
+    if client.get_experiment_by_name(name) is None:
+        client.create_experiment(name, artifact_location=artifacts)
 
 
 class Tracker(MLFlowLogger):

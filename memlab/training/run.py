@@ -116,6 +116,8 @@ def train(config: Config) -> dict[str, Any]:
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     parts = build(config)
+    if isinstance(config.tracking, MLflowTracking):
+        mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
     directory = RunDirectory(config.run_dir, config)
     tracker = start_tracking(config, config.tracking, directory) if isinstance(config.tracking, MLflowTracking) else None
     print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
@@ -197,11 +199,9 @@ def validate_the_end(lightning: L.Trainer, module: MemoryModule, validation: Eva
 
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
     """Begin the MLflow run: parameters, tags and the configuration are there before the first step."""
-    uri = mlflow_store.absolute_uri(tracking.uri)
-    mlflow_store.prepare(uri, tracking.experiment)
     tags = {"memlab.model": config.model["name"], "memlab.task": config.task["name"], "memlab.run_dir": str(directory.path)}
     name = f"{config.model['name']}-{config.task['name']}-{config.seed}"
-    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags)
+    tracker = Tracker(mlflow_store.absolute_uri(tracking.uri), tracking.experiment, name, config.model_dump(), tags)
     tracker.log_artifact(directory.path / "config.yaml", "config")
     return tracker
 

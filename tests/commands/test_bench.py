@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
-    words = "repeats=2 steps=20 run_dir=here model.width=16 model.layers=1 task.length=8 task.batch_size=4 trainer.threads=1".split()
+    small = ["model.width=16", "model.layers=1", "task.length=8", "task.batch_size=4", "trainer.threads=1"]
+    words = ["repeats=2", "steps=20", "run_dir=here", *small]
     done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "overhead.json").read_text())
