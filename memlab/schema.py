@@ -48,6 +48,8 @@ class Parameter:
 def parameters(target: str) -> dict[str, Parameter]:
     """The constructor arguments of the class that a dotted path names, read from its source without importing it.
 
+    Arguments that an `__init__` passes on as `**name` are those of the class's base.
+
     Raises:
         ConfigError: there is no such module or class, or no `__init__` in it or in the class it imports as its base.
     """
@@ -62,15 +64,18 @@ def parameters(target: str) -> dict[str, Parameter]:
     found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), None)
     if found is None:
         raise ConfigError(f"_target_: {spec.origin} has no class {class_name!r}")
+    own: dict[str, Parameter] = {}
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return {a.arg: _parameter(a) for a in [*node.args.args[1:], *node.args.kwonlyargs]}
+            own = {a.arg: _parameter(a) for a in [*node.args.args[1:], *node.args.kwonlyargs]}
+            if node.args.kwarg is None:
+                return own
     base = ast.unparse(found.bases[0]) if found.bases else ""
-    for node in tree.body:  # a constructor that is inherited, from a class of this file or from one it imports
+    for node in tree.body:  # the base is a class of this file, or one that it imports
         if isinstance(node, ast.ClassDef) and node.name == base:
-            return parameters(f"{module}.{base}")
+            return parameters(f"{module}.{base}") | own
         if isinstance(node, ast.ImportFrom) and base in [a.name for a in node.names]:
-            return parameters(f"{node.module}.{base}")
+            return parameters(f"{node.module}.{base}") | own
     raise ConfigError(f"_target_: {target} has no __init__ whose arguments could be read")
 
 

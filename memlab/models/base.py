@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from memlab.errors import ConfigError
 from memlab.layers.blocks import KeyValues, Stack, initialise
 from memlab.layers.state import State
+from memlab.schema import Dropout, Positive
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ class Model(nn.Module, abc.ABC):
 
     parallel: ClassVar[Any] = None  # a method (tokens_BSN, state) -> Output where there is an exact parallel form
 
-    def __init__(self, vocab_size: int, layers: int, width: int, heads: int, ffn_multiple: int, dropout: float) -> None:
+    def __init__(
+        self, vocab_size: Positive, layers: Positive, width: Positive, heads: Positive, ffn_multiple: Positive, dropout: Dropout
+    ) -> None:
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+        self.width = width
         self.embed = nn.Embedding(vocab_size, width)
         self.stack = Stack(layers, width, heads, ffn_multiple * width, dropout)
         self.head = nn.Linear(width, vocab_size)

@@ -8,34 +8,27 @@ no memory of earlier segments, so on a task that needs one it must stay at chanc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import Empty
 from memlab.models.base import Model, Open, Output
-from memlab.schema import Dropout, Positive
+from memlab.schema import Positive
 
 
 class MemoryTransformer(Model):
     """Memory tokens at the front of each segment.
 
     Args:
-        memory_tokens: M, the number of memory tokens. The other arguments are `Model`'s.
+        memory_tokens: M, the number of memory tokens. `backbone` are `Model`'s arguments.
     """
 
-    def __init__(
-        self,
-        vocab_size: Positive,
-        layers: Positive,
-        width: Positive,
-        heads: Positive,
-        ffn_multiple: Positive,
-        dropout: Dropout,
-        memory_tokens: Positive,
-    ) -> None:
-        super().__init__(vocab_size, layers, width, heads, ffn_multiple, dropout)
-        self.memory_MD = nn.Parameter(torch.randn(memory_tokens, width))
+    def __init__(self, *, memory_tokens: Positive, **backbone: Any) -> None:
+        super().__init__(**backbone)
+        self.memory_MD = nn.Parameter(torch.randn(memory_tokens, self.width))
 
     @property
     def carries(self) -> bool:

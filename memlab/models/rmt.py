@@ -16,6 +16,8 @@ Positions are explicit (the published code takes memory's from a shift that is i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import State, state
 from memlab.models.base import Model, Open, Output
-from memlab.schema import Dropout, Positive
+from memlab.schema import Positive
 
 
 @state
@@ -37,22 +39,13 @@ class RMT(Model):
     """RMT decoder.
 
     Args:
-        memory_tokens: M, the number of read and of write memory tokens. The other arguments are `Model`'s.
+        memory_tokens: M, the number of read and of write memory tokens. `backbone` are `Model`'s arguments.
     """
 
-    def __init__(
-        self,
-        vocab_size: Positive,
-        layers: Positive,
-        width: Positive,
-        heads: Positive,
-        ffn_multiple: Positive,
-        dropout: Dropout,
-        memory_tokens: Positive,
-    ) -> None:
-        super().__init__(vocab_size, layers, width, heads, ffn_multiple, dropout)
+    def __init__(self, *, memory_tokens: Positive, **backbone: Any) -> None:
+        super().__init__(**backbone)
         # Distinct vectors of a token embedding's size; the published code repeats one vector M times.
-        self.initial_memory_MD = nn.Parameter(torch.randn(memory_tokens, width))
+        self.initial_memory_MD = nn.Parameter(torch.randn(memory_tokens, self.width))
 
     def init_state(self, batch_size: int) -> RMTState:
         return RMTState(self.initial_memory_MD.expand(batch_size, -1, -1))

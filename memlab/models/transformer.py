@@ -9,7 +9,7 @@ Both have an exact parallel form.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from memlab.layers.blocks import KeyValues, causal_mask
 from memlab.layers.state import Empty, State, state
 from memlab.models.base import Model, Open, Output
-from memlab.schema import Dropout, Positive
 
 
 @state
@@ -36,20 +35,11 @@ class Transformer(Model):
     """Decoder without memory.
 
     Args:
-        context: what a token may look at, see above. The other arguments are `Model`'s.
+        context: what a token may look at, see above. `backbone` are `Model`'s arguments.
     """
 
-    def __init__(
-        self,
-        vocab_size: Positive,
-        layers: Positive,
-        width: Positive,
-        heads: Positive,
-        ffn_multiple: Positive,
-        dropout: Dropout,
-        context: Literal["segment", "full"],
-    ) -> None:
-        super().__init__(vocab_size, layers, width, heads, ffn_multiple, dropout)
+    def __init__(self, *, context: Literal["segment", "full"], **backbone: Any) -> None:
+        super().__init__(**backbone)
         self.context = context
 
     @property

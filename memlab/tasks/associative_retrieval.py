@@ -16,11 +16,11 @@ the K values add to the gradient cancels within a batch, and what is left is the
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
@@ -31,24 +31,16 @@ class AssociativeRetrieval(SyntheticTask):
     """Associative retrieval.
 
     Args:
-        length: K, the number of pairs, at most 10 (published: 4). The others are `SyntheticTask`'s.
+        length: K, the number of pairs, at most 10 (published: 4). `sizes` are `SyntheticTask`'s arguments.
     """
 
     vocab_size = FIRST_KEY + KEYS
     chance = 1 / VALUES
 
-    def __init__(
-        self,
-        length: Positive,
-        num_segments: Positive,
-        segment_lengths: list[Positive] | None,
-        batch_size: Positive,
-        validation_size: Positive,
-        test_size: Positive,
-    ) -> None:
-        if length > VALUES:
-            raise ConfigError(f"task.length={length}: at most {VALUES} pairs, since values do not repeat")
-        super().__init__(length, num_segments, segment_lengths, batch_size, validation_size, test_size)
+    def __init__(self, **sizes: Any) -> None:
+        if sizes["length"] > VALUES:
+            raise ConfigError(f"task.length={sizes['length']}: at most {VALUES} pairs, since values do not repeat")
+        super().__init__(**sizes)
 
     @staticmethod
     def tokens_for(length: int) -> int:

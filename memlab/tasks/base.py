@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
+from memlab.schema import Positive
 
 Split = Literal["train", "validation", "test"]
 Ints = NDArray[np.int64]
@@ -66,12 +67,12 @@ class SyntheticTask(abc.ABC):
 
     def __init__(
         self,
-        length: int,
-        num_segments: int,
-        segment_lengths: list[int] | None,
-        batch_size: int,
-        validation_size: int,
-        test_size: int,
+        length: Positive,
+        num_segments: Positive,
+        segment_lengths: list[Positive] | None,
+        batch_size: Positive,
+        validation_size: Positive,
+        test_size: Positive,
     ) -> None:
         self.length = length
         self.batch_size = batch_size

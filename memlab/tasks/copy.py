@@ -7,6 +7,8 @@ The answer is what has to be remembered, all of it, once while the source is nea
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from memlab.schema import Positive
@@ -20,21 +22,12 @@ class Copy(SyntheticTask):
 
     Args:
         length: N, symbols to remember (published: 24, 120, 240, 360).
-        symbols: size of the alphabet (published: 10, and 8 for 120 symbols and more). The others are `SyntheticTask`'s.
+        symbols: size of the alphabet (published: 10, and 8 for 120 symbols and more). `sizes` are `SyntheticTask`'s arguments.
     """
 
-    def __init__(
-        self,
-        length: Positive,
-        symbols: Positive,
-        num_segments: Positive,
-        segment_lengths: list[Positive] | None,
-        batch_size: Positive,
-        validation_size: Positive,
-        test_size: Positive,
-    ) -> None:
+    def __init__(self, *, symbols: Positive, **sizes: Any) -> None:
         self.symbols = symbols
-        super().__init__(length, num_segments, segment_lengths, batch_size, validation_size, test_size)
+        super().__init__(**sizes)
         self.vocab_size = FIRST_SYMBOL + symbols
         self.chance = 1 / symbols
 

@@ -14,7 +14,11 @@ VOCABULARY = 11
 
 def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> MemoryTransformer:
     torch.manual_seed(0)
-    return naive.disturb(MemoryTransformer(VOCABULARY, layers, width, heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens))
+    return naive.disturb(
+        MemoryTransformer(
+            vocab_size=VOCABULARY, layers=layers, width=width, heads=heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens
+        )
+    )
 
 
 def tokens(*shape: int) -> Tensor:

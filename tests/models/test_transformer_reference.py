@@ -19,7 +19,9 @@ SIZES = [
 
 def build(context: str, layers: int = 2, width: int = 8, heads: int = 2) -> Transformer:
     torch.manual_seed(0)
-    return naive.disturb(Transformer(VOCABULARY, layers, width, heads, ffn_multiple=3, dropout=0.0, context=context))  # type: ignore[arg-type]
+    return naive.disturb(
+        Transformer(vocab_size=VOCABULARY, layers=layers, width=width, heads=heads, ffn_multiple=3, dropout=0.0, context=context)
+    )  # type: ignore[arg-type]
 
 
 def tokens(*shape: int) -> Tensor:
