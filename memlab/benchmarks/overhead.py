@@ -26,8 +26,9 @@ from memlab.config import BenchConfig
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
 from memlab.training import optimizers
-from memlab.training import run as training
+from memlab.training.build import build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
+from memlab.training.run import versions
 
 WARM_UP = 10  # steps at the start of each block that are not counted
 
@@ -51,7 +52,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
-        "versions": training.versions(),
+        "versions": versions(),
     }
     report = Path(config.run_dir).absolute() / "overhead.json"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -62,21 +63,21 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 def train_block(config: BenchConfig, directory: Path) -> float:
     """Mean seconds of a step of `memlab.train`, with everything that it does between validations."""
-    parts = training.build(config)
+    parts = build(config)
     directory.mkdir(parents=True)
     uri = absolute_uri(f"sqlite:///{directory / 'mlflow.db'}")
     prepare(uri, "overhead")
     tracker = Tracker(uri, "overhead", "overhead", config.model_dump(), {})
     clock = StepClock()
     callbacks = [clock, MetricsLog(config.trainer.log_every, clock), ProgressReport(config.steps, clock), Conductor()]
-    trainer = training.trainer(config, [JsonlLogger(directory / "metrics.jsonl"), tracker], callbacks, limit_val_batches=0)
-    trainer.fit(parts.module, parts.stream)
+    lightning = trainer(config, [JsonlLogger(directory / "metrics.jsonl"), tracker], callbacks, limit_val_batches=0)
+    lightning.fit(parts.module, parts.stream)
     return statistics.fmean(clock.steps[WARM_UP:])
 
 
 def bare_block(config: BenchConfig) -> float:
     """Mean seconds of a step of the loop that anyone would write first."""
-    parts = training.build(config)
+    parts = build(config)
     model, batches = parts.model.train(), iter(parts.stream)
     ready = [next(batches) for _ in range(config.steps)]
     optimizer, scheduler = optimizers.build(model, config.optim, config.steps)
