@@ -30,7 +30,12 @@ def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: s
     )
     table.add_row("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token")
     table.add_row("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right")
-    table.add_row("validation accuracy", f"{metrics['val/accuracy']:.4f}", f"best checkpoint, step {result['best_step']}", end_section=True)
+    table.add_row(
+        "validation accuracy",
+        f"{metrics['val/accuracy']:.4f}",
+        f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of {result['stages']}",
+        end_section=True,
+    )
     table.add_row("steps", f"{result['steps']:,}", f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}")
     table.add_row(
         "training time",

@@ -79,7 +79,7 @@ class MetricsLog(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"}
-        log(trainer, metrics, trainer.global_step)
+        log(trainer, {**metrics, "val/stage": module.curriculum.stage + 1}, trainer.global_step)
 
 
 class ProgressReport(L.Callback):

@@ -88,7 +88,8 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     lightning.test(parts.module, EvaluationBatches(parts.task, "test"), verbose=False)
     metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
     logged = read_metrics(directory.metrics)
-    metrics["val/accuracy"] = next(m["val/accuracy"] for m in logged if m["step"] == chosen["global_step"] and "val/accuracy" in m)
+    at_best = next(m for m in logged if m["step"] == chosen["global_step"] and "val/accuracy" in m)
+    metrics["val/accuracy"] = at_best["val/accuracy"]
     result = {
         "status": "finished",
         "model": config.model["name"],
@@ -105,6 +106,8 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
         },
         "steps": steps,
         "best_step": chosen["global_step"],
+        "best_stage": int(at_best["val/stage"]),
+        "stages": len(parts.curriculum.stages),
         "samples": parts.stream.position,
         "stages_began_at": parts.curriculum.began_at,
         "parameters": sum(p.numel() for p in parts.model.parameters()),

@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path: Path) -> None:
     assert {"test/accuracy", "test/accuracy_teacher_forced", "test/exact_match", "val/accuracy"} <= set(result["metrics"])
     assert result["memory"]["state_bytes"] == 4 * 16 * 4  # m vectors of width d in fp32
     assert result["steps"] == 12 and result["samples"] == 12 * 8 and result["seed"] == 0
-    assert result["stages_began_at"] == [0, 4, 8]
+    assert result["stages_began_at"] == [0, 4, 8] and result["stages"] == result["best_stage"] == 3
     assert result["versions"]["torch"]
     for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/learning_curve.png"):
         assert (run / name).stat().st_size > 0
