@@ -29,6 +29,11 @@ class TrainerConfig(Section):
     val_every: Positive
     log_every: Positive
 
+    @property
+    def val_interval(self) -> int:
+        """Steps between validations; a run shorter than `val_every` is validated at its end."""
+        return min(self.val_every, self.max_steps)
+
 
 class OptimConfig(Section):
     lr: PositiveFloat

@@ -80,7 +80,7 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     started = time.perf_counter()
     lightning.fit(parts.module, parts.stream, validation)
     steps, fitted = lightning.global_step, time.perf_counter()
-    if steps % config.trainer.val_every and not lightning.should_stop:
+    if steps % config.trainer.val_interval and not lightning.should_stop:
         validate_the_end(lightning, parts.module, validation, best)
 
     chosen = torch.load(directory.checkpoints / "best.ckpt", weights_only=True, map_location="cpu")

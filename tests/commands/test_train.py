@@ -134,10 +134,11 @@ def test_truncated_training_runs(depth: int, tmp_path: Path) -> None:
     assert (tmp_path / "here" / "result.json").exists()
 
 
-def test_steps_after_the_last_validation_are_validated_too(tmp_path: Path) -> None:
-    train(tmp_path, "trainer.max_steps=6", "tracking=off", "run_dir=here")
-    assert [line["step"] for line in metrics(tmp_path / "here") if "val/accuracy" in line] == [4, 6]
-    assert json.loads((tmp_path / "here" / "result.json").read_text())["best_step"] in (4, 6)
+@pytest.mark.parametrize(("steps", "validated"), [(6, [4, 6]), (3, [3]), (8, [4, 8])])
+def test_the_last_step_is_validated_once(steps: int, validated: list[int], tmp_path: Path) -> None:
+    train(tmp_path, f"trainer.max_steps={steps}", "tracking=off", "run_dir=here")
+    assert [line["step"] for line in metrics(tmp_path / "here") if "val/accuracy" in line] == validated
+    assert json.loads((tmp_path / "here" / "result.json").read_text())["best_step"] in validated
 
 
 def test_interrupted(tmp_path: Path) -> None:
