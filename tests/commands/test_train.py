@@ -126,6 +126,7 @@ def test_multirun_is_a_process_for_each_job(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "1 of the jobs failed" in err and "model.heads=3" in err
     assert sorted(p.parent.name for p in tmp_path.glob("runs/*/result.json")) == ["1", "2"]
+    assert {p.name for p in tmp_path.iterdir()} == {"runs"}
 
 
 @pytest.mark.parametrize("depth", [0, 1])
