@@ -81,4 +81,6 @@ def quiet() -> None:
     """Leave out Lightning's hints and advertisements: what a person has to know is said by memlab itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")  # Lightning 2.6 uses what torch 2.13 deprecates
+    # Lightning 2.6 uses what torch 2.13 deprecates, and does not want a step for validation where a benchmark has none.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`", module="lightning.*")
