@@ -12,28 +12,18 @@ from torch import Tensor
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.layers.state import State, state
 from memlab.models.base import Model, Open, Output
-from memlab.models.memory_transformer import MemoryTransformer
-from memlab.models.rmt import RMT
-from memlab.models.transformer import Transformer
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.copy import Copy
 from memlab.tasks.reverse import Reverse
 from memlab.training import truncation
+from tests import small
 
 VOCABULARY = 13
 
 
 def build(name: str) -> Model:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
-    models = {
-        "rmt": lambda: RMT(memory_tokens=3, **sizes),
-        "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **sizes),
-        "segment": lambda: Transformer(context="segment", **sizes),
-        "full": lambda: Transformer(context="full", **sizes),
-    }
-    return models[name]().double()
+    return small.build(name, VOCABULARY)
 
 
 def reread(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from memlab.models.base import Model, Output
-from memlab.models.memory_transformer import MemoryTransformer
 from memlab.models.rmt import RMT, RMTState
-from memlab.models.transformer import Transformer
 from memlab.training import truncation
+from tests import small
 
 VOCABULARY, BATCH = 20, 2
 EQUAL, UNEQUAL = (3, 3, 3, 3, 3), (2, 4, 4, 1, 3)
@@ -21,14 +20,7 @@ DEPTHS = [0, 1, 2, 4, None]  # 4 = S - 1
 
 
 def build(name: str) -> Model:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
-    models = {
-        "rmt": lambda: RMT(memory_tokens=3, **sizes),
-        "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **sizes),
-        "full": lambda: Transformer(context="full", **sizes),
-    }
-    return models[name]().double()
+    return small.build(name, VOCABULARY)
 
 
 def tokens(lengths: Sequence[int]) -> Tensor:
