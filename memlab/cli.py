@@ -99,17 +99,15 @@ def _preflight(command: str, arguments: Any, check: Check) -> None:
         if not arguments.multirun and (sweep := next((o for o in overrides if o.is_sweep_override()), None)):
             raise ConfigError(f"{sweep.input_line}: several values are several runs; add --multirun")
         _check_twice(overrides)
-        directories: dict[str, str] = {}
+        given = any(o.key_or_group == "run_dir" for o in overrides)  # the default differs for each run
+        directories: set[str] = set()
         for job in _jobs(overrides):
             composed = _compose(command, job, search)
             check(composed)
-            directory = os.path.abspath(composed.get("run_dir", ""))
-            if "run_dir" in composed and any(o.key_or_group == "run_dir" for o in overrides):
-                if directory in directories:
-                    raise ConfigError(
-                        f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'"
-                    )
-                directories[directory] = ""
+            directory = os.path.abspath(composed.run_dir)
+            if given and directory in directories:
+                raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
+            directories.add(directory)
 
 
 def _jobs(overrides: list[Override]) -> Iterator[list[str]]:

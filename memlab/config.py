@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -120,8 +119,7 @@ def build_task(config: Config) -> SyntheticTask:
     Raises:
         ConfigError: the task's values do not go together.
     """
-    module, _, name = config.task["_target_"].rpartition(".")
-    task: SyntheticTask = getattr(importlib.import_module(module), name)(**config.arguments("task"))
+    task: SyntheticTask = schema.load(config.task["_target_"])(**config.arguments("task"))
     return task
 
 

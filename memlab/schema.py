@@ -7,6 +7,7 @@ They are read from the source text, so that a mistake is told in a second, befor
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,12 @@ class Parameter:
 
     annotation: Any
     words: str
+
+
+def load(target: str) -> Any:
+    """The class that a dotted path names."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def parameters(target: str) -> dict[str, Parameter]:

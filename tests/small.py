@@ -1,8 +1,11 @@
-"""Small models in float64 with the same weights every time, for tests of what is built on models."""
+"""Small models in float64 with the same weights every time, for tests of what is built on models; and how a model is read in pieces."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from memlab.models.base import Model
 from memlab.models.memory_transformer import MemoryTransformer
@@ -21,3 +24,15 @@ def build(name: str, vocab_size: int) -> Model:
         "full": lambda: Transformer(context="full", **sizes),
     }
     return models[name]().double()
+
+
+def read_in_pieces(model: Model, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:
+    """Every segment by begin, extend in pieces of these sizes, close: logits [B, S * N, V] and the last state."""
+    state, logits = model.init_state(len(tokens_BSN)), []
+    for tokens_BN in tokens_BSN.unbind(1):
+        open = model.begin(state)
+        for piece in tokens_BN.split(pieces, dim=1):
+            logits_BnV, open = model.extend(piece, open)
+            logits.append(logits_BnV)
+        state = model.close(open)
+    return torch.cat(logits, dim=1), state

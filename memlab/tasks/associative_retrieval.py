@@ -79,7 +79,7 @@ class AssociativeRetrieval(SyntheticTask):
             return self
         pairs = (num_segments - 1) * self.segment_lengths[0] // 2
         if self.segment_lengths[-1] != QUERY or pairs < 1:
-            raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to")
+            raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
         return self.resized(pairs, self._context(pairs))
 
     def stages(self) -> tuple[AssociativeRetrieval, ...]:

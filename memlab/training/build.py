@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from memlab import schema
 from memlab.config import Config, GrowingCurriculum, build_task
 from memlab.errors import ConfigError
 from memlab.models.base import Model
@@ -39,9 +39,7 @@ def build(config: Config) -> Parts:
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config)
-    module_name, _, class_name = config.model["_target_"].rpartition(".")
-    model_class: type[Model] = getattr(importlib.import_module(module_name), class_name)
-    model = model_class(vocab_size=task.vocab_size, **config.arguments("model"))
+    model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"

@@ -5,7 +5,6 @@ The tests speak to models through the contract alone (`memlab/models/base.py`), 
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 from pathlib import Path
@@ -45,10 +44,9 @@ def build(file: Path, options: dict[str, Any], dtype: torch.dtype = torch.float6
     torch.manual_seed(1)
     config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
     arguments = schema.parameters(config["_target_"])
-    module, _, name = config["_target_"].rpartition(".")
     values = {**{k: v for k, v in config.items() if k in arguments}, **options, **more}
     values |= {k: v for k, v in SMALL.items() if k in arguments and k not in more}
-    model: Model = getattr(importlib.import_module(module), name)(vocab_size=VOCAB, **values)
+    model: Model = schema.load(config["_target_"])(vocab_size=VOCAB, **values)
     return model.to(dtype).eval()
 
 

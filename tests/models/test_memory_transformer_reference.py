@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memlab.models.memory_transformer import MemoryTransformer
+from tests import small
 from tests.models import naive
 
 VOCABULARY = 11
@@ -62,9 +63,6 @@ def test_logits_and_gradients_equal_the_formulas(form: str, batch: int, segments
 @pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [2, 3]])
 def test_begin_extend_equal_the_formulas(pieces: list[int]) -> None:
     """A segment read in pieces, for several documents, values and gradients."""
-    model, tokens_BSN, logits = build(), tokens(3, 1, 5), []
-    open = model.begin(model.init_state(3))
-    for piece in tokens_BSN[:, 0].split(pieces, dim=1):
-        logits_BnV, open = model.extend(piece, open)
-        logits.append(logits_BnV)
-    naive.assert_same_values_and_gradients(model, [torch.cat(logits, dim=1)[:, None]], [read_all(model, tokens_BSN)])
+    model, tokens_BSN = build(), tokens(3, 1, 5)
+    logits_BNV, _ = small.read_in_pieces(model, tokens_BSN, pieces)
+    naive.assert_same_values_and_gradients(model, [logits_BNV[:, None]], [read_all(model, tokens_BSN)])

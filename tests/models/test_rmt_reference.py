@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memlab.models.rmt import RMT, RMTState
+from tests import small
 from tests.models import naive
 
 VOCABULARY = 11
@@ -82,13 +83,7 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> No
 def test_begin_extend_close_equal_the_paper_formulas(pieces: list[int]) -> None:
     """Two segments read in pieces, with memory written by `close`, values and gradients."""
     model, tokens_BSN = build(), tokens(2, 2, 5)
-    state, logits = model.init_state(2), []
-    for tokens_BN in tokens_BSN.unbind(1):
-        open = model.begin(state)
-        for piece in tokens_BN.split(pieces, dim=1):
-            logits_BnV, open = model.extend(piece, open)
-            logits.append(logits_BnV)
-        state = model.close(open)
-    logits_BSNV = torch.cat(logits, dim=1).unflatten(1, (2, 5))
+    logits_BTV, state = small.read_in_pieces(model, tokens_BSN, pieces)
+    logits_BSNV = logits_BTV.unflatten(1, (2, 5))
     expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(2, -1, -1))
     naive.assert_same_values_and_gradients(model, [logits_BSNV, state.memory_BMD], expected)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memlab.models.transformer import FullContext, Transformer
+from tests import small
 from tests.models import naive
 
 VOCABULARY = 11
@@ -67,16 +68,10 @@ def test_context_full_is_causal_attention_over_the_joined_segments(form: str, ba
 def test_begin_extend_close_equal_the_loops(context: str, pieces: list[int]) -> None:
     """Two segments read in pieces, values and gradients."""
     model, tokens_BSN = build(context), tokens(2, 2, 4)
-    state, logits = model.init_state(2), []
-    for tokens_BN in tokens_BSN.unbind(1):
-        open = model.begin(state)
-        for piece in tokens_BN.split(pieces, dim=1):
-            logits_BnV, open = model.extend(piece, open)
-            logits.append(logits_BnV)
-        state = model.close(open)
+    logits_BTV, _ = small.read_in_pieces(model, tokens_BSN, pieces)
     whole = tokens_BSN.flatten(1)[:, None] if context == "full" else tokens_BSN
     expected = torch.stack([torch.cat([read_causally(model, part)[0] for part in document]) for document in whole])
-    naive.assert_same_values_and_gradients(model, [torch.cat(logits, dim=1)], [expected])
+    naive.assert_same_values_and_gradients(model, [logits_BTV], [expected])
 
 
 def test_context_full_documents_that_begin_anew_see_nothing_of_the_ones_before() -> None:
