@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memlab.models.base import Model
+from memlab.models.base import Decoder
 
 
 @torch.no_grad()
-def free_running(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
+def free_running(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
     """Greedy continuation of a prompt, token by token, with memory written at each segment's end.
 
     Args:

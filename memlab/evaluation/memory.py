@@ -1,6 +1,6 @@
 """What a memory costs, measured on the tensors that a model really carries, for one document.
 
-    KV_full(L)           = 2 * layers * heads * head_width * L * bytes       a full cache of the same backbone after L tokens
+    KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes       a full cache of the same backbone after L tokens
     compression_carry(L) = KV_full(L) / bytes of the state that survives to the next segment
     compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's keys and values
 
@@ -36,15 +36,15 @@ class MemoryCost:
 
 @torch.no_grad()
 def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
-    """Read one document of these segments token block by token block, and weigh what is held."""
+    """Read one document of these segments, and weigh what is held."""
     state = model.init_state(1)
     peak = 0
     for length in segment_lengths:
-        _, open = model.extend(torch.zeros(1, length, dtype=torch.long, device=model.device), model.begin(state))
-        peak = max(peak, open.nbytes)
-        state = model.close(open)
+        tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
+        peak = max(peak, model.peak_bytes(tokens_BN, state))
+        state = model.segment(tokens_BN, state).state
     tokens = sum(segment_lengths)
     stack = model.stack
-    full = 2 * len(stack.blocks) * stack.heads * stack.head_width * tokens * model.embed.weight.element_size()
+    full = 2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
     carried = state.nbytes
     return MemoryCost(tokens, full, carried, peak, full / carried if carried else None, full / peak if peak else None)

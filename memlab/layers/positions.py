@@ -1,11 +1,15 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 15). Positions are explicit integers; no module counts a cache.
+"""Two ways to say where tokens stand. Positions are explicit integers; no module counts a cache.
 
-Shapes: B batch, H heads, T tokens, K head width.
+    rope             RoFormer (arXiv 2104.09864, eq. 15): queries and keys are turned by their positions
+    transformer_xl   Transformer-XL (arXiv 1901.02860, section 3.3): a term for each distance is added to the scores
+
+Shapes: B batch, H heads, T queries, L keys (the queries' own are the last T), W distances, D width, K head width.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, [T, K] or [B, 1, T, K]
@@ -21,8 +25,34 @@ def rotation(positions: Tensor, head_width: int, base: float = 10_000.0, dtype: 
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def rotate(x_BHTK: Tensor, by: Rotation) -> Tensor:
-    """Turn each pair (k, k + K/2) of the head by its position's angle."""
+def rotate(x_BHTK: Tensor, by: Rotation | None) -> Tensor:
+    """Turn each pair (k, k + K/2) of the head by its position's angle; None = positions are not told by turning."""
+    if by is None:
+        return x_BHTK
     cos, sin = by
     first, second = x_BHTK.chunk(2, dim=-1)
     return (x_BHTK * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BHTK.dtype)
+
+
+def distances(queries: int, keys: int, ahead: bool, device: torch.device) -> Tensor:
+    """int [W]: how far a key may be behind a query, from the farthest down to 0, or down to the nearest ahead of it (negative)."""
+    return torch.arange(keys - 1, -max(queries, 1) if ahead else -1, -1, device=device)
+
+
+def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """R [W, D] of Transformer-XL: sines, then cosines, of each distance at D/2 frequencies ("Attention Is All You Need", 3.5)."""
+    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=distances_W.device, dtype=torch.float64) / width)
+    angle = distances_W[:, None].to(torch.float64) * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :width].to(dtype)
+
+
+def shift(score_BHTW: Tensor, keys: int) -> Tensor:
+    """From scores by distance to scores by key: [B, H, T, W] to [B, H, T, L] (Transformer-XL, appendix B).
+
+    Column w of the input is the distance L - 1 - w; query i is the (L - T + i)-th token, so that key j is L - T + i - j behind it and its
+    score stands in column T - 1 - i + j. With a column of padding, that is a regular view of the flat tensor.
+    Without distances ahead, what comes out for keys ahead of their query is of no meaning and has to be masked.
+    """
+    t, w = score_BHTW.shape[-2:]
+    flat = F.pad(score_BHTW, (0, 1)).flatten(-2)[..., t - 1 : t - 1 + t * w]
+    return flat.unflatten(-1, (t, w))[..., :keys]

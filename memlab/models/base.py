@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from memlab.errors import ConfigError
-from memlab.layers.blocks import KeyValues, Stack, initialise
+from memlab.layers.blocks import Stack, initialise
 from memlab.layers.state import State
 from memlab.schema import Dropout, Positive
 
@@ -46,7 +46,7 @@ class Open:
     """
 
     state: Any  # of the model's own kind
-    past: tuple[KeyValues, ...]
+    past: tuple[Any, ...]  # states, one for each layer
     read: int  # tokens of this segment that have been read: the next one's position within it
 
     @property
@@ -57,29 +57,41 @@ class Open:
 
 
 class Model(nn.Module, abc.ABC):
-    """Base of all decoders. A subclass gives `init_state`, `segment`, `begin`, `extend`, `close`, and `parallel` where it can.
+    """Base of all models: the Transformer and the fold over segments. See `Decoder`, and `Encoder` for those that do not generate.
 
     Args:
         vocab_size: number of token ids (V).
         layers, width, heads: of the Transformer; `width` (D) is divided among the heads.
+        kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = as many as heads.
         ffn_multiple: width of the feed-forward layer over `width`.
         dropout: on the outputs of attention and feed-forward layers, while training.
+        positions: how tokens know where they stand, see `layers/positions.py`; with "none" only causality tells.
 
     Raises:
-        ConfigError: `width` does not divide into heads of even width (rotary positions turn pairs).
+        ConfigError: `width` does not divide into heads of even width (rotary positions turn pairs), or `heads` not among `kv_heads`.
     """
 
     parallel: ClassVar[Any] = None  # a method (tokens_BSN, state) -> Output where there is an exact parallel form
 
     def __init__(
-        self, vocab_size: Positive, layers: Positive, width: Positive, heads: Positive, ffn_multiple: Positive, dropout: Dropout
+        self,
+        vocab_size: Positive,
+        layers: Positive,
+        width: Positive,
+        heads: Positive,
+        ffn_multiple: Positive,
+        dropout: Dropout,
+        kv_heads: Positive | None = None,
+        positions: Literal["rope", "transformer_xl", "none"] = "rope",
     ) -> None:
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+        if kv_heads is not None and heads % kv_heads:
+            raise ConfigError(f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}")
         self.width = width
         self.embed = nn.Embedding(vocab_size, width)
-        self.stack = Stack(layers, width, heads, ffn_multiple * width, dropout)
+        self.stack = Stack(layers, width, heads, ffn_multiple * width, dropout, kv_heads, positions)
         self.head = nn.Linear(width, vocab_size)
         initialise(self, layers)
 
@@ -106,18 +118,8 @@ class Model(nn.Module, abc.ABC):
         """Read one segment: logits [B, N, V] and the state for the next one."""
 
     @abc.abstractmethod
-    def begin(self, state: Any) -> Open:
-        """Open a segment."""
-
-    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
-        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
-        positions = torch.arange(open.read, open.read + tokens_Bn.shape[1], device=self.device)
-        y_BnD, past = self.stack(self.embed(tokens_Bn), positions, past=open.past)
-        return self.head(y_BnD), Open(open.state, past, open.read + tokens_Bn.shape[1])
-
-    @abc.abstractmethod
-    def close(self, open: Open) -> Any:
-        """End the segment: write memory, and return the state that the next segment needs."""
+    def peak_bytes(self, tokens_BN: Tensor, state: Any) -> int:
+        """Bytes held while a segment is read, just before it is closed: the state, and keys and values that its tokens look at."""
 
     def recurrent(self, tokens_BSN: Tensor, state: Any) -> Output:
         """Fold `segment` over S segments."""
@@ -140,3 +142,31 @@ class Model(nn.Module, abc.ABC):
         if state is None:
             state = self.init_state(tokens_BSN.shape[0])
         return (self.parallel or self.recurrent)(tokens_BSN, state)
+
+
+class Decoder(Model):
+    """Base of all models that predict the next token. A subclass gives `init_state`, `segment`, `begin`, `close`, often `extend`."""
+
+    @abc.abstractmethod
+    def begin(self, state: Any) -> Open:
+        """Open a segment."""
+
+    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
+        positions = torch.arange(open.read, open.read + tokens_Bn.shape[1], device=self.device)
+        y_BnD, past = self.stack(self.embed(tokens_Bn), positions, past=open.past)
+        return self.head(y_BnD), Open(open.state, past, open.read + tokens_Bn.shape[1])
+
+    @abc.abstractmethod
+    def close(self, open: Open) -> Any:
+        """End the segment: write memory, and return the state that the next segment needs."""
+
+    def peak_bytes(self, tokens_BN: Tensor, state: Any) -> int:
+        return self.extend(tokens_BN, self.begin(state))[1].nbytes
+
+
+class Encoder(Model):
+    """Base of all models that read in both directions and answer once for each sample.
+
+    There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended here.
+    """

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import Empty
-from memlab.models.base import Model, Open, Output
+from memlab.models.base import Decoder, Open, Output
 from memlab.schema import Positive
 
 
-class MemoryTransformer(Model):
+class MemoryTransformer(Decoder):
     """Memory tokens at the front of each segment.
 
     Args:

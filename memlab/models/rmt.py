@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import State, state
-from memlab.models.base import Model, Open, Output
+from memlab.models.base import Decoder, Open, Output
 from memlab.schema import Positive
 
 
@@ -35,7 +35,7 @@ class RMTState(State):
     memory_BMD: Tensor
 
 
-class RMT(Model):
+class RMT(Decoder):
     """RMT decoder.
 
     Args:
@@ -55,7 +55,7 @@ class RMT(Model):
         x = torch.cat([state.memory_BMD, self.embed(tokens_BN), state.memory_BMD], dim=1)
         y, _ = self.stack(x, layout.positions(m, n, m, self.device), layout.mask(m, n, m, self.device))
         written = RMTState(y[:, m + n :])
-        return Output(self.head(y[:, m : m + n]), written, self.diagnose(state, written))
+        return Output(self.head(y[:, m : m + n]), written, diagnose(state.memory_BMD, written.memory_BMD))
 
     def begin(self, state: RMTState) -> Open:
         m = state.memory_BMD.shape[1]
@@ -70,7 +70,8 @@ class RMT(Model):
         y, _ = self.stack(memory_BMD, positions, sees_all, open.past)
         return RMTState(y)
 
-    @torch.no_grad()
-    def diagnose(self, before: RMTState, after: RMTState) -> dict[str, Tensor]:
-        """How far one segment moved the memory: mean cosine similarity of each slot with itself."""
-        return {"memory/similarity": F.cosine_similarity(before.memory_BMD, after.memory_BMD, dim=-1).mean()}
+
+@torch.no_grad()
+def diagnose(before_BMD: Tensor, after_BMD: Tensor) -> dict[str, Tensor]:
+    """How far one segment moved a memory: mean cosine similarity of each slot with itself."""
+    return {"memory/similarity": F.cosine_similarity(before_BMD, after_BMD, dim=-1).mean()}

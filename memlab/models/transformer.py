@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memlab.layers.blocks import KeyValues, causal_mask
 from memlab.layers.state import Empty, State, state
-from memlab.models.base import Model, Open, Output
+from memlab.models.base import Decoder, Open, Output
 
 
 @state
@@ -31,7 +31,7 @@ class FullContext(State):
         return dataclasses.replace(self, length_B=self.length_B.masked_fill(rows_B, 0))
 
 
-class Transformer(Model):
+class Transformer(Decoder):
     """Decoder without memory.
 
     Args:
@@ -54,7 +54,7 @@ class Transformer(Model):
         if self.context == "segment":
             return Empty()
         weight = self.embed.weight
-        nothing = weight.new_empty(batch_size, self.stack.heads, 0, self.stack.head_width)
+        nothing = weight.new_empty(batch_size, self.stack.kv_heads, 0, self.stack.head_width)
         empty = tuple(KeyValues(nothing, nothing) for _ in self.stack.blocks)
         return FullContext(empty, torch.zeros(batch_size, dtype=torch.long, device=weight.device))
 

@@ -1,0 +1,180 @@
+"""Infini-attention (Munkhdalai, Faruqui, Gopal 2024, arXiv 2404.07143, section 3.1): each head has a compressive memory M, z.
+
+    A_mem = s(Q) M_{s-1} / s(Q) z_{s-1}                          (7)   s = ELU + 1; retrieve first, from the segments before
+    M_s = M_{s-1} + s(K)^T V                                     (8)   update=linear
+    M_s = M_{s-1} + s(K)^T (V - s(K) M_{s-1} / s(K) z_{s-1})     (9)   update=delta
+    z_s = z_{s-1} + sum_t s(K_t)
+    A = g A_mem + (1 - g) A_dot,   g = sigmoid(beta)             (10)  one learned beta for each head
+
+The same queries, keys and values serve both; those of the memory are without positions (section 4.1). Left open by the paper, decided
+here: where z = 0 nothing has been written, and the output is A_dot alone (g = 0); A_dot is scaled by 1/sqrt(K) (eq. 6 prints the
+model's width); M and z are at least fp32 under every precision, since sums stall in bf16 and overflow in fp16.
+
+Parallel form: M_{s-1} is made of one layer's own keys and values, and no later layer's.
+    linear: an exclusive prefix sum of B_s = s(K_s)^T V_s.
+    delta:  M_s = A_s M_{s-1} + B_s with A_s = I - s(K_s)^T diag(1 / s(K_s) z_{s-1}) s(K_s). z is a prefix sum, so all A_s and B_s are
+            known at once, and what is left of the recurrence are S - 1 products of [K, K] matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memlab.layers import windows
+from memlab.layers.blocks import Block, KeyValues
+from memlab.layers.positions import rotate
+from memlab.layers.state import State, state
+from memlab.models.base import Open
+from memlab.models.layered import LayeredDecoder
+
+_SMALLEST = 1e-6  # of a denominator
+
+
+@state
+class Compressive(State):
+    """The memory of one layer, for each of its G key-value heads."""
+
+    M_BGKK: Tensor  # from key feature to value
+    z_BGK: Tensor  # sum of key features
+
+
+@state
+class InfiniState(State):
+    """What Infini-attention carries."""
+
+    layers: tuple[Compressive, ...]
+
+
+@state
+class InfiniPast(State):
+    """Of one layer, while a segment is read: its keys and values so far, and what its tokens so far add to the memory."""
+
+    seen: KeyValues
+    added: Compressive
+
+
+class Infini(LayeredDecoder):
+    """Infini-attention decoder.
+
+    Args:
+        update: rule of the memory, eq. 8 (linear) or eq. 9 (delta).
+        gate_init: beta to begin with (not given in the paper); 0 = half memory, half segment.
+        memory: on; off = gates fixed to 0, the control without memory; shuffled = each document of a batch reads the memory of the one
+            before it, the control that has a memory which knows nothing of the document.
+            `backbone` are `Model`'s arguments.
+    """
+
+    def __init__(
+        self, *, update: Literal["linear", "delta"], gate_init: float, memory: Literal["on", "off", "shuffled"], **backbone: Any
+    ) -> None:
+        super().__init__(**backbone)
+        self.update, self.memory = update, memory
+        self.gate_LH = nn.Parameter(torch.full((len(self.stack.blocks), self.stack.heads), float(gate_init)))
+
+    @property
+    def carries(self) -> bool:
+        return self.memory != "off"
+
+    def init_state(self, batch_size: int) -> InfiniState:
+        weight, g, k = self.embed.weight, self.stack.kv_heads, self.stack.head_width
+        zeros = weight.new_zeros((batch_size, g, k, k + 1), dtype=_accumulator(weight.dtype))
+        return InfiniState(tuple(Compressive(zeros[..., :k], zeros[..., k]) for _ in self.stack.blocks))
+
+    def attend(self, layer: int, open: Open, block: Block, x_BnD: Tensor) -> tuple[Tensor, InfiniPast]:
+        q, k, v = block.project(x_BnD)
+        one_segment = (t.unsqueeze(2) for t in open.state.layers[layer].tensors())
+        before = Compressive(*one_segment)  # [B, G, 1, ..]
+        added = self._added(k.unsqueeze(2), v.unsqueeze(2), before).map(lambda t: t.squeeze(2))
+        turn = self.stack.turn(torch.arange(open.read, open.read + x_BnD.shape[1], device=self.device), q.dtype)
+        k = rotate(k, turn)
+        if open.past:
+            past: InfiniPast = open.past[layer]
+            k, v = torch.cat([past.seen.keys_BHPK, k], dim=2), torch.cat([past.seen.values_BHPK, v], dim=2)
+            added = Compressive(past.added.M_BGKK + added.M_BGKK, past.added.z_BGK + added.z_BGK)
+        local = block.attention.attend(rotate(q, turn), k, v, relative=self.stack.relative(layer))
+        y = self._mix(layer, q.unsqueeze(2), local.unsqueeze(2), before).squeeze(2)
+        return block.attention.merge(y), InfiniPast(KeyValues(k, v), added)
+
+    def close(self, open: Open) -> InfiniState:
+        both = zip(open.state.layers, (past.added for past in open.past), strict=True)
+        return InfiniState(tuple(Compressive(old.M_BGKK + new.M_BGKK, old.z_BGK + new.z_BGK) for old, new in both))
+
+    def attend_all(self, layer: int, state: InfiniState, block: Block, x_BTD: Tensor, segments: int) -> tuple[Tensor, Compressive]:
+        q, k, v = block.project(x_BTD)
+        turn = self.stack.turn(torch.arange(x_BTD.shape[1] // segments, device=self.device).repeat(segments), q.dtype)
+        folded = (windows.fold(t, segments) for t in (rotate(q, turn), rotate(k, turn), v))
+        local = windows.unfold(block.attention.attend(*folded, relative=self.stack.relative(layer)), segments)
+        q, k, v, local = (t.unflatten(2, (segments, -1)) for t in (q, k, v, local))
+        memories = self._memories(k, v, state.layers[layer])
+        before, after = memories.map(lambda t: t[:, :, :-1]), memories.map(lambda t: t[:, :, -1])
+        return block.attention.merge(self._mix(layer, q, local, before).flatten(2, 3)), after
+
+    def written(self, state: InfiniState, layers: tuple[Compressive, ...], tokens: int) -> InfiniState:
+        return InfiniState(layers)
+
+    def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Compressive) -> Compressive:
+        """What segments add to the memories [B, G, S, ..] before them (eq. 8 or 9): a sum over their tokens."""
+        with torch.autocast(k_BGSNK.device.type, enabled=False):
+            features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
+            if self.update == "delta":
+                values = values - _retrieve(features, before)
+            return Compressive(features.transpose(-1, -2) @ values, features.sum(-2))
+
+    def _memories(self, k_BGSNK: Tensor, v_BGSNK: Tensor, start: Compressive) -> Compressive:
+        """The memories before each of S segments and after the last: [B, G, S + 1, ..]."""
+        with torch.autocast(k_BGSNK.device.type, enabled=False):
+            features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
+            z = torch.cat([start.z_BGK.unsqueeze(2), features.sum(-2)], dim=2).cumsum(2)
+            B = features.transpose(-1, -2) @ values
+            if self.update == "linear":
+                return Compressive(torch.cat([start.M_BGKK.unsqueeze(2), B], dim=2).cumsum(2), z)
+            scaled = features / (features @ z[:, :, :-1, :, None]).clamp_min(_SMALLEST)
+            # The memory before the first writing is 0, and so is what A makes of it; without the mask A would overflow.
+            A = features.transpose(-1, -2) @ scaled * _written(z[:, :, :-1])[..., None]
+            M = [start.M_BGKK]
+            for A_BGKK, B_BGKK in zip(A.unbind(2), B.unbind(2), strict=True):
+                M.append(M[-1] - A_BGKK @ M[-1] + B_BGKK)
+            return Compressive(torch.stack(M, dim=2), z)
+
+    def _mix(self, layer: int, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Compressive) -> Tensor:
+        """Eq. 10: what the memory [B, G, S, ..] gives for queries without positions, and the local attention, by the gate."""
+        if self.memory == "off":
+            return local_BHSNK
+        if self.memory == "shuffled":
+            before = before.map(lambda t: t.roll(1, dims=0))
+        with torch.autocast(q_BHSNK.device.type, enabled=False):
+            groups = before.z_BGK.shape[1]
+            features = _feature(q_BHSNK).unflatten(1, (groups, -1))  # [B, G, H / G, S, N, K]
+            remembered = _retrieve(features, before.map(lambda t: t.unsqueeze(2))).flatten(1, 2)
+            gate = self.gate_LH[layer].sigmoid().view(-1, 1, 1) * _written(before.z_BGK).repeat_interleave(features.shape[2], dim=1)
+            gate = gate.unsqueeze(-1)  # [B, H, S, 1, 1]
+            return (gate * remembered + (1 - gate) * local_BHSNK).to(local_BHSNK.dtype)
+
+    @torch.no_grad()
+    def diagnose(self) -> dict[str, Tensor]:
+        """The gates sigmoid(beta): share of the memory in each head's output (figure 3 of the paper)."""
+        gate = self.gate_LH.sigmoid()
+        return {f"gate/layer{layer}_head{head}": gate[layer, head] for layer in range(gate.shape[0]) for head in range(gate.shape[1])}
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _feature(x: Tensor) -> Tensor:
+    """s(x) = ELU(x) + 1, positive."""
+    return F.elu(x.to(_accumulator(x.dtype))) + 1
+
+
+def _retrieve(features: Tensor, memory: Compressive) -> Tensor:
+    """Eq. 7: s(Q) M / s(Q) z for features [.., N, K]."""
+    return features @ memory.M_BGKK / (features @ memory.z_BGK.unsqueeze(-1)).clamp_min(_SMALLEST)
+
+
+def _written(z: Tensor) -> Tensor:
+    """1 where a memory [.., K] has been written to, else 0, as [.., 1]: features are positive, so z tells."""
+    return (z.amax(-1, keepdim=True) > 0).to(z.dtype)
