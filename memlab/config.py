@@ -36,6 +36,7 @@ class TrainerConfig(Section):
 
 class OptimConfig(Section):
     lr: PositiveFloat
+    gate_lr: PositiveFloat
     weight_decay: NonNegativeFloat
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     warmup_steps: NonNegative
@@ -129,6 +130,8 @@ def _check_together(config: Config, task: SyntheticTask) -> None:
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
         raise ConfigError(f"model.bptt_depth={depth}: a sample has {task.num_segments} segments, so it may be {allowed}")
+    if config.model.get("memory") == "shuffled" and task.batch_size < 2:
+        raise ConfigError("model.memory=shuffled reads the memory of another sample of the batch; task.batch_size=1 has none")
     if config.curriculum.grow:
         task.stages()
 

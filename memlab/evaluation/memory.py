@@ -36,13 +36,16 @@ class MemoryCost:
 
 @torch.no_grad()
 def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
-    """Read one document of these segments, and weigh what is held."""
+    """Read one document of these segments, and weigh what is held, as in evaluation."""
+    was_training = model.training
+    model.eval()
     state = model.init_state(1)
     peak = 0
     for length in segment_lengths:
         tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
         peak = max(peak, model.peak_bytes(tokens_BN, state))
         state = model.segment(tokens_BN, state).state
+    model.train(was_training)
     tokens = sum(segment_lengths)
     stack = model.stack
     full = 2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()

@@ -106,8 +106,9 @@ class Infini(LayeredDecoder):
     def attend_all(self, layer: int, state: InfiniState, block: Block, x_BTD: Tensor, segments: int) -> tuple[Tensor, Compressive]:
         q, k, v = block.project(x_BTD)
         turn = self.stack.turn(torch.arange(x_BTD.shape[1] // segments, device=self.device).repeat(segments), q.dtype)
-        folded = (windows.fold(t, segments) for t in (rotate(q, turn), rotate(k, turn), v))
-        local = windows.unfold(block.attention.attend(*folded, relative=self.stack.relative(layer)), segments)
+        q_local, k_local, v_local = (windows.fold(t, segments) for t in (rotate(q, turn), rotate(k, turn), v))
+        local = block.attention.attend(q_local, k_local, v_local, relative=self.stack.relative(layer))
+        local = windows.unfold(local, segments)
         q, k, v, local = (t.unflatten(2, (segments, -1)) for t in (q, k, v, local))
         memories = self._memories(k, v, state.layers[layer])
         before, after = memories.map(lambda t: t[:, :, :-1]), memories.map(lambda t: t[:, :, -1])

@@ -11,16 +11,21 @@ their segment counts are wrong too, since `torch.chunk` rounds. Any cut can be h
 
 The K queries of the same pairs are K consecutive samples. Each sample by itself is as likely as ever, but what the guesses among
 the K values add to the gradient cancels within a batch, and what is left is the pairing that the task is about.
+
+Two options make it easier, and the curriculum uses them: few keys, and asking for all pairs in order instead of one value,
+
+    k1 v1 .. kK vK, separator, k1 v1 .. kK vK                 tokens 4K, answer 2K
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from memlab.errors import ConfigError
+from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
@@ -32,45 +37,55 @@ class AssociativeRetrieval(SyntheticTask):
 
     Args:
         length: K, the number of pairs, at most 10 (published: 4). `sizes` are `SyntheticTask`'s arguments.
+        keys: how many different keys there are, K to 26 (published: 26).
+        ask: for the value of one key, or for all pairs in order.
     """
 
     vocab_size = FIRST_KEY + KEYS
     chance = 1 / VALUES
 
-    def __init__(self, **sizes: Any) -> None:
+    def __init__(self, *, keys: Positive, ask: Literal["value", "pairs"], **sizes: Any) -> None:
         if sizes["length"] > VALUES:
             raise ConfigError(f"task.length={sizes['length']}: at most {VALUES} pairs, since values do not repeat")
+        if not sizes["length"] <= keys <= KEYS:
+            raise ConfigError(f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} to {KEYS} keys, since keys do not repeat")
+        self.keys, self.ask = keys, ask
         super().__init__(**sizes)
 
-    @staticmethod
-    def tokens_for(length: int) -> int:
-        return 2 * length + 2
+    def tokens_for(self, length: int) -> int:
+        return 2 * length + self.question(length)
+
+    def question(self, length: int) -> int:
+        """Tokens of the last segment: the asked key and the separator, or the separator and all of the answer but its last token."""
+        return QUERY if self.ask == "value" else 2 * length
 
     @property
     def answer_tokens(self) -> int:
-        return 1
+        return 1 if self.ask == "value" else 2 * self.length
 
     @property
     def distinct(self) -> int:
-        return math.perm(KEYS, self.length) * math.perm(VALUES, self.length) * self.length
+        return math.perm(self.keys, self.length) * math.perm(VALUES, self.length) * self.members
 
     @property
     def words(self) -> int:
-        return KEYS + VALUES
+        return self.keys + VALUES
 
-    def options(self) -> dict[str, int]:
-        return {}
+    def options(self) -> dict[str, Any]:
+        return {"keys": self.keys, "ask": self.ask}
 
     @property
     def members(self) -> int:
-        return self.length
+        return self.length if self.ask == "value" else 1
 
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
         rows = np.arange(len(words_BW))
-        keys = FIRST_KEY + choose_distinct(words_BW[:, :KEYS], self.length)
-        values = choose_distinct(words_BW[:, KEYS:], self.length)
+        keys = FIRST_KEY + choose_distinct(words_BW[:, : self.keys], self.length)
+        values = choose_distinct(words_BW[:, self.keys :], self.length)
         pairs = np.stack([keys, values], axis=2).reshape(len(rows), -1)
-        separator = np.full(len(rows), SEPARATOR)
+        separator = np.full((len(rows), 1), SEPARATOR)
+        if self.ask == "pairs":
+            return np.concatenate([pairs, separator, pairs], axis=1)
         return np.column_stack([pairs, keys[rows, member_B], separator, values[rows, member_B]])
 
     def at(self, num_segments: int) -> AssociativeRetrieval:
@@ -78,23 +93,32 @@ class AssociativeRetrieval(SyntheticTask):
         if num_segments == self.num_segments:
             return self
         pairs = (num_segments - 1) * self.segment_lengths[0] // 2
-        if self.segment_lengths[-1] != QUERY or pairs < 1:
+        if self.segment_lengths[-1] != self.question(self.length) or pairs < 1:
             raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
-        return self.resized(pairs, self._context(pairs))
+        return self._with(pairs)
 
     def stages(self) -> tuple[AssociativeRetrieval, ...]:
-        """Two pairs and the query in one segment, which teaches the pairing; then, with memory, one more pair at a time.
+        """First write down all pairs, which teaches to carry them; then ask for one value, first among few keys, then more pairs.
 
-        One pair would teach that the query does not matter. Segments of pairs are as long as this task's.
+        From the first stage on the question is in a segment of its own. (Asked for a value from the start, a memory of tokens learns
+        neither to carry a pair nor to find it, since either is of no use without the other: docs/LOG.md.)
         """
-        if self.segment_lengths[-1] != QUERY or self.length < 2:
+        if self.segment_lengths[-1] != QUERY or self.length < 2 or self.ask == "pairs":
             return super().stages()
-        with_memory = (self.resized(pairs, self._context(pairs)) for pairs in range(2, self.length + 1))
-        return (self.resized(2, [2 * 2 + QUERY]), *with_memory)
+        few = [keys for keys in (2, 4, 8, 16) if keys < self.keys]
+        wishes: list[dict[str, Any]] = [
+            *({"ask": "pairs", "pairs": pairs} for pairs in sorted({2, self.length})),
+            *({"keys": keys, "pairs": 2} for keys in few),
+            *({"pairs": pairs} for pairs in range(2, self.length + 1)),
+        ]
+        return tuple(self._with(**wish) for wish in wishes)
 
-    def _context(self, pairs: int) -> list[int]:
+    def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
+        """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
         longest = self.segment_lengths[0]
-        return [min(longest, 2 * pairs - start) for start in range(0, 2 * pairs, longest)] + [QUERY]
+        context = [min(longest, 2 * pairs - start) for start in range(0, 2 * pairs, longest)]
+        question = 2 * pairs if options.get("ask", self.ask) == "pairs" else QUERY
+        return self.resized(pairs, [*context, question], **options)
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None or num_segments == 1:
@@ -105,4 +129,4 @@ class AssociativeRetrieval(SyntheticTask):
                 f"task.num_segments={num_segments}: the {self.length} pairs of task.length do not divide among {num_segments - 1} "
                 f"segments (the last is the query's); possible numbers are {possible}, or give task.segment_lengths"
             )
-        return (2 * self.length // (num_segments - 1),) * (num_segments - 1) + (QUERY,)
+        return (2 * self.length // (num_segments - 1),) * (num_segments - 1) + (self.question(self.length),)

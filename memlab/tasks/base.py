@@ -108,9 +108,8 @@ class SyntheticTask(abc.ABC):
     def words(self) -> int:
         """W, the random 64-bit words that one sample is made of."""
 
-    @staticmethod
     @abc.abstractmethod
-    def tokens_for(length: int) -> int:
+    def tokens_for(self, length: int) -> int:
         """T of a sample of this length."""
 
     @abc.abstractmethod
@@ -126,7 +125,7 @@ class SyntheticTask(abc.ABC):
         return 1
 
     @abc.abstractmethod
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Constructor arguments of the subclass beyond this class's, for `at`."""
 
     def batch(self, split: Split, start: int, count: int, seed: int = 0) -> Batch:
@@ -159,8 +158,8 @@ class SyntheticTask(abc.ABC):
             )
         return self.resized(length, [self.segment_lengths[0]] * num_segments)
 
-    def resized(self, length: int, segment_lengths: list[int]) -> Self:
-        """This task at another length, cut as given."""
+    def resized(self, length: int, segment_lengths: list[int], **options: Any) -> Self:
+        """This task at another length, cut as given; `options` are changes to `options()`."""
         return type(self)(
             length=length,
             num_segments=len(segment_lengths),
@@ -168,7 +167,7 @@ class SyntheticTask(abc.ABC):
             batch_size=self.batch_size,
             validation_size=self.validation_size,
             test_size=self.test_size,
-            **self.options(),
+            **(self.options() | options),
         )
 
     def stages(self) -> tuple[Self, ...]:

@@ -31,8 +31,7 @@ class Copy(SyntheticTask):
         self.vocab_size = FIRST_SYMBOL + symbols
         self.chance = 1 / symbols
 
-    @staticmethod
-    def tokens_for(length: int) -> int:
+    def tokens_for(self, length: int) -> int:
         return 3 * length
 
     @property
@@ -47,7 +46,7 @@ class Copy(SyntheticTask):
     def words(self) -> int:
         return self.length
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         return {"symbols": self.symbols}
 
     def answer(self, source: Ints) -> Ints:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from memlab import schema
 from memlab.config import Config, GrowingCurriculum, build_task
 from memlab.errors import ConfigError
-from memlab.models.base import Model
+from memlab.models.base import Encoder, Model
 from memlab.tasks.base import SyntheticTask
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TrainingStream
@@ -44,8 +44,15 @@ def build(config: Config) -> Parts:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
         )
+    answers_once = isinstance(model, Encoder)
+    if answers_once and task.answer_tokens > 1:
+        raise ConfigError(
+            f"model={config.model['name']} answers once for each sample, and the answer of task={config.task['name']} as configured has "
+            f"{task.answer_tokens} tokens; use a decoder, or a task with one answer token such as associative_retrieval"
+        )
     if isinstance(config.curriculum, GrowingCurriculum):
-        curriculum = Curriculum(task.stages(), config.curriculum.threshold, config.curriculum.stage_steps)
+        stages = [stage for stage in task.stages() if not answers_once or stage.answer_tokens == 1]
+        curriculum = Curriculum(stages, config.curriculum.threshold, config.curriculum.stage_steps)
     else:
         curriculum = Curriculum([task])
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)

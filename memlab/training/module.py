@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memlab.config import Config
 from memlab.evaluation.accuracy import Score, free_running
-from memlab.models.base import Model, Output
+from memlab.models.base import Decoder, Model, Output
 from memlab.training import optimizers, truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream
@@ -48,7 +48,10 @@ class MemoryModule(L.LightningModule):
 
     def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
         output = self.read(batch)
-        logits_AV, targets_A = output.logits[batch.answer_BT], batch.targets_BT[batch.answer_BT]
+        if isinstance(self.model, Decoder):
+            logits_AV, targets_A = output.logits[batch.answer_BT], batch.targets_BT[batch.answer_BT]
+        else:  # what an encoder says at the end of the sample
+            logits_AV, targets_A = output.logits[:, -1], batch.targets_BT[:, -1]
         loss = F.cross_entropy(logits_AV.float(), targets_A)
         self.train_metrics = {
             "train/loss": loss.detach(),
@@ -87,6 +90,9 @@ class MemoryModule(L.LightningModule):
         logits_BAV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits[:, -answer:].float()
         self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
+        if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
+            self.scores["free"] = self.scores["forced"]
+            return
         prompt_BP = batch.tokens_BT[:, : batch.tokens_BT.shape[1] - answer + 1]
         self.scores["free"].add(free_running(self.model, prompt_BP, answer, batch.segment_lengths), truth_BA)
 

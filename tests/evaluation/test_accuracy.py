@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.layers.state import State, state
-from memlab.models.base import Model, Open, Output
+from memlab.models.base import Decoder, Model, Open, Output
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.copy import Copy
@@ -80,7 +80,7 @@ class Heard(State):
     tokens_BP: Tensor
 
 
-class Oracle(Model):
+class Oracle(Decoder):
     """Knows the right next token wherever it follows from what it has read, and writes token 0 once it has read a mistake.
 
     It stands on the three methods of open segments alone, and checks that they are called in order.
@@ -142,7 +142,7 @@ def right_answer(task: SyntheticTask, read: list[int]) -> int:
         (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2]}),  # the prompt ends at a border
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 4, "segment_lengths": None}),
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 12, "segment_lengths": None}),
-        (AssociativeRetrieval, {"length": 4, "num_segments": 5, "segment_lengths": None}),
+        (AssociativeRetrieval, {"length": 4, "num_segments": 5, "segment_lengths": None, "keys": 26, "ask": "value"}),
     ],
 )
 def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_follows(task: Any, own: dict[str, Any]) -> None:

@@ -39,47 +39,110 @@ def turn(x_K: Tensor, position: int) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos])
 
 
-def attention(weights: Weights, name: str, heads: int, x_RD: list[Tensor], positions: Sequence[int], sees: Sees) -> tuple[list, list, list]:
-    """ "Attention Is All You Need" (arXiv 1706.03762), 3.2.1 and 3.2.2: outputs by row, keys and values by [head][row]."""
+def sinusoid(distance: int, width: int) -> Tensor:
+    """R [D] of one distance (Transformer-XL, arXiv 1901.02860, section 3.3): sines, then cosines, at 10000^(-2k/D) for k < D/2."""
+    angles = [distance * 10_000 ** (-2 * k / width) for k in range(width // 2)]
+    return torch.tensor([f(a) for f in (math.sin, math.cos) for a in angles], dtype=torch.float64)
+
+
+def attention(
+    weights: Weights,
+    name: str,
+    heads: int,
+    x_RD: list[Tensor],
+    positions: Sequence[int],
+    sees: Sees,
+    first: int = 0,
+    biases_2HK: Tensor | None = None,
+    clamp_len: int | None = None,
+) -> tuple[list, list, list]:
+    """ "Attention Is All You Need" (arXiv 1706.03762), 3.2.1 and 3.2.2: outputs by row, keys and values by [head][row].
+
+    Rows before `first` are looked at and ask nothing. There may be fewer key and value heads than query heads (arXiv 2305.13245):
+    neighbouring query heads share one. Positions turn queries and keys, unless there is a matrix W_r for distances: then `biases_2HK`
+    are the u and v of Transformer-XL's scores (arXiv 1901.02860, section 3.3), and no distance counts as longer than `clamp_len`.
+    """
     width = len(x_RD[0])
     head_width = width // heads
-    query_matrix, key_matrix, value_matrix = weights[f"{name}.qkv.weight"].split(width)
-    query_bias, key_bias, value_bias = weights[f"{name}.qkv.bias"].split(width)
-    heads_RHK: list[list[Tensor]] = [[] for _ in x_RD]
-    all_keys, all_values = [], []
-    for h in range(heads):
+    kv_heads = (len(weights[f"{name}.qkv.weight"]) // head_width - heads) // 2
+    sizes = [count * head_width for count in (heads, kv_heads, kv_heads)]
+    matrices = weights[f"{name}.qkv.weight"].split(sizes)
+    biases = weights[f"{name}.qkv.bias"].split(sizes) if f"{name}.qkv.bias" in weights else [torch.zeros(()).expand(n) for n in sizes]
+    relative = f"{name}.distance.weight" in weights
+
+    def project(part: int, h: int) -> list[Tensor]:
         own = slice(h * head_width, (h + 1) * head_width)
-        queries = [turn(query_matrix[own] @ x + query_bias[own], p) for x, p in zip(x_RD, positions, strict=True)]
-        keys = [turn(key_matrix[own] @ x + key_bias[own], p) for x, p in zip(x_RD, positions, strict=True)]
-        values = [value_matrix[own] @ x + value_bias[own] for x in x_RD]
-        for i, query in enumerate(queries):
+        return [matrices[part][own] @ x + biases[part][own] for x in x_RD]
+
+    def turned(vectors_RK: list[Tensor]) -> list[Tensor]:
+        return vectors_RK if relative else [turn(x, p) for x, p in zip(vectors_RK, positions, strict=True)]
+
+    def by_distance(h: int, query_K: Tensor, distance: int) -> Tensor:
+        if clamp_len is not None:
+            distance = min(distance, clamp_len)
+        of_head = weights[f"{name}.distance.weight"][h * head_width : (h + 1) * head_width]
+        return query_K @ (of_head @ sinusoid(distance, width))
+
+    all_keys, all_values = [turned(project(1, g)) for g in range(kv_heads)], [project(2, g) for g in range(kv_heads)]
+    heads_RHK: list[list[Tensor]] = [[] for _ in x_RD[first:]]
+    for h in range(heads):
+        queries, keys, values = turned(project(0, h)), *(kept[h * kv_heads // heads] for kept in (all_keys, all_values))
+        for i in range(first, len(x_RD)):
             seen = [j for j in range(len(keys)) if sees(i, j)]
-            weight = torch.exp(torch.stack([query @ keys[j] for j in seen]) / math.sqrt(head_width))
+            if relative:
+                assert biases_2HK is not None
+                (u_K, v_K), query = biases_2HK[:, h], queries[i]
+                scores = [(query + u_K) @ keys[j] + by_distance(h, query + v_K, positions[i] - positions[j]) for j in seen]
+            else:
+                scores = [queries[i] @ keys[j] for j in seen]
+            weight = torch.exp(torch.stack(scores) / math.sqrt(head_width))
             weight = weight / weight.sum()
-            heads_RHK[i].append(torch.stack([w * values[j] for w, j in zip(weight.unbind(), seen, strict=True)]).sum(0))
-        all_keys.append(keys)
-        all_values.append(values)
+            heads_RHK[i - first].append(torch.stack([w * values[j] for w, j in zip(weight.unbind(), seen, strict=True)]).sum(0))
     return [weights[f"{name}.out.weight"] @ torch.cat(row) for row in heads_RHK], all_keys, all_values
+
+
+def block(
+    model: nn.Module,
+    layer: int,
+    x_RD: Sequence[Tensor],
+    positions: Sequence[int],
+    sees: Sees,
+    first: int = 0,
+    clamp_len: int | None = None,
+) -> tuple[list[Tensor], list, list]:
+    """One pre-LN block for one batch row: outputs of the rows from `first` on, and `attention`'s keys and values of all rows."""
+    weights, name, biases_2HK = dict(model.named_parameters()), f"stack.blocks.{layer}", None
+    if "stack.distance_biases" in weights:  # of each layer, or one pair for all
+        each = weights["stack.distance_biases"]
+        biases_2HK = each[layer] if len(each) > 1 else each[0]
+
+    def normed(x: Tensor, which: str) -> Tensor:
+        return layer_norm(x, weights[f"{name}.{which}.weight"], weights[f"{name}.{which}.bias"])
+
+    looked_at = [normed(x, "attention_norm") for x in x_RD]
+    attended, keys, values = attention(
+        weights, f"{name}.attention", model.stack.heads, looked_at, positions, sees, first, biases_2HK, clamp_len
+    )
+    rows = [x + a for x, a in zip(x_RD[first:], attended, strict=True)]
+    for i, x in enumerate(rows):
+        hidden = gelu(weights[f"{name}.ffn.0.weight"] @ normed(x, "ffn_norm") + weights[f"{name}.ffn.0.bias"])
+        rows[i] = x + weights[f"{name}.ffn.2.weight"] @ hidden + weights[f"{name}.ffn.2.bias"]
+    return rows, keys, values
+
+
+def final_norm(model: nn.Module, x_D: Tensor) -> Tensor:
+    """The normalisation behind the last block."""
+    weights = dict(model.named_parameters())
+    return layer_norm(x_D, weights["stack.norm.weight"], weights["stack.norm.bias"])
 
 
 def stack(model: nn.Module, x_RD: Sequence[Tensor], positions: Sequence[int], sees: Sees) -> tuple[list[Tensor], list]:
     """Pre-LN blocks and the final normalisation for one batch row: outputs by row, and (keys, values) of each layer."""
-    weights, heads, rows, kept = dict(model.named_parameters()), model.stack.heads, list(x_RD), []
+    rows, kept = list(x_RD), []
     for layer in range(len(model.stack.blocks)):
-        name = f"stack.blocks.{layer}"
-
-        def normed(x: Tensor, which: str, name: str = name) -> Tensor:
-            return layer_norm(x, weights[f"{name}.{which}.weight"], weights[f"{name}.{which}.bias"])
-
-        attended, keys, values = attention(
-            weights, f"{name}.attention", heads, [normed(x, "attention_norm") for x in rows], positions, sees
-        )
-        rows = [x + a for x, a in zip(rows, attended, strict=True)]
-        for i, x in enumerate(rows):
-            hidden = gelu(weights[f"{name}.ffn.0.weight"] @ normed(x, "ffn_norm") + weights[f"{name}.ffn.0.bias"])
-            rows[i] = x + weights[f"{name}.ffn.2.weight"] @ hidden + weights[f"{name}.ffn.2.bias"]
+        rows, keys, values = block(model, layer, rows, positions, sees)
         kept.append((keys, values))
-    return [layer_norm(x, weights["stack.norm.weight"], weights["stack.norm.bias"]) for x in rows], kept
+    return [final_norm(model, x) for x in rows], kept
 
 
 def head(model: nn.Module, y_D: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def make(name: str, **changes: Any) -> SyntheticTask:
     defaults: dict[str, tuple[type[SyntheticTask], dict[str, Any]]] = {
         "copy": (Copy, {"length": 5, "symbols": 7, "num_segments": 3}),
         "reverse": (Reverse, {"length": 6, "symbols": 5, "num_segments": 4}),
-        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5}),
+        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5, "keys": 26, "ask": "value"}),
     }
     task, own = defaults[name]
     return task(**(COMMON | own | changes))
@@ -347,17 +347,44 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
 @pytest.mark.parametrize(
     ("own", "stages"),
     [
-        ({"length": 4, "num_segments": 2}, [(6,), (4, 2), (6, 2), (8, 2)]),
-        ({"length": 4, "num_segments": 3}, [(6,), (4, 2), (4, 2, 2), (4, 4, 2)]),
-        ({"length": 4, "num_segments": 5}, [(6,), (2, 2, 2), (2, 2, 2, 2), (2, 2, 2, 2, 2)]),
-        ({"length": 1, "num_segments": 2}, [(2, 2)]),
-        ({"length": 4, "num_segments": 1}, [(10,)]),
+        (
+            {"length": 4, "num_segments": 2},
+            ["pairs 26 (4, 4)", "pairs 26 (8, 8)", *(f"value {k} (4, 2)" for k in (2, 4, 8, 16, 26)), "value 26 (6, 2)", "value 26 (8, 2)"],
+        ),
+        (
+            {"length": 4, "num_segments": 5, "keys": 5},
+            [
+                *("pairs 5 (2, 2, 4)", "pairs 5 (2, 2, 2, 2, 8)", "value 2 (2, 2, 2)", "value 4 (2, 2, 2)"),
+                *("value 5 (2, 2, 2)", "value 5 (2, 2, 2, 2)", "value 5 (2, 2, 2, 2, 2)"),
+            ],
+        ),
+        (
+            {"length": 3, "num_segments": 4, "keys": 3},
+            ["pairs 3 (2, 2, 4)", "pairs 3 (2, 2, 2, 6)", "value 2 (2, 2, 2)", "value 3 (2, 2, 2)", "value 3 (2, 2, 2, 2)"],
+        ),
+        ({"length": 1, "num_segments": 2}, ["value 26 (2, 2)"]),
+        ({"length": 4, "num_segments": 1}, ["value 26 (10,)"]),
+        ({"length": 4, "num_segments": 2, "ask": "pairs"}, ["pairs 26 (8, 8)"]),
     ],
 )
-def test_retrieval_learns_the_pairing_in_one_segment_and_then_grows_by_pairs(own: dict, stages: list[tuple[int, ...]]) -> None:
+def test_retrieval_learns_to_carry_pairs_then_to_find_one_and_then_grows(own: dict, stages: list[str]) -> None:
     task = make("associative_retrieval", **own)
-    assert [stage.segment_lengths for stage in task.stages()] == stages
-    assert task.stages()[-1].length == task.length
+    found = task.stages()
+    assert [f"{stage.ask} {stage.keys} {stage.segment_lengths}" for stage in found] == stages  # type: ignore[attr-defined]
+    assert digest(found[-1].batch("test", 0, 20)) == digest(task.batch("test", 0, 20)), "the last stage is the task itself"
+    assert {stage.vocab_size for stage in found} == {task.vocab_size}
+
+
+def test_retrieval_can_ask_for_all_pairs_in_order_and_have_few_keys() -> None:
+    task = make("associative_retrieval", length=3, num_segments=4, ask="pairs", keys=4)
+    assert task.tokens == 12 and task.answer_tokens == 6 and task.segment_lengths == (2, 2, 2, 6)
+    for row in sequences(task.batch("validation", 0, 30)):
+        assert row[6] == 10 and row[7:] == row[:6]
+        assert set(row[:6:2]) <= {11, 12, 13, 14}
+    with pytest.raises(ConfigError, match=r"task\.keys=2: 3 pairs need 3 to 26 keys"):
+        make("associative_retrieval", length=3, num_segments=4, keys=2)
+    with pytest.raises(ConfigError, match=r"task\.keys=27"):
+        make("associative_retrieval", keys=27)
 
 
 @pytest.mark.parametrize("split", SPLITS)

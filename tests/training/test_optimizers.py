@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from memlab.config import OptimConfig
+from memlab.models.infini import Infini
+from memlab.models.memorizing import Memorizing
 from memlab.models.memory_transformer import MemoryTransformer
 from memlab.models.rmt import RMT
 from memlab.models.transformer import Transformer
@@ -20,12 +22,16 @@ MODELS = {
     "rmt": lambda: RMT(memory_tokens=3, **SIZES),
     "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **SIZES),
     "transformer": lambda: Transformer(context="segment", **SIZES),
+    "infini": lambda: Infini(update="delta", gate_init=0.5, memory="on", **SIZES),
+    "memorizing": lambda: Memorizing(
+        mem_len=2, memory_layer=2, memory_size=9, top_k=3, scale_init=5.0, gate_init=0.5, memory="on", **SIZES
+    ),
 }
 
 
 def config(**changes: Any) -> OptimConfig:
-    defaults = {"lr": 0.1, "weight_decay": 0.5, "betas": [0.8, 0.95], "warmup_steps": 0, "schedule": "constant", "gradient_clip": 1.0}
-    return OptimConfig(**(defaults | changes))
+    defaults: dict[str, Any] = {"lr": 0.1, "gate_lr": 0.3, "weight_decay": 0.5, "betas": [0.8, 0.95], "warmup_steps": 0}
+    return OptimConfig(**(defaults | {"schedule": "constant", "gradient_clip": 1.0} | changes))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -46,6 +52,24 @@ def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
     assert decayed == {f"stack.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {"head.weight"}
     for parameter_name in decayed:
         torch.testing.assert_close(model.get_parameter(parameter_name), before[parameter_name] * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("name", ["infini", "memorizing"])
+def test_gates_have_their_own_learning_rate_and_no_decay(name: str) -> None:
+    """With a gradient of 1, Adam's first step moves a parameter by its learning rate."""
+    model = MODELS[name]()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer, _ = optimizers.build(model, config(), max_steps=10)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {n: (before[n] - p.detach()).flatten()[0].item() for n, p in model.named_parameters() if n != "embed.weight"}
+    gates = {n for n in moved if n.startswith("gate")}
+    assert gates == {"gate_LH" if name == "infini" else "gate_H"}
+    for n in gates:
+        assert moved[n] == pytest.approx(0.3, rel=1e-4)
+    assert moved["head.bias"] == pytest.approx(0.1, rel=1e-4)
+    assert sorted(map(id, model.parameters())) == sorted(id(p) for group in optimizer.param_groups for p in group["params"])
 
 
 def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decayed() -> None:

@@ -1,0 +1,83 @@
+"""Transformer-XL's way to tell positions: distances, their sinusoids, and the shift from scores by distance to scores by key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from memlab.layers.positions import distances, shift, sinusoids
+
+CPU = torch.device("cpu")
+SIZES = [(1, 1), (1, 6), (2, 2), (3, 3), (2, 5), (4, 5), (5, 9), (3, 40)]  # queries, keys
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+def behind(queries: int, keys: int, query: int, key: int) -> int:
+    """How far a key is behind a query, when the queries are the last of the keys' tokens."""
+    return (keys - queries + query) - key
+
+
+@pytest.mark.parametrize(("queries", "keys"), SIZES)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_distances_are_all_that_occur_from_the_farthest_behind_to_the_nearest_or_farthest_ahead(
+    queries: int, keys: int, ahead: bool
+) -> None:
+    occur = {behind(queries, keys, i, j) for i in range(queries) for j in range(keys)}
+    wanted = sorted((d for d in occur if ahead or d >= 0), reverse=True)
+    distance_W = distances(queries, keys, ahead, CPU)
+    assert distance_W.tolist() == wanted
+    assert not distance_W.is_floating_point()
+
+
+@pytest.mark.parametrize(("queries", "keys"), SIZES)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_shift_gives_every_key_the_score_of_its_distance(queries: int, keys: int, ahead: bool) -> None:
+    """Without distances ahead, what stands at keys ahead of their query is of no meaning."""
+    distance_W = distances(queries, keys, ahead, CPU).tolist()
+    score_BHTW = normal(2, 3, queries, len(distance_W)).requires_grad_()
+    shifted_BHTL = shift(score_BHTW, keys)
+    assert shifted_BHTL.shape == (2, 3, queries, keys)
+    met = torch.zeros_like(score_BHTW)
+    for i in range(queries):
+        for j in range(keys):
+            distance = behind(queries, keys, i, j)
+            if distance >= 0 or ahead:
+                column = distance_W.index(distance)
+                assert torch.equal(shifted_BHTL[:, :, i, j], score_BHTW[:, :, i, column])
+                met[:, :, i, column] += 1
+    may_look = torch.ones(queries, keys).tril(keys if ahead else keys - queries)
+    (gradient,) = torch.autograd.grad((shifted_BHTL * may_look).sum(), score_BHTW)
+    assert torch.equal(gradient, met)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_no_query_has_no_scores(ahead: bool) -> None:
+    """A memory is opened by reading no token."""
+    distance_W = distances(0, 5, ahead, CPU)
+    assert shift(torch.empty(2, 3, 0, len(distance_W)), 5).shape == (2, 3, 0, 5)
+
+
+@pytest.mark.parametrize("width", [2, 6, 8])
+def test_sinusoids_are_sines_then_cosines_of_the_distance_over_10000_to_the_2k_over_width(width: int) -> None:
+    wanted = [-30, -1, 0, 1, 2, 77]
+    r_WD = sinusoids(torch.tensor(wanted), width, torch.float64)
+    assert r_WD.shape == (len(wanted), width)
+    for distance, r_D in zip(wanted, r_WD.tolist(), strict=True):
+        for k in range(width // 2):
+            angle = distance / 10_000 ** (2 * k / width)
+            assert (r_D[k], r_D[width // 2 + k]) == pytest.approx((math.sin(angle), math.cos(angle)), abs=1e-12)
+
+
+def test_float32_sinusoids_stay_exact_a_million_tokens_away() -> None:
+    """Angles computed in float32 would be wrong by up to 0.06 there."""
+    distance, width = 1_000_001, 8
+    r_WD = sinusoids(torch.tensor([distance]), width, torch.float32)
+    assert r_WD.dtype == torch.float32
+    angles = [distance / 10_000 ** (2 * k / width) for k in range(width // 2)]
+    assert r_WD[0].tolist() == pytest.approx([f(a) for f in (math.sin, math.cos) for a in angles], abs=1e-7)

@@ -1,0 +1,69 @@
+"""A decoder in loops, for references of models whose memory lives in the layers: what a layer does with its heads is the reference's own.
+
+Like `naive.py` it takes nothing from memlab but the weights, by their names. Heads are lists of tokens' vectors: queries [h][token],
+keys and values [g][token], where query head h uses key-value head h // (H / G).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tests.models import naive
+
+Heads = list[list[Tensor]]  # [head][token], each [K]
+Attend = Callable[[int, Heads, Heads, Heads], Heads]  # (layer, queries, keys, values) -> heads' outputs
+
+
+def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
+    """Pre-LN blocks over one segment of one document, with a reference's own attention: logits [N, V]."""
+    weights = dict(model.named_parameters())
+    heads, groups = model.stack.heads, model.stack.kv_heads
+
+    def normed(name: str, x_D: Tensor) -> Tensor:
+        return naive.layer_norm(x_D, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    rows = [weights["embed.weight"][t] for t in tokens_N]
+    for layer in range(len(model.stack.blocks)):
+        block = f"stack.blocks.{layer}"
+        bias = weights.get(f"{block}.attention.qkv.bias", torch.zeros(()))  # none with Transformer-XL's positions
+        projected = [weights[f"{block}.attention.qkv.weight"] @ normed(f"{block}.attention_norm", x) + bias for x in rows]
+        parts = [p.view(heads + 2 * groups, -1) for p in projected]
+        by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
+        attended = attend(layer, by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :])
+        for i, x in enumerate(rows):
+            x = x + weights[f"{block}.attention.out.weight"] @ torch.cat([head[i] for head in attended])
+            hidden = naive.gelu(weights[f"{block}.ffn.0.weight"] @ normed(f"{block}.ffn_norm", x) + weights[f"{block}.ffn.0.bias"])
+            rows[i] = x + weights[f"{block}.ffn.2.weight"] @ hidden + weights[f"{block}.ffn.2.bias"]
+    return torch.stack([naive.head(model, normed("stack.norm", x)) for x in rows])
+
+
+def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K: Tensor, i: int, j: int) -> Tensor:
+    """What the query at position i gives the key at position j, in each of the ways to tell positions."""
+    width = len(query_K)
+    if model.stack.positions == "rope":
+        return naive.turn(query_K, i) @ naive.turn(key_K, j) / math.sqrt(width)
+    if model.stack.positions == "none":
+        return query_K @ key_K / math.sqrt(width)
+    weights = dict(model.named_parameters())
+    biases = weights["stack.distance_biases"]  # u and v of all layers, or of each
+    u_K, v_K = biases[layer if len(biases) > 1 else 0, :, head]
+    angles = [(i - j) / 10_000 ** (2 * k / model.width) for k in range(model.width // 2)]
+    distance_D = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=query_K.dtype)
+    distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[head]
+    return ((query_K + u_K) @ key_K + (query_K + v_K) @ distance_K) / math.sqrt(width)  # Transformer-XL, 3.3
+
+
+def weighted(scores: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """The softmax of the scores as weights of the values."""
+    weight = torch.exp(torch.stack(list(scores)))
+    weight = weight / weight.sum()
+    return torch.stack([w * v for w, v in zip(weight.unbind(), values, strict=True)]).sum(0)
+
+
+def gate(beta: Tensor) -> Tensor:
+    """The logistic function."""
+    return 1 / (1 + torch.exp(-beta))

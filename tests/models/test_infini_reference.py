@@ -1,0 +1,249 @@
+"""Infini-attention against equations 5 to 11 of its paper (arXiv 2404.07143, section 3.1), written as loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memlab.models.base import Output
+from memlab.models.infini import Compressive, Infini, InfiniState
+from tests.models import naive, naive_memory
+
+VOCABULARY = 11
+Memory = tuple[Tensor, Tensor] | None  # (M, z) of one key-value head; None = nothing has been written
+Memories = list[list[Memory]]  # [layer][key-value head] of one document
+FORMS = pytest.mark.parametrize("form", ["recurrent", "parallel"])
+UPDATES = pytest.mark.parametrize("update", ["linear", "delta"])
+
+
+def build(**options: Any) -> Infini:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 3, "dropout": 0.0}
+    return naive.disturb(Infini(**(sizes | {"update": "linear", "gate_init": 0.0, "memory": "on"} | options)))
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+
+
+def feature(x: Tensor) -> Tensor:
+    """sigma of the paper, ELU + 1."""
+    return torch.where(x > 0, x + 1, torch.exp(x))
+
+
+def retrieve(feature_K: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+    """Eq. 7, for one query."""
+    M_KK, z_K = memory
+    return torch.stack([(feature_K * M_KK[:, k]).sum() for k in range(len(z_K))]) / (feature_K * z_K).sum()
+
+
+def update(rule: str, keys: list[Tensor], values: list[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
+    """Eq. 8, or 9: every token of the segment is compared with the memory before the segment."""
+    M_KK, z_K = memory or (torch.zeros(len(keys[0]), len(keys[0]), dtype=keys[0].dtype), torch.zeros_like(keys[0]))
+    for key, value in zip(keys, values, strict=True):
+        known = retrieve(feature(key), memory) if rule == "delta" and memory else 0.0
+        M_KK, z_K = M_KK + torch.outer(feature(key), value - known), z_K + feature(key)
+    return M_KK, z_K
+
+
+def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tuple[Tensor, list[Memories]]:
+    """One segment of every document: logits [B, N, V], and the memories behind it."""
+    gates_LH, shared = model.gate_LH, model.stack.heads // model.stack.kv_heads
+    logits, after = [], []
+    for b, tokens_N in enumerate(tokens_BN):
+        own, read = before[b], before[b - 1 if model.memory == "shuffled" else b]
+        written: Memories = []
+
+        def attend(layer: int, queries: list, keys: list, values: list, own: Any = own, read: Any = read, to: Any = written) -> list:
+            heads = []
+            for h, of_head in enumerate(queries):
+                g, outputs = h // shared, []
+                for i, query in enumerate(of_head):
+                    scores = [naive_memory.local_score(model, layer, h, query, keys[g][j], i, j) for j in range(i + 1)]
+                    y_K = naive_memory.weighted(scores, values[g][: i + 1])
+                    if model.memory != "off" and read[layer][g]:
+                        share = naive_memory.gate(gates_LH[layer, h])
+                        y_K = share * retrieve(feature(query), read[layer][g]) + (1 - share) * y_K  # eq. 10
+                    outputs.append(y_K)
+                heads.append(outputs)
+            to.append([update(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)])
+            return heads
+
+        logits.append(naive_memory.read_segment(model, tokens_N, attend))
+        after.append(written)
+    return torch.stack(logits), after
+
+
+def nothing(model: Infini) -> Memories:
+    return [[None] * model.stack.kv_heads for _ in model.stack.blocks]
+
+
+def read_all(model: Infini, tokens_BSN: Tensor, memories: list[Memories] | None = None) -> tuple[Tensor, list[Memories]]:
+    if memories is None:
+        memories = [nothing(model) for _ in tokens_BSN]
+    logits = []
+    for tokens_BN in tokens_BSN.unbind(1):
+        logits_BNV, memories = read_segment(model, tokens_BN, memories)
+        logits.append(logits_BNV)
+    return torch.stack(logits, 1), memories
+
+
+def stacked(logits: Tensor, memories: list[Memories]) -> list[Tensor]:
+    """Logits, and M and z of each layer, as the model has them."""
+    layers = range(len(memories[0]))
+    return [logits, *(torch.stack([torch.stack([m[i] for m in of[layer]]) for of in memories]) for layer in layers for i in (0, 1))]  # type: ignore[index]
+
+
+def taken_apart(state: InfiniState) -> list[Memories]:
+    batch, groups = state.layers[0].z_BGK.shape[:2]
+    return [[[(c.M_BGKK[b, g], c.z_BGK[b, g]) for g in range(groups)] for c in state.layers] for b in range(batch)]
+
+
+def carried(model: Infini, batch: int) -> InfiniState:
+    """A state in mid-document that no reading has made, and that asks for its gradient."""
+    groups, width = model.stack.kv_heads, model.stack.head_width
+    shapes = [shape for _ in model.stack.blocks for shape in [(batch, groups, width, width), (batch, groups, width)]]
+    random = naive.random_like(*map(torch.empty, shapes))
+    leaves = [(t if t.dim() == 4 else t.abs() + 0.5).requires_grad_() for t in random]  # features, and so z, are positive
+    return InfiniState(tuple(Compressive(M, z) for M, z in zip(leaves[::2], leaves[1::2], strict=True)))
+
+
+def everything(output: Output) -> list[Tensor]:
+    return [output.logits, *output.state.tensors()]
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize(
+    ("batch", "segments", "length", "options"),
+    [
+        (2, 4, 3, {}),
+        (3, 3, 5, {"heads": 4, "kv_heads": 2, "width": 16, "layers": 1}),
+        (1, 3, 1, {"width": 12, "heads": 3, "kv_heads": 1}),
+        (2, 3, 2, {"positions": "none", "kv_heads": 1}),
+        (2, 3, 3, {"positions": "transformer_xl"}),
+    ],
+)
+def test_logits_memories_and_gradients_equal_the_paper_formulas(
+    form: str, update: str, batch: int, segments: int, length: int, options: dict[str, Any]
+) -> None:
+    """Over all segments, with gradient through every earlier memory into every weight."""
+    model, tokens_BSN = build(update=update, **options), tokens(batch, segments, length)
+    output = getattr(model, form)(tokens_BSN, model.init_state(batch))
+    naive.assert_same_values_and_gradients(model, everything(output), stacked(*read_all(model, tokens_BSN)))
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize(("segments", "kv_heads"), [(1, None), (3, None), (3, 1)])
+def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient(
+    form: str, update: str, segments: int, kv_heads: int | None
+) -> None:
+    model, tokens_BSN = build(update=update, kv_heads=kv_heads), tokens(2, segments, 3)
+    state = carried(model, 2)
+    output = getattr(model, form)(tokens_BSN, state)
+    expected = stacked(*read_all(model, tokens_BSN, taken_apart(state)))
+    naive.assert_same_values_and_gradients(model, everything(output), expected, inputs=state.tensors())
+
+
+@FORMS
+@UPDATES
+def test_the_first_segment_is_local_attention_alone(form: str, update: str) -> None:
+    """It is not scaled by 1 - gate: where nothing has been written, the gate has no part."""
+    model, tokens_BSN = build(update=update), tokens(2, 1, 4)
+    output = getattr(model, form)(tokens_BSN, model.init_state(2))
+    expected = stacked(*read_all(model, tokens_BSN))
+    for actual, exact in zip(everything(output), expected, strict=True):
+        torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-10)
+    output.logits.square().sum().backward()
+    assert model.gate_LH.grad is not None and (model.gate_LH.grad == 0).all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_memory_off_is_gates_of_0(form: str, update: str, kv_heads: int | None) -> None:
+    """Nothing is read, so the gates have no part; what is written stays as it was."""
+    model, tokens_BSN = build(update=update, memory="off", kv_heads=kv_heads), tokens(2, 3, 3)
+    output = getattr(model, form)(tokens_BSN, model.init_state(2))
+    naive.assert_same_values_and_gradients(model, everything(output), stacked(*read_all(model, tokens_BSN)), idle=["gate_LH"])
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize("start", ["fresh", "carried"])
+def test_shuffled_memory_is_that_of_the_document_before(form: str, update: str, start: str) -> None:
+    """It is read from there; every document writes into its own."""
+    model, tokens_BSN = build(update=update, memory="shuffled"), tokens(3, 3, 3)
+    state = model.init_state(3) if start == "fresh" else carried(model, 3)
+    output = getattr(model, form)(tokens_BSN, state)
+    expected = stacked(*read_all(model, tokens_BSN, None if start == "fresh" else taken_apart(state)))
+    inputs = [] if start == "fresh" else state.tensors()
+    naive.assert_same_values_and_gradients(model, everything(output), expected, inputs=inputs)
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize("memory", ["on", "shuffled"])
+def test_one_document_begins_while_others_go_on(form: str, update: str, memory: str) -> None:
+    """Its first segment is local attention alone, and is not scaled by 1 - gate; shuffled, that is true of the row that reads it."""
+    model, tokens_BSN = build(update=update, memory=memory), tokens(3, 5, 3)
+    read = getattr(model, form)
+    first = read(tokens_BSN[:, :2], model.init_state(3))
+    rows = torch.tensor([False, True, False])
+    second = read(tokens_BSN[:, 2:], first.state.reset(rows, model.init_state(3)))
+    logits, memories = read_all(model, tokens_BSN[:, :2])
+    memories = [nothing(model) if begins else old for begins, old in zip(rows, memories, strict=True)]
+    expected = [logits, *stacked(*read_all(model, tokens_BSN[:, 2:], memories))]
+    naive.assert_same_values_and_gradients(model, [first.logits, *everything(second)], expected)
+
+
+@FORMS
+@UPDATES
+def test_the_order_of_a_segment_is_not_in_the_memory(form: str, update: str) -> None:
+    """With one layer, later segments know an earlier one from the memory alone, which has no positions."""
+    model, tokens_BSN = build(update=update, layers=1), tokens(2, 3, 5)
+    moved_BSN = tokens_BSN.clone()
+    moved_BSN[:, 0] = tokens_BSN[:, 0, [3, 0, 4, 1, 2]]
+    state = carried(model, 2)
+    one, other = (getattr(model, form)(t, state) for t in (tokens_BSN, moved_BSN))
+    assert (one.logits[:, 0] - other.logits[:, 0]).abs().max() > 1e-3
+    for a, b in zip(
+        [one.logits[:, 1:], *one.state.tensors()],
+        [other.logits[:, 1:], *other.state.tensors()],
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@FORMS
+def test_where_a_query_stands_does_not_matter_to_the_memory(form: str) -> None:
+    """With gates of 1 a layer gives what its memory gives: the same for the same token at every place."""
+    model = build(layers=1)
+    with torch.no_grad():
+        model.gate_LH.fill_(60.0)
+    logits_BNV = getattr(model, form)(torch.full((2, 1, 6), 4), carried(model, 2)).logits[:, 0]
+    torch.testing.assert_close(logits_BNV, logits_BNV[:, :1].expand_as(logits_BNV), rtol=1e-10, atol=1e-10)
+
+
+@FORMS
+@UPDATES
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_memories_are_summed_in_fp32_under_bf16(form: str, update: str, precision: str) -> None:
+    """One token all along: z is s(k) times the number of tokens, where sums in bf16 stall at 256 times."""
+    torch.manual_seed(0)
+    model = Infini(vocab_size=5, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=0.0, memory="on")
+    if precision == "bfloat16":
+        model = model.to(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+        state = model.init_state(1)
+        once = getattr(model, form)(torch.full((1, 1, 1), 3), state).state
+        output = getattr(model, form)(torch.full((1, 600, 1), 3), state)
+    for t in (*state.tensors(), *once.tensors(), *output.state.tensors()):
+        assert t.dtype == torch.float32
+    assert output.logits.isfinite().all()
+    torch.testing.assert_close(output.state.layers[0].z_BGK, 600 * once.layers[0].z_BGK, rtol=1e-3, atol=0)
