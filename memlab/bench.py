@@ -1,4 +1,4 @@
-"""`python -m memlab.bench suite=overhead`: measured speed, interleaved in one run, with its spread, hardware and versions."""
+"""`python -m memlab.bench suite=overhead|forms`: measured speed, interleaved in one run, with its spread, hardware and versions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def check_bench(composed: DictConfig) -> BenchConfig:
 
 
 def job(config: BenchConfig) -> int:
-    from memlab.benchmarks import overhead  # imports torch
+    from memlab.benchmarks import forms, overhead  # imports torch
 
-    overhead.run(config)
+    {"overhead": overhead, "forms": forms}[config.suite].run(config)
     return 0
 
 

@@ -86,12 +86,23 @@ class Config(Section):
         return {k: v for k, v in getattr(self, group).items() if k not in ("_target_", "name", "bptt_depth")}
 
 
+class FormsConfig(Section):
+    models: Annotated[list[str], Field(min_length=1)] | None
+    segments: Positive
+    segment_length: Positive
+    batch_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+
+
 class BenchConfig(Config):
     """A measurement of speed: a run's configuration, and how it is repeated."""
 
-    suite: Literal["overhead"]
+    suite: Literal["overhead", "forms"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
+    forms: FormsConfig
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -18,7 +18,7 @@ def build(name: str, vocab_size: int) -> Model:
     torch.manual_seed(0)
     sizes = {"vocab_size": vocab_size, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
     models = {
-        "rmt": lambda: RMT(memory_tokens=3, **sizes),
+        "rmt": lambda: RMT(memory_tokens=3, write_memory="carried", **sizes),
         "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **sizes),
         "segment": lambda: Transformer(context="segment", **sizes),
         "full": lambda: Transformer(context="full", **sizes),

@@ -7,9 +7,6 @@ made. The two take turns, block by block, and each block's first steps are left 
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,17 +15,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from memlab.benchmarks.report import machine, spread, write
 from memlab.config import BenchConfig
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
 from memlab.training import optimizers
 from memlab.training.build import build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
-from memlab.training.run import versions
 
 WARM_UP = 10  # steps at the start of each block that are not counted
 
@@ -48,16 +44,10 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "steps_per_block": config.steps,
         "train_seconds_per_step": [train for train, _ in pairs],
         "bare_seconds_per_step": [bare for _, bare in pairs],
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "versions": versions(),
+        "ratio": spread(ratios),
+        **machine(),
     }
-    report = Path(config.run_dir).absolute() / "overhead.json"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_table(result, report)
+    write(result, table(result), config.run_dir)
     return result
 
 
@@ -96,16 +86,12 @@ def bare_block(config: BenchConfig) -> float:
     return statistics.fmean(seconds[WARM_UP:])
 
 
-def print_table(result: dict[str, Any], report: Path) -> None:
+def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
     table = Table(title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} interleaved pairs")
     for column in ("", "median", "min", "max"):
         table.add_column(column, justify="left" if not column else "right")
     for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step")):
-        values = [1000 * v for v in result[key]]
-        table.add_row(name, *(f"{v:.1f}" for v in (statistics.median(values), min(values), max(values))))
-    table.add_row("ratio, pair by pair", *(f"{result['ratio'][k]:.3f}" for k in ("median", "min", "max")))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
-    console.print(f"report  {report}", soft_wrap=True)
+        table.add_row(name, *(f"{1000 * v:.1f}" for v in spread(result[key]).values()))
+    table.add_row("ratio, pair by pair", *(f"{v:.3f}" for v in result["ratio"].values()))
+    return table

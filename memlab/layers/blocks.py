@@ -245,13 +245,12 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def initialise(module: nn.Module, layers: int) -> None:
     """GPT-2's initialisation at any width, and attention heads of two kinds to begin with.
 
-    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for attention: half of the heads
-    look by position (random query and key biases: their product, turned by the rotation, depends on the distance alone; with
-    Transformer-XL's positions, a random v), the
-    others by content (the key projection equals the query projection, so that a token is drawn to its like). Training moves both
-    freely. Without it a token's neighbour and its like have to be found together, and associative retrieval stays at 1/K for
-    thousands of steps (docs/LOG.md, 2026-11-22; in the spirit of "mimetic"
-    initialisation, arXiv 2305.09828 and 2410.11135).
+    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for attention: half of the
+    key-value heads (rounded down) and their queries look by position (random query and key biases: their product, turned by the
+    rotation, depends on the distance alone; with Transformer-XL's positions, a random v), the others by content (the key projection
+    equals the query projection, so that a token is drawn to its like). Training moves both freely. Without it a token's neighbour and
+    its like have to be found together, and associative retrieval stays at 1/K for thousands of steps (docs/LOG.md, 2026-11-22; in the
+    spirit of "mimetic" initialisation, arXiv 2305.09828 and 2410.11135).
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
@@ -267,4 +266,4 @@ def initialise(module: nn.Module, layers: int) -> None:
         if isinstance(child, Stack) and child.distance_biases is not None:
             with torch.no_grad():
                 child.distance_biases.zero_()
-                child.distance_biases[:, 1, : child.heads // 2].normal_(std=4.0)
+                child.distance_biases[:, 1, : child.kv_heads // 2 * (child.heads // child.kv_heads)].normal_(std=4.0)

@@ -51,7 +51,7 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     Returns:
         [B, H, T, K]; 0 for a query that may see nothing.
     """
-    b, h, t, width = q_BHTK.shape
+    _, h, t, width = q_BHTK.shape
     g, shared = keys_BGPK.shape[1], h // keys_BGPK.shape[1]
     q = q_BHTK.unflatten(1, (g, shared)).flatten(2, 3)  # queries that share a memory are searched for together
     low_BT, high_BT = low_BT.repeat(1, shared), high_BT.repeat(1, shared)

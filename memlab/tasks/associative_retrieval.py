@@ -115,18 +115,15 @@ class AssociativeRetrieval(SyntheticTask):
 
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
         """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
-        longest = self.segment_lengths[0]
+        longest = max(self.segment_lengths[:-1])
         context = [min(longest, 2 * pairs - start) for start in range(0, 2 * pairs, longest)]
+        if self.align == "right":
+            context.reverse()
         question = 2 * pairs if options.get("ask", self.ask) == "pairs" else QUERY
         return self.resized(pairs, [*context, question], **options)
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None or num_segments == 1:
             return super()._cut(num_segments, segment_lengths)
-        if self.length % (num_segments - 1):
-            possible = [1, *(n + 1 for n in range(1, self.length + 1) if self.length % n == 0)]
-            raise ConfigError(
-                f"task.num_segments={num_segments}: the {self.length} pairs of task.length do not divide among {num_segments - 1} "
-                f"segments (the last is the query's); possible numbers are {possible}, or give task.segment_lengths"
-            )
-        return (2 * self.length // (num_segments - 1),) * (num_segments - 1) + (self.question(self.length),)
+        context = self._share("pairs", self.length, num_segments - 1)
+        return (*(2 * pairs for pairs in context), self.question(self.length))

@@ -55,6 +55,8 @@ class SyntheticTask(abc.ABC):
         length: the task's own measure of a sample (symbols, pairs).
         num_segments: S; a sample is cut into S equal segments.
         segment_lengths: explicit lengths instead of equal ones (then their number is S), or None.
+        align: where the shorter segment stands if they cannot be equal: last (left-aligned) or first (right-aligned, as the RMT encoder's
+            authors do); None = they have to be equal.
         batch_size: samples in a training step, over all processes.
         validation_size, test_size: samples in these splits; the same ones whatever the run's seed.
 
@@ -70,11 +72,13 @@ class SyntheticTask(abc.ABC):
         length: Positive,
         num_segments: Positive,
         segment_lengths: list[Positive] | None,
+        align: Literal["left", "right"] | None,
         batch_size: Positive,
         validation_size: Positive,
         test_size: Positive,
     ) -> None:
         self.length = length
+        self.align = align
         self.batch_size = batch_size
         self.validation_size, self.test_size = validation_size, test_size
         if self.distinct < _FEWEST:
@@ -82,6 +86,7 @@ class SyntheticTask(abc.ABC):
                 f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are needed "
                 "to keep train, validation and test apart"
             )
+        self.wished_segments = num_segments
         self.segment_lengths = self._cut(num_segments, segment_lengths)
 
     @property
@@ -164,6 +169,7 @@ class SyntheticTask(abc.ABC):
             length=length,
             num_segments=len(segment_lengths),
             segment_lengths=segment_lengths,
+            align=self.align,
             batch_size=self.batch_size,
             validation_size=self.validation_size,
             test_size=self.test_size,
@@ -193,13 +199,24 @@ class SyntheticTask(abc.ABC):
                     f"but task.length={self.length} makes {self.tokens} tokens"
                 )
             return tuple(segment_lengths)
-        if self.tokens % num_segments:
-            divisors = [n for n in range(1, self.tokens + 1) if self.tokens % n == 0]
+        return tuple(self._share("tokens", self.tokens, num_segments))
+
+    def _share(self, what: str, amount: int, parts: int) -> list[int]:
+        """`amount` cut into equal parts, or into parts of which the last or the first is shorter, as `align` says."""
+        size = -(-amount // parts)
+        if amount % parts and self.align is None:
+            others = self.wished_segments - parts  # segments that hold something else
+            possible = [n + others for n in range(1, amount + 1) if amount % n == 0]
             raise ConfigError(
-                f"task.num_segments={num_segments}: the {self.tokens} tokens of task.length={self.length} do not divide into "
-                f"{num_segments} equal segments; possible numbers are {divisors}, or give task.segment_lengths"
+                f"task.num_segments={self.wished_segments}: the {amount} {what} of task.length={self.length} do not divide into {parts} "
+                f"equal segments; possible numbers are {possible}, or give task.align=left|right or task.segment_lengths"
             )
-        return (self.tokens // num_segments,) * num_segments
+        if amount <= size * (parts - 1):
+            raise ConfigError(
+                f"task.num_segments={self.wished_segments}: {amount} {what} in segments of {size} do not fill {parts} of them"
+            )
+        lengths = [size] * (parts - 1) + [amount - size * (parts - 1)]
+        return lengths[::-1] if self.align == "right" else lengths
 
     def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
         index = np.arange(start, start + count)

@@ -11,9 +11,11 @@ import pytest
 
 from memlab import cli
 from memlab.config import check
+from memlab.paths import config_dir
 
+MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 MISTAKES = {
-    "model=rnt": ["rnt", "Did you mean 'rmt'", "memory_transformer, rmt, transformer"],
+    "model=rnt": ["rnt", "Did you mean 'rmt'", ", ".join(MODELS)],
     "modle=rmt": ["unknown key 'modle'", "Did you mean 'model'"],
     "model.memory_token=3": ["unknown key 'model.memory_token'", "Did you mean 'memory_tokens'", "width"],
     "model.context=full": ["unknown key 'model.context'", "memory_tokens"],
@@ -109,6 +111,6 @@ def test_help_and_mistakes_are_quick(tmp_path: Path) -> None:
 
 def test_help_names_groups_choices_and_keys(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "memlab.train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    for word in ("model: memory_transformer, rmt, transformer", "task: ", "memory_tokens: 24", "--multirun", "--cfg job"):
+    for word in (f"model: {', '.join(MODELS)}", "task: ", "memory_tokens: 24", "--multirun", "--cfg job"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -138,11 +138,11 @@ def right_answer(task: SyntheticTask, read: list[int]) -> int:
 @pytest.mark.parametrize(
     ("task", "own"),
     [
-        (Copy, {"length": 4, "symbols": 6, "num_segments": 3, "segment_lengths": None}),  # the prompt ends within a segment
-        (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2]}),  # the prompt ends at a border
-        (Reverse, {"length": 6, "symbols": 9, "num_segments": 4, "segment_lengths": None}),
-        (Reverse, {"length": 6, "symbols": 9, "num_segments": 12, "segment_lengths": None}),
-        (AssociativeRetrieval, {"length": 4, "num_segments": 5, "segment_lengths": None, "keys": 26, "ask": "value"}),
+        (Copy, {"length": 4, "symbols": 6, "num_segments": 3, "segment_lengths": None, "align": None}),  # the prompt ends within a segment
+        (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2], "align": None}),  # the prompt ends at a border
+        (Reverse, {"length": 6, "symbols": 9, "num_segments": 4, "segment_lengths": None, "align": None}),
+        (Reverse, {"length": 6, "symbols": 9, "num_segments": 12, "segment_lengths": None, "align": None}),
+        (AssociativeRetrieval, {"length": 4, "num_segments": 5, "segment_lengths": None, "align": None, "keys": 26, "ask": "value"}),
     ],
 )
 def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_follows(task: Any, own: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ def build(name: str, dtype: torch.dtype) -> Model:
     torch.manual_seed(0)
     sizes = {"vocab_size": 11, "layers": LAYERS, "width": WIDTH, "heads": HEADS, "ffn_multiple": 2, "dropout": 0.0}
     models = {
-        "rmt": lambda: RMT(memory_tokens=SLOTS, **sizes),
+        "rmt": lambda: RMT(memory_tokens=SLOTS, write_memory="carried", **sizes),
         "memory_transformer": lambda: MemoryTransformer(memory_tokens=SLOTS, **sizes),
         "segment": lambda: Transformer(context="segment", **sizes),
         "full": lambda: Transformer(context="full", **sizes),

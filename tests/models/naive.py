@@ -72,27 +72,31 @@ def attention(
 
     def project(part: int, h: int) -> list[Tensor]:
         own = slice(h * head_width, (h + 1) * head_width)
-        return [matrices[part][own] @ x + biases[part][own] for x in x_RD]
+        matrix_KD, bias_K = matrices[part][own], biases[part][own]
+        return [matrix_KD @ x + bias_K for x in x_RD]
 
     def turned(vectors_RK: list[Tensor]) -> list[Tensor]:
         return vectors_RK if relative else [turn(x, p) for x, p in zip(vectors_RK, positions, strict=True)]
 
-    def by_distance(h: int, query_K: Tensor, distance: int) -> Tensor:
-        if clamp_len is not None:
-            distance = min(distance, clamp_len)
-        of_head = weights[f"{name}.distance.weight"][h * head_width : (h + 1) * head_width]
-        return query_K @ (of_head @ sinusoid(distance, width))
+    def projected_distances(h: int) -> dict[int, Tensor]:
+        """W_r R of every distance behind or ahead that there is, for one head."""
+        matrix_KD = weights[f"{name}.distance.weight"][h * head_width : (h + 1) * head_width]
+        span = max(positions) - min(positions)
+        longest = span if clamp_len is None else clamp_len
+        return {d: matrix_KD @ sinusoid(min(d, longest), width) for d in range(-span, span + 1)}
 
     all_keys, all_values = [turned(project(1, g)) for g in range(kv_heads)], [project(2, g) for g in range(kv_heads)]
     heads_RHK: list[list[Tensor]] = [[] for _ in x_RD[first:]]
     for h in range(heads):
         queries, keys, values = turned(project(0, h)), *(kept[h * kv_heads // heads] for kept in (all_keys, all_values))
+        if relative:
+            assert biases_2HK is not None
+            (u_K, v_K), r_K = biases_2HK[:, h], projected_distances(h)
         for i in range(first, len(x_RD)):
             seen = [j for j in range(len(keys)) if sees(i, j)]
             if relative:
-                assert biases_2HK is not None
-                (u_K, v_K), query = biases_2HK[:, h], queries[i]
-                scores = [(query + u_K) @ keys[j] + by_distance(h, query + v_K, positions[i] - positions[j]) for j in seen]
+                to_content, to_distance = queries[i] + u_K, queries[i] + v_K
+                scores = [to_content @ keys[j] + to_distance @ r_K[positions[i] - positions[j]] for j in seen]
             else:
                 scores = [queries[i] @ keys[j] for j in seen]
             weight = torch.exp(torch.stack(scores) / math.sqrt(head_width))
@@ -111,7 +115,8 @@ def block(
     clamp_len: int | None = None,
 ) -> tuple[list[Tensor], list, list]:
     """One pre-LN block for one batch row: outputs of the rows from `first` on, and `attention`'s keys and values of all rows."""
-    weights, name, biases_2HK = dict(model.named_parameters()), f"stack.blocks.{layer}", None
+    weights: Weights = dict(model.named_parameters())
+    name, biases_2HK = f"stack.blocks.{layer}", None
     if "stack.distance_biases" in weights:  # of each layer, or one pair for all
         each = weights["stack.distance_biases"]
         biases_2HK = each[layer] if len(each) > 1 else each[0]

@@ -41,17 +41,20 @@ def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
     return torch.stack([naive.head(model, normed("stack.norm", x)) for x in rows])
 
 
-def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K: Tensor, i: int, j: int) -> Tensor:
-    """What the query at position i gives the key at position j, in each of the ways to tell positions."""
+def placed(model: nn.Module, x_K: Tensor, position: int) -> Tensor:
+    """A query or key at its position, if positions are told by turning."""
+    return naive.turn(x_K, position) if model.stack.positions == "rope" else x_K
+
+
+def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K: Tensor, distance: int) -> Tensor:
+    """What a query gives a key so many tokens before it, both `placed`; Transformer-XL's positions are told here."""
     width = len(query_K)
-    if model.stack.positions == "rope":
-        return naive.turn(query_K, i) @ naive.turn(key_K, j) / math.sqrt(width)
-    if model.stack.positions == "none":
+    if model.stack.positions != "transformer_xl":
         return query_K @ key_K / math.sqrt(width)
     weights = dict(model.named_parameters())
     biases = weights["stack.distance_biases"]  # u and v of all layers, or of each
     u_K, v_K = biases[layer if len(biases) > 1 else 0, :, head]
-    angles = [(i - j) / 10_000 ** (2 * k / model.width) for k in range(model.width // 2)]
+    angles = [distance / 10_000 ** (2 * k / model.width) for k in range(model.width // 2)]
     distance_D = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=query_K.dtype)
     distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[head]
     return ((query_K + u_K) @ key_K + (query_K + v_K) @ distance_K) / math.sqrt(width)  # Transformer-XL, 3.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,18 @@ VOCABULARY = 13
 LENGTHS = (3, 1, 4, 4)  # of segments, where they are not all equal
 
 
-def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> RMTEncoder:
+def build(**changed: Any) -> RMTEncoder:
     torch.manual_seed(0)
-    sizes = {"layers": layers, "width": width, "heads": heads, "memory_tokens": memory_tokens}
-    return naive.disturb(RMTEncoder(vocab_size=VOCABULARY, ffn_multiple=3, dropout=0.0, positions="rope", **sizes))
+    backbone: dict[str, Any] = {
+        "layers": 2,
+        "width": 8,
+        "heads": 2,
+        "ffn_multiple": 3,
+        "dropout": 0.0,
+        "positions": "rope",
+        "memory_tokens": 3,
+    }
+    return naive.disturb(RMTEncoder(vocab_size=VOCABULARY, **(backbone | changed)))
 
 
 def tokens(*shape: int) -> Tensor:
@@ -63,16 +72,17 @@ def initial(model: RMTEncoder, batch: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("batch", "segments", "length", "sizes"),
+    ("batch", "segments", "length", "changed"),
     [
         (2, 3, 4, {}),
         (3, 1, 3, {"layers": 1, "width": 6, "heads": 1, "memory_tokens": 1}),
         (1, 2, 1, {"layers": 3, "width": 12, "heads": 3, "memory_tokens": 4}),
+        (1, 2, 3, {"kv_heads": 1, "positions": "transformer_xl"}),
     ],
 )
-def test_answers_memory_and_gradients_equal_the_papers_description(batch: int, segments: int, length: int, sizes: dict) -> None:
+def test_answers_memory_and_gradients_equal_the_papers_description(batch: int, segments: int, length: int, changed: dict) -> None:
     """One answer after each segment, with gradient through the carried memory into the learned initial one and every weight."""
-    model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
+    model, tokens_BSN = build(**changed), tokens(batch, segments, length)
     output = model(tokens_BSN)
     assert output.logits.shape == (batch, segments, 1, VOCABULARY)
     expected = read_all(model, tokens_BSN.unbind(1), initial(model, batch))

@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {  # segments have 3 tokens
 
 def build(**changed: Any) -> TransformerXL:
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "layers": LAYERS, "width": WIDTH, "ffn_multiple": 2, "dropout": 0.0}
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "layers": LAYERS, "width": WIDTH, "ffn_multiple": 2, "dropout": 0.0}
     return naive.disturb(TransformerXL(**sizes, **(OPTIONS | changed)))
 
 
@@ -111,15 +111,15 @@ def rows_of(memories: list[Memory]) -> list[Tensor]:
 @pytest.mark.parametrize("changed", CASES.values(), ids=CASES.keys())
 def test_logits_memory_and_gradients_equal_the_paper_formulas(changed: dict[str, Any], form: str) -> None:
     """Every parameter learns from the memory's rows too, but for the computation that made them: that is cut off."""
-    model, tokens_BSN = build(**changed), tokens(2, 3, 3)
-    output = getattr(model, form)(tokens_BSN, model.init_state(2))
+    model, tokens_BSN = build(**changed), tokens(1, 3, 3)
+    output = getattr(model, form)(tokens_BSN, model.init_state(1))
     mem_len = (OPTIONS | changed)["mem_len"]
-    expected, memories = read_all(model, tokens_BSN, [nothing(), nothing()], mem_len, changed)
+    expected, memories = read_all(model, tokens_BSN, [nothing()], mem_len, changed)
     naive.assert_same_values_and_gradients(model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)])
-    assert output.state.filled_B.tolist() == [min(9, mem_len)] * 2
+    assert output.state.filled_B.tolist() == [min(9, mem_len)]
 
 
-@pytest.mark.parametrize(("batch", "segments", "length"), [(1, 4, 1), (3, 1, 4), (1, 2, 5)])
+@pytest.mark.parametrize(("batch", "segments", "length"), [(2, 4, 1), (3, 1, 4), (2, 3, 2), (1, 2, 5)])
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 def test_segments_of_any_size_equal_the_paper_formulas(form: str, batch: int, segments: int, length: int) -> None:
     model, tokens_BSN = build(), tokens(batch, segments, length)
@@ -146,9 +146,7 @@ def test_only_the_rows_that_a_document_has_filled_are_its_memory(changed: dict[s
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
-@pytest.mark.parametrize(
-    "changed", [{}, {"same_length": True, "mem_len": 2}, {"clamp_len": 3, "mem_len": 5}, {"positions": "rope", "mem_len": 7}], ids=str
-)
+@pytest.mark.parametrize("changed", [{"same_length": True, "mem_len": 2}, {"clamp_len": 3, "mem_len": 5}, {"positions": "rope"}], ids=str)
 def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[str, Any], form: str) -> None:
     """Rows of the batch start new documents at different segments; each document is read as if alone, values and gradients."""
     model, tokens_BSN, mem_len = build(**changed), tokens(3, 5, 3), (OPTIONS | changed)["mem_len"]
@@ -173,14 +171,14 @@ def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
-@pytest.mark.parametrize("modes", [["train"], ["eval"], ["train", "eval"], ["eval", "train"], ["train", "eval", "train"]], ids="-".join)
+@pytest.mark.parametrize("modes", [["eval"], ["train", "eval"], ["eval", "train"]], ids="-".join)
 @pytest.mark.parametrize("changed", [{}, {"same_length": True}], ids=str)
 def test_evaluation_may_have_a_memory_of_its_own_length(changed: dict[str, Any], modes: list[str], form: str) -> None:
     """Two segments in each mode. A state that was written in the other mode is cut, or fills up as reading goes on."""
     changed = {"mem_len": 2, "eval_mem_len": 5, **changed}
     model = build(**changed)
-    tokens_BSN = tokens(2, 2 * len(modes), 3)
-    memories, state = [nothing(), nothing()], model.train(modes[0] == "train").init_state(2)
+    tokens_BSN = tokens(1, 2 * len(modes), 3)
+    memories, state = [nothing()], model.train(modes[0] == "train").init_state(1)
     logits, expected, filled = [], [], 0
     for part, mode in zip(tokens_BSN.split(2, dim=1), modes, strict=True):
         output = getattr(model.train(mode == "train"), form)(part, state)
@@ -189,8 +187,8 @@ def test_evaluation_may_have_a_memory_of_its_own_length(changed: dict[str, Any],
         part_BSNV, memories = read_all(model, part, memories, mem_len, changed)
         expected.append(part_BSNV)
         filled = min(filled + 6, mem_len)
-        assert state.filled_B.tolist() == [filled] * 2
-        assert all(hidden_BCD.shape == (2, mem_len, WIDTH) for hidden_BCD in state.hidden)
+        assert state.filled_B.tolist() == [filled]
+        assert all(hidden_BCD.shape == (1, mem_len, WIDTH) for hidden_BCD in state.hidden)
     actual = [torch.cat(logits, dim=1), *kept(state)]
     naive.assert_same_values_and_gradients(model, actual, [torch.cat(expected, dim=1), *rows_of(memories)])
 

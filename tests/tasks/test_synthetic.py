@@ -21,7 +21,7 @@ from memlab.tasks.base import SPLITS, Batch, SyntheticTask
 from memlab.tasks.copy import Copy
 from memlab.tasks.reverse import Reverse
 
-COMMON = {"segment_lengths": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
+COMMON = {"segment_lengths": None, "align": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
 TASKS = ["copy", "reverse", "associative_retrieval"]
 
 
@@ -399,9 +399,30 @@ def test_no_retrieval_segment_holds_pairs_and_query_unless_asked_for() -> None:
     for segments in (2, 3, 5):
         lengths = make("associative_retrieval", num_segments=segments).segment_lengths
         assert len(lengths) == segments and lengths[-1] == 2 and all(n % 2 == 0 for n in lengths)
-    with pytest.raises(ConfigError, match=r"task\.num_segments=4.*\[1, 2, 3, 5\]"):
+    with pytest.raises(ConfigError, match=r"task\.num_segments=4.*\[2, 3, 5\]"):
         make("associative_retrieval", num_segments=4)
     assert make("associative_retrieval", num_segments=3).at(6).length == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "lengths"),
+    [
+        ("copy", {"length": 5, "num_segments": 4, "align": "left"}, (4, 4, 4, 3)),
+        ("copy", {"length": 5, "num_segments": 4, "align": "right"}, (3, 4, 4, 4)),
+        ("copy", {"length": 5, "num_segments": 3, "align": "right"}, (5, 5, 5)),
+        ("associative_retrieval", {"length": 5, "num_segments": 3, "align": "left"}, (6, 4, 2)),
+        ("associative_retrieval", {"length": 5, "num_segments": 3, "align": "right"}, (4, 6, 2)),
+    ],
+)
+def test_segments_that_cannot_be_equal_are_aligned_left_or_right(name: str, own: dict[str, Any], lengths: tuple[int, ...]) -> None:
+    assert make(name, **own).segment_lengths == lengths
+    if name == "associative_retrieval":
+        assert make(name, **own).stages()[-1].segment_lengths == lengths
+
+
+def test_aligned_segments_have_to_be_filled() -> None:
+    with pytest.raises(ConfigError, match=r"task\.num_segments=9: 10 tokens in segments of 2 do not fill 9 of them"):
+        make("reverse", length=5, num_segments=9, align="left")
 
 
 def test_at_goes_beyond_the_tasks_own_length_for_evaluation() -> None:

@@ -10,7 +10,7 @@ from memlab.training.curriculum import Curriculum
 
 def curriculum_of(segments: list[int], threshold: float, stage_steps: int | None) -> Curriculum:
     """A curriculum of reverse tasks with these numbers of segments."""
-    task = Reverse(length=48, symbols=10, num_segments=8, segment_lengths=None, batch_size=4, validation_size=4, test_size=4)
+    task = Reverse(length=48, symbols=10, num_segments=8, segment_lengths=None, align=None, batch_size=4, validation_size=4, test_size=4)
     return Curriculum([task.at(n) for n in segments], threshold, stage_steps)
 
 

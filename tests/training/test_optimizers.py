@@ -19,7 +19,7 @@ from memlab.training import optimizers
 
 SIZES: dict[str, Any] = {"vocab_size": 7, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
 MODELS = {
-    "rmt": lambda: RMT(memory_tokens=3, **SIZES),
+    "rmt": lambda: RMT(memory_tokens=3, write_memory="carried", **SIZES),
     "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **SIZES),
     "transformer": lambda: Transformer(context="segment", **SIZES),
     "infini": lambda: Infini(update="delta", gate_init=0.5, memory="on", **SIZES),

@@ -1,0 +1,106 @@
+"""The k nearest keys, and attention over them, against comparing a query with every key."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from memlab.layers import nearest as module
+from memlab.layers.nearest import attend_nearest, nearest
+
+B, H, T, K = 2, 4, 3, 5
+CHUNKS = pytest.mark.parametrize("scores", [1, 100, 1 << 24])  # chunks of k rows, of a few, and all at once
+SIZES = pytest.mark.parametrize(("rows", "k"), [(17, 3), (17, 1), (17, 17), (4, 9), (1, 1), (16, 4)])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ranges(rows: int) -> tuple[Tensor, Tensor]:
+    """Which rows each query may see: all, nothing (in two ways), one, the first or the last few."""
+    low_BT = torch.tensor([[0, rows, 0], [rows - 1, 0, rows // 2]])
+    high_BT = torch.tensor([[rows, rows, 0], [rows, (rows + 1) // 2, rows]])
+    return low_BT, high_BT
+
+
+def by_hand(query_K: Tensor, keys_PK: Tensor, low: int, high: int, k: int) -> list[int]:
+    return sorted(range(low, high), key=lambda p: float(query_K.detach() @ keys_PK[p]), reverse=True)[:k]
+
+
+@CHUNKS
+@SIZES
+@pytest.mark.parametrize("groups", [1, 4])
+def test_nearest_finds_the_rows_with_the_largest_products(
+    monkeypatch: pytest.MonkeyPatch, scores: int, rows: int, k: int, groups: int
+) -> None:
+    monkeypatch.setattr(module, "_SCORES", scores)
+    q_BGTK, keys_BGPK, (low_BT, high_BT) = normal(B, groups, T, K), normal(B, groups, rows, K, seed=1), ranges(rows)
+    found, seen = nearest(q_BGTK, keys_BGPK, low_BT, high_BT, k)
+    assert found.shape == seen.shape == (B, groups, T, min(k, rows))
+    for b in range(B):
+        for g in range(groups):
+            for t in range(T):
+                expected = by_hand(q_BGTK[b, g, t], keys_BGPK[b, g], int(low_BT[b, t]), int(high_BT[b, t]), k)
+                assert sorted(found[b, g, t][seen[b, g, t]].tolist()) == sorted(expected)
+
+
+@CHUNKS
+@SIZES
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_over_the_nearest_and_the_gradient_of_its_queries(
+    monkeypatch: pytest.MonkeyPatch, scores: int, rows: int, k: int, groups: int
+) -> None:
+    """The gradient is that of attention over the rows found, and goes to the queries alone."""
+    monkeypatch.setattr(module, "_SCORES", scores)
+    q_BHTK = normal(B, H, T, K).requires_grad_()
+    keys_BGPK, values_BGPK = (normal(B, groups, rows, K, seed=seed).requires_grad_() for seed in (1, 2))
+    low_BT, high_BT = ranges(rows)
+    y_BHTK = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BT, high_BT, k)
+    expected_BHTK = []
+    for b in range(B):
+        for h in range(H):
+            keys_PK, values_PK = (rows_BGPK[b, h * groups // H].detach() for rows_BGPK in (keys_BGPK, values_BGPK))
+            for t in range(T):
+                query_K = q_BHTK[b, h, t]
+                best = by_hand(query_K, keys_PK, int(low_BT[b, t]), int(high_BT[b, t]), k)
+                weight = torch.exp(keys_PK[best] @ query_K)
+                expected_BHTK.append(weight / weight.sum() @ values_PK[best] if best else 0.0 * query_K)
+    expected = torch.stack(expected_BHTK).view_as(y_BHTK)
+    torch.testing.assert_close(y_BHTK, expected, rtol=1e-10, atol=1e-10)
+    wanted = normal(*y_BHTK.shape, seed=3)
+    leaves = [q_BHTK, keys_BGPK, values_BGPK]
+    gradient, *others = torch.autograd.grad((wanted * y_BHTK).sum(), leaves, allow_unused=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad((wanted * expected).sum(), q_BHTK)[0], rtol=1e-10, atol=1e-10)
+    assert others == [None, None]
+
+
+@CHUNKS
+def test_a_query_that_may_see_nothing_gets_0(monkeypatch: pytest.MonkeyPatch, scores: int) -> None:
+    monkeypatch.setattr(module, "_SCORES", scores)
+    q_BHTK = normal(B, H, T, K).requires_grad_()
+    for rows in (0, 6):
+        memory = normal(B, 2, rows, K, seed=1)
+        low_BT, high_BT = torch.full((B, T), rows), torch.full((B, T), rows)
+        y_BHTK = attend_nearest(q_BHTK, memory, memory, low_BT, high_BT, 4)
+        assert (y_BHTK == 0).all()
+        if y_BHTK.requires_grad:
+            (gradient,) = torch.autograd.grad(y_BHTK.sum(), q_BHTK)
+            assert (gradient == 0).all()
+
+
+def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search is what a memory of 65,536 rows would fill the device with."""
+    monkeypatch.setattr(module, "_SCORES", 10 * B * T)
+    sizes = []
+    masked_fill = Tensor.masked_fill
+
+    def spy(self: Tensor, *args: object) -> Tensor:
+        sizes.append(self.shape)
+        return masked_fill(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Tensor, "masked_fill", spy)
+    low_BT, high_BT = torch.zeros(B, T, dtype=torch.long), torch.full((B, T), 64)
+    nearest(normal(B, 1, T, K), normal(B, 1, 64, K, seed=1), low_BT, high_BT, 3)
+    assert len(sizes) == 7 and all(size.numel() <= 10 * B * T for size in sizes)
