@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +15,10 @@ from tests.models import naive
 VOCABULARY = 11
 
 
-def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> RMT:
+def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3, **options: Any) -> RMT:
     torch.manual_seed(0)
-    return naive.disturb(
-        RMT(vocab_size=VOCABULARY, layers=layers, width=width, heads=heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens)
-    )
+    sizes: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "ffn_multiple": 3, "dropout": 0.0}
+    return naive.disturb(RMT(vocab_size=VOCABULARY, memory_tokens=memory_tokens, **sizes, **options))
 
 
 def tokens(*shape: int) -> Tensor:
@@ -40,9 +41,11 @@ def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tupl
                 return of_kind == "read" or (of_kind == "segment" and j <= i)
             return True
 
-        # The same M vectors go in at both ends.
-        inputs = [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *memory_MD]
-        outputs, _ = naive.stack(model, inputs, [place[kind] + i for kind, i in rows], sees)
+        # The same M vectors go in at both ends, unless write memory has vectors of its own.
+        write_MD = memory_MD if model.write_memory_MD is None else model.write_memory_MD
+        inputs = [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *write_MD]
+        positions = [place[kind] + i if model.stack.positions != "none" else 0 for kind, i in rows]  # all at 0: no one turns
+        outputs, _ = naive.stack(model, inputs, positions, sees)
         logits += [naive.head(model, outputs[m + i]) for i in range(n)]
         memory_MD = torch.stack(outputs[m + n :])  # top-layer outputs, after the final normalisation, at the write positions
     return logits, memory_MD
@@ -60,6 +63,10 @@ def read_all(model: RMT, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor
         (2, 3, 5, {}),
         (3, 1, 4, {"layers": 1, "width": 6, "heads": 1, "memory_tokens": 1}),
         (1, 2, 1, {"width": 12, "heads": 3, "memory_tokens": 4}),
+        (2, 3, 2, {"write_memory": "learned"}),
+        (1, 2, 3, {"kv_heads": 1}),
+        (1, 2, 3, {"positions": "transformer_xl"}),
+        (1, 2, 3, {"positions": "none"}),
     ],
 )
 def test_logits_memory_and_gradients_equal_the_paper_formulas(batch: int, segments: int, length: int, sizes: dict) -> None:
@@ -80,9 +87,10 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> No
 
 
 @pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [2, 3]])
-def test_begin_extend_close_equal_the_paper_formulas(pieces: list[int]) -> None:
+@pytest.mark.parametrize("write_memory", ["carried", "learned"])
+def test_begin_extend_close_equal_the_paper_formulas(pieces: list[int], write_memory: str) -> None:
     """Two segments read in pieces, with memory written by `close`, values and gradients."""
-    model, tokens_BSN = build(), tokens(2, 2, 5)
+    model, tokens_BSN = build(write_memory=write_memory), tokens(2, 2, 5)
     logits_BTV, state = small.read_in_pieces(model, tokens_BSN, pieces)
     logits_BSNV = logits_BTV.unflatten(1, (2, 5))
     expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(2, -1, -1))
