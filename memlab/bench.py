@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from omegaconf import DictConfig
 
 from memlab import cli
@@ -13,6 +15,7 @@ def check_bench(composed: DictConfig) -> BenchConfig:
 
 
 def job(config: BenchConfig) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
     from memlab.benchmarks import forms, overhead  # imports torch
 
     {"overhead": overhead, "forms": forms}[config.suite].run(config)

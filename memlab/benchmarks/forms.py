@@ -106,11 +106,14 @@ def table(result: dict[str, Any]) -> Table:
         f"width {result['width']}, {result['layers']} layers, {result['heads']} heads; {result['repeats']} interleaved pairs"
     )
     table = Table(title=title)
-    for column in ("model", "recurrent, ms", "parallel, ms", "recurrent / parallel (min, max)", "the parallel form's time"):
-        table.add_column(column, justify="left" if column in ("model", "the parallel form's time") else "right")
+    for column in ("model", "recurrent, ms", "parallel, ms", "ratio", "min", "max"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    captions = []
     for name, measured in result["models"].items():
         milliseconds = [f"{1000 * spread(measured['seconds'][form])['median']:.1f}" for form in FORMS]
-        ratio = measured["ratio"]
+        table.add_row(name, *milliseconds, *(f"{v:.2f}" for v in measured["ratio"].values()))
         shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"]["parallel"].items())
-        table.add_row(name, *milliseconds, f"{ratio['median']:.2f} ({ratio['min']:.2f}, {ratio['max']:.2f})", shares)
+        captions.append(f"{name}: {shares}")
+    table.caption = "Where the parallel form's time goes:\n" + "\n".join(captions)
+    table.caption_justify = "left"
     return table

@@ -23,6 +23,31 @@ def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"here"}, "the stores it measures with are gone"
 
 
+def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -> None:
+    sizes = {"segments": 3, "segment_length": 4, "batch_size": 2, "width": 16, "layers": 2, "heads": 2}
+    words = ["suite=forms", "repeats=2", "run_dir=here", *(f"forms.{key}={value}" for key, value in sizes.items())]
+    done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "here" / "forms.json").read_text())
+    assert {"infini", "infini_delta", "memorizing", "transformer_xl"} <= set(result["models"])
+    assert not {"rmt", "rmt_xl", "rmt_encoder"} & set(result["models"]), "a parallel form that is not there cannot be measured"
+    for name, measured in result["models"].items():
+        slow, fast = measured["seconds"]["recurrent"], measured["seconds"]["parallel"]
+        ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+        assert len(ratios) == 2
+        assert measured["ratio"] == {"median": sum(ratios) / 2, "min": min(ratios), "max": max(ratios)}
+        assert 0 < sum(measured["time"]["parallel"].values()) <= 1
+        assert name in done.stdout
+
+
+def test_a_model_without_a_parallel_form_is_a_mistake(tmp_path: Path) -> None:
+    for wish, words in (("rmt", "has no parallel form"), ("infinite", "Did you mean 'infini'")):
+        arguments = [sys.executable, "-m", "memlab.bench", "suite=forms", f"forms.models=[{wish}]"]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_suite_is_a_mistake(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "memlab.bench", "suite=speed"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "suite='speed'" in done.stderr and "overhead" in done.stderr

@@ -54,8 +54,7 @@ def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K:
     weights = dict(model.named_parameters())
     biases = weights["stack.distance_biases"]  # u and v of all layers, or of each
     u_K, v_K = biases[layer if len(biases) > 1 else 0, :, head]
-    angles = [distance / 10_000 ** (2 * k / model.width) for k in range(model.width // 2)]
-    distance_D = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=query_K.dtype)
+    distance_D = naive.sinusoid(distance, model.width)
     distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[head]
     return ((query_K + u_K) @ key_K + (query_K + v_K) @ distance_K) / math.sqrt(width)  # Transformer-XL, 3.3
 

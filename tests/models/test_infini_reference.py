@@ -40,7 +40,7 @@ def retrieve(feature_K: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([(feature_K * M_KK[:, k]).sum() for k in range(len(z_K))]) / (feature_K * z_K).sum()
 
 
-def update(rule: str, keys: list[Tensor], values: list[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
+def write(rule: str, keys: list[Tensor], values: list[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
     """Eq. 8, or 9: every token of the segment is compared with the memory before the segment."""
     M_KK, z_K = memory or (torch.zeros(len(keys[0]), len(keys[0]), dtype=keys[0].dtype), torch.zeros_like(keys[0]))
     for key, value in zip(keys, values, strict=True):
@@ -71,7 +71,7 @@ def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tu
                         y_K = share * retrieve(feature(query), read[layer][g]) + (1 - share) * y_K  # eq. 10
                     outputs.append(y_K)
                 heads.append(outputs)
-            to.append([update(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)])
+            to.append([write(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)])
             return heads
 
         logits.append(naive_memory.read_segment(model, tokens_N, attend))
@@ -248,3 +248,23 @@ def test_memories_are_summed_in_fp32_under_bf16(form: str, update: str, precisio
     torch.testing.assert_close(sums[0], 320 * one[0], rtol=1e-3, atol=0)
     if update == "linear":
         torch.testing.assert_close(sums[1], 320 * one[1], rtol=1e-3, atol=0)
+
+
+@FORMS
+@UPDATES
+def test_keys_and_values_of_bf16_are_added_in_fp32(form: str, update: str) -> None:
+    """Under autocast only the projections are in bf16; equations 8 and 9 are not."""
+    torch.manual_seed(0)
+    model = Infini(vocab_size=9, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=0.0, memory="on")
+    tokens_BSN = tokens(1, 3, 5) % 9
+    memories: list[Memory] = [None, None]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        state = getattr(model, form)(tokens_BSN, model.init_state(1)).state
+        for tokens_BN in tokens_BSN.unbind(1):
+            _, *projected = model.stack.blocks[0].project(model.embed(tokens_BN))
+            assert all(t.dtype == torch.bfloat16 for t in projected)
+            keys, values = ([list(head.float().unbind()) for head in t[0]] for t in projected)
+            memories = [write(update, k, v, m) for k, v, m in zip(keys, values, memories, strict=True)]
+    M_GKK, z_GK = (torch.stack([m[i] for m in memories if m]) for i in (0, 1))
+    torch.testing.assert_close(state.layers[0].M_BGKK[0], M_GKK, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.layers[0].z_BGK[0], z_GK, rtol=1e-4, atol=1e-4)
