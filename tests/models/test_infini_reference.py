@@ -268,3 +268,15 @@ def test_keys_and_values_of_bf16_are_added_in_fp32(form: str, update: str) -> No
     M_GKK, z_GK = (torch.stack([m[i] for m in memories if m]) for i in (0, 1))
     torch.testing.assert_close(state.layers[0].M_BGKK[0], M_GKK, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.layers[0].z_BGK[0], z_GK, rtol=1e-4, atol=1e-4)
+
+
+@FORMS
+@UPDATES
+def test_the_memory_of_a_long_document_does_not_overflow_in_fp16(form: str, update: str) -> None:
+    """What is retrieved is a ratio (eq. 7): M and z a million times as large, beyond fp16, change nothing."""
+    torch.manual_seed(0)
+    model = Infini(vocab_size=9, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=2.0, memory="on")
+    state, tokens_BSN = carried(model, 2).map(lambda t: t.detach().float()), tokens(2, 1, 5) % 9
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        one, other = (getattr(model, form)(tokens_BSN, s).logits for s in (state, state.map(lambda t: t * 1e6)))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
