@@ -15,6 +15,10 @@ from memlab.paths import config_dir
 
 MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 MISTAKES = {
+    "model=infini model.memory=of": ["model.memory='of'", "'on', 'off' or 'shuffled'"],
+    "model=infini model.memory=shuffled task.batch_size=1": ["model.memory=shuffled", "task.batch_size=1"],
+    "model=transformer_xl model.bptt_depth=1": ["unknown key 'model.bptt_depth'", "mem_len"],
+    "task=associative_retrieval task.keys=3": ["task.keys=3", "4 to 26"],
     "model=rnt": ["rnt", "Did you mean 'rmt'", ", ".join(MODELS)],
     "modle=rmt": ["unknown key 'modle'", "Did you mean 'model'"],
     "model.memory_token=3": ["unknown key 'model.memory_token'", "Did you mean 'memory_tokens'", "width"],
@@ -62,6 +66,16 @@ def test_a_mistake_is_told_in_one_message(
     for part in MISTAKES[words]:
         assert part in message[0]
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_an_encoder_is_not_asked_for_many_tokens(tmp_path: Path) -> None:
+    """This takes the model to be known, so it is told later than the others; still before anything is begun or written."""
+    command = [sys.executable, "-m", "memlab.train", "model=rmt_encoder", "task=reverse", "task.length=12"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    for part in ("model=rmt_encoder", "task=reverse", "12 tokens", "associative_retrieval"):
+        assert part in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Path) -> None:

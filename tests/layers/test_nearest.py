@@ -104,3 +104,14 @@ def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch
     low_BT, high_BT = torch.zeros(B, T, dtype=torch.long), torch.full((B, T), 64)
     nearest(normal(B, 1, T, K), normal(B, 1, 64, K, seed=1), low_BT, high_BT, 3)
     assert len(sizes) == 7 and all(size.numel() <= 10 * B * T for size in sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_queries_of_fp32_under_autocast(dtype: torch.dtype) -> None:
+    """On CUDA a norm, and so what is normalised by it, is fp32 under autocast, while products are not; low_BT hides some rows."""
+    q_BHTK, keys_BGPK, values_BGPK = (normal(B, 2, n, K, seed=seed).float() for seed, n in enumerate((T, 6, 6)))
+    low_BT, high_BT = ranges(6)
+    exact = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BT, high_BT, 6)
+    with torch.autocast("cpu", dtype=dtype):
+        rough = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BT, high_BT, 6)
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
