@@ -10,19 +10,25 @@ import torch
 from torch import Tensor
 
 _SCORES = 1 << 24  # most scores held at once: 64 MB in fp32
+_ROWS = 1 << 13  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 
 
 @torch.no_grad()
 def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k keys with the largest products with each query, among the rows low <= p < high that the query may see.
 
-    The memory is searched chunk by chunk, so that no more than some 64 MB of scores exist at a time.
+    Queries and memory are taken in pieces, so that no more than some 64 MB of scores exist at a time.
 
     Returns:
         Rows [B, G, T, k'], k' = min(k, P), and bool [B, G, T, k'], False where a query may see fewer rows than that.
     """
     b, g, t, _ = q_BGTK.shape
     rows = keys_BGPK.shape[2]
+    piece = max(1, _SCORES // (b * g * min(max(rows, 1), _ROWS)))
+    if t > piece:
+        split = zip(*(tensor.split(piece, dim=dim) for tensor, dim in ((q_BGTK, 2), (low_BT, 1), (high_BT, 1))), strict=True)
+        parts = [nearest(q, keys_BGPK, low, high, k) for q, low, high in split]
+        return torch.cat([found for found, _ in parts], dim=2), torch.cat([seen for _, seen in parts], dim=2)
     chunk = max(k, _SCORES // max(1, b * g * t))
     best = q_BGTK.new_empty(b, g, t, 0)
     found = torch.empty(b, g, t, 0, dtype=torch.long, device=q_BGTK.device)
@@ -63,7 +69,8 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     def pick(rows_BGPK: Tensor) -> Tensor:
         return rows_BGPK.gather(2, found.flatten(2).unsqueeze(-1).expand(-1, -1, -1, width)).unflatten(2, found.shape[2:])
 
-    score = (pick(keys_BGPK) @ q.unsqueeze(-1)).squeeze(-1).masked_fill(~seen, torch.finfo(q.dtype).min)
+    score = (pick(keys_BGPK) @ q.unsqueeze(-1)).squeeze(-1)
+    score = score.masked_fill(~seen, torch.finfo(score.dtype).min)  # autocast may have made it narrower than the queries
     weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing
     y = (weight.unsqueeze(-2) @ pick(values_BGPK)).squeeze(-2)
     return y.unflatten(2, (shared, t)).flatten(1, 2)

@@ -18,6 +18,7 @@ Parallel form: M_{s-1} is made of one layer's own keys and values, and no later 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import torch
@@ -119,7 +120,7 @@ class Infini(LayeredDecoder):
 
     def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Compressive) -> Compressive:
         """What segments add to the memories [B, G, S, ..] before them (eq. 8 or 9): a sum over their tokens."""
-        with torch.autocast(k_BGSNK.device.type, enabled=False):
+        with _exactly(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
             if self.update == "delta":
                 values = values - _retrieve(features, before)
@@ -127,18 +128,17 @@ class Infini(LayeredDecoder):
 
     def _memories(self, k_BGSNK: Tensor, v_BGSNK: Tensor, start: Compressive) -> Compressive:
         """The memories before each of S segments and after the last: [B, G, S + 1, ..]."""
-        with torch.autocast(k_BGSNK.device.type, enabled=False):
+        with _exactly(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
             z = torch.cat([start.z_BGK.unsqueeze(2), features.sum(-2)], dim=2).cumsum(2)
             B = features.transpose(-1, -2) @ values
             if self.update == "linear":
                 return Compressive(torch.cat([start.M_BGKK.unsqueeze(2), B], dim=2).cumsum(2), z)
             scaled = features / (features @ z[:, :, :-1, :, None]).clamp_min(_SMALLEST)
-            # The memory before the first writing is 0, and so is what A makes of it; without the mask A would overflow.
-            A = features.transpose(-1, -2) @ scaled * _written(z[:, :, :-1])[..., None]
+            erased = features.transpose(-1, -2) @ scaled  # I - A_s; of no effect before the first writing, where M is 0
             M = [start.M_BGKK]
-            for A_BGKK, B_BGKK in zip(A.unbind(2), B.unbind(2), strict=True):
-                M.append(M[-1] - A_BGKK @ M[-1] + B_BGKK)
+            for erased_BGKK, B_BGKK in zip(erased.unbind(2), B.unbind(2), strict=True):
+                M.append(M[-1] - erased_BGKK @ M[-1] + B_BGKK)
             return Compressive(torch.stack(M, dim=2), z)
 
     def _mix(self, layer: int, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Compressive) -> Tensor:
@@ -147,7 +147,7 @@ class Infini(LayeredDecoder):
             return local_BHSNK
         if self.memory == "shuffled":
             before = before.map(lambda t: t.roll(1, dims=0))
-        with torch.autocast(q_BHSNK.device.type, enabled=False):
+        with _exactly(q_BHSNK):
             groups = before.z_BGK.shape[1]
             features = _feature(q_BHSNK).unflatten(1, (groups, -1))  # [B, G, H / G, S, N, K]
             remembered = _retrieve(features, before.map(lambda t: t.unsqueeze(2))).flatten(1, 2)
@@ -160,6 +160,12 @@ class Infini(LayeredDecoder):
         """The gates sigmoid(beta): share of the memory in each head's output (figure 3 of the paper)."""
         gate = self.gate_LH.sigmoid()
         return {f"gate/layer{layer}_head{head}": gate[layer, head] for layer in range(gate.shape[0]) for head in range(gate.shape[1])}
+
+
+def _exactly(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """No automatic casting to a narrower type."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -90,9 +90,11 @@ def test_a_query_that_may_see_nothing_gets_0(monkeypatch: pytest.MonkeyPatch, sc
             assert (gradient == 0).all()
 
 
-def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search is what a memory of 65,536 rows would fill the device with."""
-    monkeypatch.setattr(module, "_SCORES", 10 * B * T)
+@pytest.mark.parametrize(("queries", "searches"), [(T, 7), (1, 7 * T)])
+def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch, queries: int, searches: int) -> None:
+    """The search is what a memory of 65,536 rows would fill the device with: rows, and if need be queries, are taken in pieces."""
+    monkeypatch.setattr(module, "_SCORES", 10 * B * queries)
+    monkeypatch.setattr(module, "_ROWS", 10)
     sizes = []
     masked_fill = Tensor.masked_fill
 
@@ -103,7 +105,7 @@ def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Tensor, "masked_fill", spy)
     low_BT, high_BT = torch.zeros(B, T, dtype=torch.long), torch.full((B, T), 64)
     nearest(normal(B, 1, T, K), normal(B, 1, 64, K, seed=1), low_BT, high_BT, 3)
-    assert len(sizes) == 7 and all(size.numel() <= 10 * B * T for size in sizes)
+    assert len(sizes) == searches and all(size.numel() <= 10 * B * T for size in sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
