@@ -21,7 +21,7 @@ def result_of(directory: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("task", ["reverse", "copy"])
+@pytest.mark.parametrize("task", ["reverse", "copy", "associative_retrieval"])
 def test_rmt_solves(task: str, seed: int, tmp_path: Path) -> None:
     """Free-running accuracy of at least 0.99 with the default settings, in less than five minutes of training on two cores."""
     result = result_of(tmp_path, "model=rmt", f"task={task}", f"seed={seed}")
