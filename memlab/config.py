@@ -50,7 +50,7 @@ class NoCurriculum(Section):
 
 class GrowingCurriculum(Section):
     grow: Literal[True]
-    threshold: Fraction
+    threshold: Fraction | None
     stage_steps: Positive | None
 
 

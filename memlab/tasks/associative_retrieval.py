@@ -43,6 +43,7 @@ class AssociativeRetrieval(SyntheticTask):
 
     vocab_size = FIRST_KEY + KEYS
     chance = 1 / VALUES
+    stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
 
     def __init__(self, *, keys: Positive, ask: Literal["value", "pairs"], **sizes: Any) -> None:
         if sizes["length"] > VALUES:

@@ -66,6 +66,7 @@ class SyntheticTask(abc.ABC):
 
     vocab_size: int
     chance: float  # accuracy of guessing among the symbols that can occur
+    stage_threshold = 0.99  # validation accuracy at which a curriculum goes on, unless the user says otherwise
 
     def __init__(
         self,

@@ -52,7 +52,8 @@ def build(config: Config) -> Parts:
         )
     if isinstance(config.curriculum, GrowingCurriculum):
         stages = [stage for stage in task.stages() if not answers_once or stage.answer_tokens == 1]
-        curriculum = Curriculum(stages, config.curriculum.threshold, config.curriculum.stage_steps)
+        threshold = task.stage_threshold if config.curriculum.threshold is None else config.curriculum.threshold
+        curriculum = Curriculum(stages, threshold, config.curriculum.stage_steps)
     else:
         curriculum = Curriculum([task])
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)
