@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.models.base import Model
+from memlab.models.base import Decoder
 from memlab.models.memory_transformer import MemoryTransformer
 from memlab.models.rmt import RMT
 from memlab.models.transformer import Transformer
 
 
-def build(name: str, vocab_size: int) -> Model:
+def build(name: str, vocab_size: int) -> Decoder:
     """`rmt`, `memory_transformer`, or a transformer of context `segment` or `full`."""
     torch.manual_seed(0)
     sizes = {"vocab_size": vocab_size, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
@@ -26,7 +26,7 @@ def build(name: str, vocab_size: int) -> Model:
     return models[name]().double()
 
 
-def read_in_pieces(model: Model, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:
+def read_in_pieces(model: Decoder, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:
     """Every segment by begin, extend in pieces of these sizes, close: logits [B, S * N, V] and the last state."""
     state, logits = model.init_state(len(tokens_BSN)), []
     for tokens_BN in tokens_BSN.unbind(1):

@@ -17,35 +17,34 @@ from memlab.models.base import Decoder
 
 
 @torch.no_grad()
-def free_running(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
-    """Greedy continuation of a prompt, token by token, with memory written at each segment's end.
+def free_running(model: Decoder, tokens_BT: Tensor, answer_T: Sequence[bool], segment_lengths: Sequence[int]) -> Tensor:
+    """Greedy predictions of the answer, token by token, with memory written at each segment's end.
 
     Args:
-        prompt_BP: the P tokens before the answer, the start sign included.
-        answer_tokens: A, how many tokens to predict.
-        segment_lengths: how the P + A - 1 tokens that are read are cut.
+        tokens_BT: what a sample reads. Tokens of the answer in it are not looked at: the model reads what it predicted instead.
+        answer_T: whether the target at each position, the next token, belongs to the answer.
+        segment_lengths: how the T tokens are cut.
 
     Returns:
-        The predicted token ids [B, A].
+        The predicted token ids [B, A], in the order of the A answer positions.
     """
-    prompt = prompt_BP.shape[1]
     predicted: list[Tensor] = []
-    state = model.init_state(prompt_BP.shape[0])
-    at = 0
+    wanted, state, at = sum(answer_T), model.init_state(tokens_BT.shape[0]), 0
     for length in segment_lengths:
-        known = min(max(prompt - at, 0), length)
-        open = model.begin(state)
-        if known:
-            logits_BnV, open = model.extend(prompt_BP[:, at : at + known], open)
-            if at + known == prompt:
+        end, open = at + length, model.begin(state)
+        while at < end:  # as far as the tokens are known: up to the next one that has to be predicted
+            stop = next((t + 1 for t in range(at, end) if answer_T[t]), end)
+            known_Bn = tokens_BT[:, at:stop]
+            if at and answer_T[at - 1]:
+                known_Bn = torch.cat([predicted[-1][:, None], known_Bn[:, 1:]], dim=1)
+            logits_BnV, open = model.extend(known_Bn, open)
+            if answer_T[stop - 1]:
                 predicted.append(logits_BnV[:, -1].argmax(-1))
-        for _ in range(known, length):
-            logits_BnV, open = model.extend(predicted[-1][:, None], open)
-            predicted.append(logits_BnV[:, -1].argmax(-1))
-        at += length
-        if len(predicted) < answer_tokens:
-            state = model.close(open)
-    return torch.stack(predicted, dim=1)
+            at = stop
+            if len(predicted) == wanted:
+                return torch.stack(predicted, dim=1)
+        state = model.close(open)
+    raise ValueError(f"answer_T wants {wanted} tokens, and the segments hold {len(predicted)} of them")
 
 
 @dataclass

@@ -12,9 +12,13 @@ their segment counts are wrong too, since `torch.chunk` rounds. Any cut can be h
 The K queries of the same pairs are K consecutive samples. Each sample by itself is as likely as ever, but what the guesses among
 the K values add to the gradient cancels within a batch, and what is left is the pairing that the task is about.
 
-Two options make it easier, and the curriculum uses them: few keys, and asking for all pairs in order instead of one value,
+Options that the curriculum uses: few keys; several queries in the last segment, one after another, each with its value,
 
-    k1 v1 .. kK vK, separator, k1 v1 .. kK vK                 tokens 4K, answer 2K
+    k1 v1 .. kK vK, key, separator, value, key, separator, value ..       tokens 2K + 3Q - 1, answer Q
+
+and asking for all pairs in order instead of values,
+
+    k1 v1 .. kK vK, separator, k1 v1 .. kK vK                             tokens 4K, answer 2K
 """
 
 from __future__ import annotations
@@ -29,7 +33,6 @@ from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
-QUERY = 2  # tokens of the last segment: the asked key and the separator
 
 
 class AssociativeRetrieval(SyntheticTask):
@@ -38,56 +41,65 @@ class AssociativeRetrieval(SyntheticTask):
     Args:
         length: K, the number of pairs, at most 10 (published: 4). `sizes` are `SyntheticTask`'s arguments.
         keys: how many different keys there are, K to 26 (published: 26).
-        ask: for the value of one key, or for all pairs in order.
+        ask: for values of keys, or for all pairs in order.
+        queries: Q, how many different keys are asked for (published: 1).
     """
 
     vocab_size = FIRST_KEY + KEYS
     chance = 1 / VALUES
     stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
 
-    def __init__(self, *, keys: Positive, ask: Literal["value", "pairs"], **sizes: Any) -> None:
+    def __init__(self, *, keys: Positive, ask: Literal["value", "pairs"], queries: Positive, **sizes: Any) -> None:
         if sizes["length"] > VALUES:
             raise ConfigError(f"task.length={sizes['length']}: at most {VALUES} pairs, since values do not repeat")
         if not sizes["length"] <= keys <= KEYS:
             raise ConfigError(f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} to {KEYS} keys, since keys do not repeat")
-        self.keys, self.ask = keys, ask
+        if queries > sizes["length"]:
+            raise ConfigError(f"task.queries={queries}: {sizes['length']} pairs have {sizes['length']} different keys to ask for")
+        self.keys, self.ask, self.queries = keys, ask, queries
         super().__init__(**sizes)
 
     def tokens_for(self, length: int) -> int:
         return 2 * length + self.question(length)
 
     def question(self, length: int) -> int:
-        """Tokens of the last segment: the asked key and the separator, or the separator and all of the answer but its last token."""
-        return QUERY if self.ask == "value" else 2 * length
+        """Tokens of the last segment: the query or queries, or the separator and all pairs; without the last token of the answer."""
+        return 3 * self.queries - 1 if self.ask == "value" else 2 * length
 
     @property
     def answer_tokens(self) -> int:
-        return 1 if self.ask == "value" else 2 * self.length
+        return self.queries if self.ask == "value" else 2 * self.length
+
+    def answer_positions(self) -> list[int]:
+        return list(range(self.tokens - 1, 2 * self.length, -3))[::-1] if self.ask == "value" else super().answer_positions()
 
     @property
     def distinct(self) -> int:
-        return math.perm(self.keys, self.length) * math.perm(VALUES, self.length) * self.members
+        orders = math.perm(self.length, self.queries) if self.ask == "value" else 1
+        return math.perm(self.keys, self.length) * math.perm(VALUES, self.length) * orders
 
     @property
     def words(self) -> int:
-        return self.keys + VALUES
+        return self.keys + VALUES + (self.length if self.queries > 1 else 0)
 
     def options(self) -> dict[str, Any]:
-        return {"keys": self.keys, "ask": self.ask}
+        return {"keys": self.keys, "ask": self.ask, "queries": self.queries}
 
     @property
     def members(self) -> int:
-        return self.length if self.ask == "value" else 1
+        return self.length if self.ask == "value" and self.queries == 1 else 1
 
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
         rows = np.arange(len(words_BW))
         keys = FIRST_KEY + choose_distinct(words_BW[:, : self.keys], self.length)
-        values = choose_distinct(words_BW[:, self.keys :], self.length)
+        values = choose_distinct(words_BW[:, self.keys : self.keys + VALUES], self.length)
         pairs = np.stack([keys, values], axis=2).reshape(len(rows), -1)
         separator = np.full((len(rows), 1), SEPARATOR)
         if self.ask == "pairs":
             return np.concatenate([pairs, separator, pairs], axis=1)
-        return np.column_stack([pairs, keys[rows, member_B], separator, values[rows, member_B]])
+        order = choose_distinct(words_BW[:, self.keys + VALUES :], self.queries) if self.queries > 1 else member_B[:, None]
+        asked = ([keys[rows, q], separator[:, 0], values[rows, q]] for q in order.T)
+        return np.column_stack([pairs, *(column for query in asked for column in query)])
 
     def at(self, num_segments: int) -> AssociativeRetrieval:
         """As many segments of pairs as are left when the last is the query's."""
@@ -98,21 +110,22 @@ class AssociativeRetrieval(SyntheticTask):
             raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
         return self._with(pairs)
 
-    def stages(self) -> tuple[AssociativeRetrieval, ...]:
-        """First write down all pairs, which teaches to carry them; then ask for one value, first among few keys, then more pairs.
+    def stages(self, one_answer: bool = False) -> tuple[AssociativeRetrieval, ...]:
+        """First write down all pairs, which teaches to carry them; then ask for a value, first among few keys, then of more pairs.
 
-        From the first stage on the question is in a segment of its own. (Asked for a value from the start, a memory of tokens learns
-        neither to carry a pair nor to find it, since either is of no use without the other: docs/LOG.md.)
+        More than two pairs are asked for all their keys, since every query says what has to be carried (of two, the second would be
+        known by elimination). The last stage is the task itself. From the first stage on, questions are in a segment of their own.
+        (Asked for a value from the start, a memory of tokens learns neither to carry a pair nor to find it, since either is of no use
+        without the other: docs/LOG.md.)
         """
-        if self.segment_lengths[-1] != QUERY or self.length < 2 or self.ask == "pairs":
+        if self.segment_lengths[-1] != self.question(self.length) or self.length < 2 or self.ask == "pairs":
             return super().stages()
-        few = [keys for keys in (2, 4, 8, 16) if keys < self.keys]
-        wishes: list[dict[str, Any]] = [
-            *({"ask": "pairs", "pairs": pairs} for pairs in sorted({2, self.length})),
-            *({"keys": keys, "pairs": 2} for keys in few),
-            *({"pairs": pairs} for pairs in range(2, self.length + 1)),
-        ]
-        return tuple(self._with(**wish) for wish in wishes)
+        carry = [] if one_answer else [{"ask": "pairs", "pairs": pairs} for pairs in sorted({2, self.length})]
+        few = [{"pairs": 2, "keys": keys, "queries": 1} for keys in sorted({2, 4, 8, 16, self.keys}) if keys <= self.keys]
+        grow = [{"pairs": pairs, "queries": 1 if one_answer else pairs} for pairs in range(3, self.length + 1)]
+        wishes: list[dict[str, Any]] = [*carry, *few, *grow]
+        stages = [self._with(**wish) for wish in wishes]
+        return tuple(stages if stages[-1].options() == self.options() else [*stages, self])
 
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
         """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
@@ -120,7 +133,8 @@ class AssociativeRetrieval(SyntheticTask):
         context = [min(longest, 2 * pairs - start) for start in range(0, 2 * pairs, longest)]
         if self.align == "right":
             context.reverse()
-        question = 2 * pairs if options.get("ask", self.ask) == "pairs" else QUERY
+        options = {"queries": min(self.queries, pairs), **options}
+        question = 2 * pairs if options.get("ask", self.ask) == "pairs" else 3 * options["queries"] - 1
         return self.resized(pairs, [*context, question], **options)
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:

@@ -102,7 +102,11 @@ class SyntheticTask(abc.ABC):
     @property
     @abc.abstractmethod
     def answer_tokens(self) -> int:
-        """How many of the last targets are the answer."""
+        """How many of the targets are the answer."""
+
+    def answer_positions(self) -> list[int]:
+        """Which of the T targets are the answer: the last, unless a task says otherwise."""
+        return list(range(self.tokens - self.answer_tokens, self.tokens))
 
     @property
     @abc.abstractmethod
@@ -138,7 +142,7 @@ class SyntheticTask(abc.ABC):
         """Samples start .. start + count - 1 of a split. `seed` moves the training stream; validation and test stay the same."""
         sequence = self._draw(split, start, count, seed if split == "train" else 0)
         answer = np.zeros((count, self.tokens), dtype=np.bool_)
-        answer[:, -self.answer_tokens :] = True
+        answer[:, self.answer_positions()] = True
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
 
     def size(self, split: Split) -> int | None:
@@ -177,10 +181,11 @@ class SyntheticTask(abc.ABC):
             **(self.options() | options),
         )
 
-    def stages(self) -> tuple[Self, ...]:
+    def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
         """This task from its shortest sample to itself, for a curriculum: one more segment of the same length at a time.
 
         A number of segments is left out if no sample fills it, or if so short a task would have too few different samples.
+        `one_answer` is asked for by models that answer once for each sample.
 
         Raises:
             ConfigError: segments of different lengths do not say how to grow.

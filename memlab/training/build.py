@@ -51,9 +51,8 @@ def build(config: Config) -> Parts:
             f"{task.answer_tokens} tokens; use a decoder, or a task with one answer token such as associative_retrieval"
         )
     if isinstance(config.curriculum, GrowingCurriculum):
-        stages = [stage for stage in task.stages() if not answers_once or stage.answer_tokens == 1]
         threshold = task.stage_threshold if config.curriculum.threshold is None else config.curriculum.threshold
-        curriculum = Curriculum(stages, threshold, config.curriculum.stage_steps)
+        curriculum = Curriculum(task.stages(answers_once), threshold, config.curriculum.stage_steps)
     else:
         curriculum = Curriculum([task])
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)

@@ -85,16 +85,17 @@ class MemoryModule(L.LightningModule):
         self.losses = []
 
     def _evaluate(self, batch: TensorBatch) -> None:
-        answer = int(batch.answer_BT[0].sum())  # the last targets of every sample
-        truth_BA = batch.targets_BT[:, -answer:]
-        logits_BAV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits[:, -answer:].float()
+        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
+        truth_BA = batch.targets_BT[:, answer_T]
+        logits_BTV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits.float()
+        logits_BAV = logits_BTV[:, answer_T] if isinstance(self.model, Decoder) else logits_BTV[:, -1:]
         self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
         if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
             self.scores["free"] = self.scores["forced"]
             return
-        prompt_BP = batch.tokens_BT[:, : batch.tokens_BT.shape[1] - answer + 1]
-        self.scores["free"].add(free_running(self.model, prompt_BP, answer, batch.segment_lengths), truth_BA)
+        predicted_BA = free_running(self.model, batch.tokens_BT, answer_T.tolist(), batch.segment_lengths)
+        self.scores["free"].add(predicted_BA, truth_BA)
 
     def _metrics(self) -> dict[str, float]:
         values, weights = zip(*self.losses, strict=True)

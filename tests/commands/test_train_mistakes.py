@@ -126,16 +126,16 @@ def test_help_and_mistakes_are_quick(tmp_path: Path) -> None:
 
 def test_a_task_may_say_how_it_is_trained_and_the_command_line_decides(tmp_path: Path) -> None:
     rates = {}
-    for words in ("task=reverse", "task=associative_retrieval", "task=associative_retrieval optim.lr=5e-4 optim.schedule=constant"):
+    for words in ("task=reverse", "task=associative_retrieval", "task=associative_retrieval optim.lr=5e-4 optim.schedule=cosine"):
         command = [sys.executable, "-m", "memlab.train", *words.split(), "--cfg", "job"]
         shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         composed = OmegaConf.create(shown)
         rates[words] = (composed.optim.lr, composed.optim.schedule)
-    assert list(rates.values()) == [(1e-3, "constant"), (2e-3, "cosine"), (5e-4, "constant")]
+    assert list(rates.values()) == [(1e-3, "constant"), (2e-3, "constant"), (5e-4, "cosine")]
 
 
 def test_help_names_groups_choices_and_keys(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "memlab.train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    for word in (f"model: {', '.join(MODELS)}", "task: ", "memory_tokens: 24", "--multirun", "--cfg job"):
+    for word in (f"model: {', '.join(MODELS)}", "task: ", "memory_tokens: 12", "--multirun", "--cfg job"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []

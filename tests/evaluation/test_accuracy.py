@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.layers.state import State, state
-from memlab.models.base import Decoder, Model, Open, Output
+from memlab.models.base import Decoder, Open, Output
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.copy import Copy
@@ -22,11 +23,18 @@ from tests import small
 VOCABULARY = 13
 
 
-def build(name: str) -> Model:
+def build(name: str) -> Decoder:
     return small.build(name, VOCABULARY)
 
 
-def reread(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:
+def go_on(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
+    """Free running where the answer is all that comes after a prompt; what stands in its place is never looked at."""
+    nonsense = torch.full((len(prompt_BP), answer_tokens - 1), 10**6)
+    answer_T = [False] * (prompt_BP.shape[1] - 1) + [True] * answer_tokens
+    return free_running(model, torch.cat([prompt_BP, nonsense], dim=1), answer_T, segment_lengths)
+
+
+def reread(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:
     """For each token of the answer, the whole sequence so far is read from its beginning, the last segment being cut short."""
     tokens_BT = prompt_BP
     for _ in range(answer_tokens):
@@ -38,6 +46,25 @@ def reread(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths:
         outputs, _ = truncation.fold(model, tokens_BT.split(parts, dim=1))
         tokens_BT = torch.cat([tokens_BT, outputs[-1].logits[:, -1, -1].argmax(-1, keepdim=True)], dim=1)
     return tokens_BT[:, prompt_BP.shape[1] :]
+
+
+@pytest.mark.parametrize("name", ["rmt", "full"])
+@pytest.mark.parametrize("lengths", [[11], [4, 7], [3, 3, 5], [1] * 11])
+def test_an_answer_with_given_tokens_in_between(name: str, lengths: list[int]) -> None:
+    """As with several queries: the predicted value is read where the true one stood, the next query as it is given."""
+    model = build(name)
+    tokens_BT = torch.randint(VOCABULARY, (8, 11), generator=torch.Generator().manual_seed(5))
+    answer_T = [t in (3, 4, 7, 10) for t in range(11)]
+    predicted_BA = free_running(model, tokens_BT, answer_T, lengths)
+    read_BT, expected = tokens_BT.clone(), []
+    for t in (3, 4, 7, 10):
+        outputs, _ = truncation.fold(model, read_BT.split(lengths, dim=1))
+        logits_BTV = torch.cat([o.logits.flatten(1, 2) for o in outputs], dim=1)
+        expected.append(logits_BTV[:, t].argmax(-1))
+        if t < 10:
+            read_BT[:, t + 1] = expected[-1]
+    assert predicted_BA.tolist() == torch.stack(expected, dim=1).tolist()
+    assert not torch.equal(read_BT, tokens_BT)
 
 
 @pytest.mark.parametrize("name", ["rmt", "memory_transformer", "segment", "full"])
@@ -57,7 +84,7 @@ def reread(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths:
 def test_equals_reading_the_growing_sequence_anew_for_each_token(name: str, prompt: int, answer: int, lengths: list[int]) -> None:
     model = build(name)
     prompt_BP = torch.randint(VOCABULARY, (16, prompt), generator=torch.Generator().manual_seed(5))
-    predicted_BA = free_running(model, prompt_BP, answer, lengths)
+    predicted_BA = go_on(model, prompt_BP, answer, lengths)
     assert predicted_BA.shape == (16, answer) and not predicted_BA.requires_grad
     assert predicted_BA.tolist() == reread(model, prompt_BP, answer, lengths).tolist()
     assert len(predicted_BA.unique()) > 3, "predictions that are all alike would be equal for the wrong reasons"
@@ -69,7 +96,7 @@ def test_what_is_predicted_in_the_second_segment_depends_on_the_memory_of_the_fi
     other_BP = prompt_BP.clone()
     other_BP[:, :4] = (other_BP[:, :4] + 1) % VOCABULARY
     for name, depends in (("rmt", True), ("full", True), ("segment", False), ("memory_transformer", False)):
-        first, second = (free_running(build(name), p, 3, [4, 4]) for p in (prompt_BP, other_BP))
+        first, second = (go_on(build(name), p, 3, [4, 4]) for p in (prompt_BP, other_BP))
         assert (not torch.equal(first, second)) == depends, name
 
 
@@ -121,7 +148,7 @@ def count_up(read: list[int]) -> int:
 def test_a_model_that_counts_goes_on_counting_across_borders(lengths: list[int]) -> None:
     oracle = Oracle(count_up, VOCABULARY)
     truth_BT = (torch.arange(10) + torch.tensor([[0], [7], [12]])) % VOCABULARY
-    assert torch.equal(free_running(oracle, truth_BT[:, :4], 6, lengths), truth_BT[:, 4:])
+    assert torch.equal(go_on(oracle, truth_BT[:, :4], 6, lengths), truth_BT[:, 4:])
     assert oracle.closed == len(lengths) - 1  # after the last segment no memory is needed
 
 
@@ -142,7 +169,10 @@ def right_answer(task: SyntheticTask, read: list[int]) -> int:
         (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2], "align": None}),  # the prompt ends at a border
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 4, "segment_lengths": None, "align": None}),
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 12, "segment_lengths": None, "align": None}),
-        (AssociativeRetrieval, {"length": 4, "num_segments": 5, "segment_lengths": None, "align": None, "keys": 26, "ask": "value"}),
+        (
+            AssociativeRetrieval,
+            {"length": 4, "num_segments": 5, "segment_lengths": None, "align": None, "keys": 26, "ask": "value", "queries": 1},
+        ),
     ],
 )
 def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_follows(task: Any, own: dict[str, Any]) -> None:
@@ -155,7 +185,7 @@ def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_
     )
     score = Score()
     score.add(
-        free_running(Oracle(lambda read: right_answer(made, read), made.vocab_size), prompt_BP, made.answer_tokens, made.segment_lengths),
+        go_on(Oracle(lambda read: right_answer(made, read), made.vocab_size), prompt_BP, made.answer_tokens, made.segment_lengths),
         truth_BA,
     )
     assert score.accuracy == score.exact_match == 1.0
@@ -165,7 +195,7 @@ def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_
         return 0 if len(read) == first + 2 else right_answer(made, read)
 
     oracle = Oracle(wrong_at_second, made.vocab_size)
-    predicted_BA = free_running(oracle, prompt_BP, made.answer_tokens, made.segment_lengths)
+    predicted_BA = go_on(oracle, prompt_BP, made.answer_tokens, made.segment_lengths)
     assert torch.equal(predicted_BA[:, 0], truth_BA[:, 0])
     assert (predicted_BA[:, 1:] == 0).all()  # it read its own mistake, not the true token
 

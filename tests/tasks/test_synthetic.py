@@ -29,7 +29,7 @@ def make(name: str, **changes: Any) -> SyntheticTask:
     defaults: dict[str, tuple[type[SyntheticTask], dict[str, Any]]] = {
         "copy": (Copy, {"length": 5, "symbols": 7, "num_segments": 3}),
         "reverse": (Reverse, {"length": 6, "symbols": 5, "num_segments": 4}),
-        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5, "keys": 26, "ask": "value"}),
+        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5, "keys": 26, "ask": "value", "queries": 1}),
     }
     task, own = defaults[name]
     return task(**(COMMON | own | changes))
@@ -349,18 +349,28 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
     [
         (
             {"length": 4, "num_segments": 2},
-            ["pairs 26 (4, 4)", "pairs 26 (8, 8)", *(f"value {k} (4, 2)" for k in (2, 4, 8, 16, 26)), "value 26 (6, 2)", "value 26 (8, 2)"],
-        ),
-        (
-            {"length": 4, "num_segments": 5, "keys": 5},
             [
-                *("pairs 5 (2, 2, 4)", "pairs 5 (2, 2, 2, 2, 8)", "value 2 (2, 2, 2)", "value 4 (2, 2, 2)"),
-                *("value 5 (2, 2, 2)", "value 5 (2, 2, 2, 2)", "value 5 (2, 2, 2, 2, 2)"),
+                *("pairs 26 (4, 4)", "pairs 26 (8, 8)", *(f"value {k} (4, 5)" for k in (2, 4, 8, 16, 26))),
+                *("value 26 (6, 8)", "value 26 (8, 11)", "value 26 (8, 2)"),
             ],
         ),
         (
-            {"length": 3, "num_segments": 4, "keys": 3},
-            ["pairs 3 (2, 2, 4)", "pairs 3 (2, 2, 2, 6)", "value 2 (2, 2, 2)", "value 3 (2, 2, 2)", "value 3 (2, 2, 2, 2)"],
+            {"length": 4, "num_segments": 5, "keys": 5, "queries": 4},
+            [
+                *("pairs 5 (2, 2, 4)", "pairs 5 (2, 2, 2, 2, 8)", "value 2 (2, 2, 5)", "value 4 (2, 2, 5)"),
+                *("value 5 (2, 2, 5)", "value 5 (2, 2, 2, 8)", "value 5 (2, 2, 2, 2, 11)"),
+            ],
+        ),
+        (
+            {"length": 3, "num_segments": 4, "keys": 3, "queries": 2},
+            [
+                "pairs 3 (2, 2, 4)",
+                "pairs 3 (2, 2, 2, 6)",
+                "value 2 (2, 2, 5)",
+                "value 3 (2, 2, 5)",
+                "value 3 (2, 2, 2, 8)",
+                "value 3 (2, 2, 2, 5)",
+            ],
         ),
         ({"length": 1, "num_segments": 2}, ["value 26 (2, 2)"]),
         ({"length": 4, "num_segments": 1}, ["value 26 (10,)"]),
@@ -373,6 +383,33 @@ def test_retrieval_learns_to_carry_pairs_then_to_find_one_and_then_grows(own: di
     assert [f"{stage.ask} {stage.keys} {stage.segment_lengths}" for stage in found] == stages  # type: ignore[attr-defined]
     assert digest(found[-1].batch("test", 0, 20)) == digest(task.batch("test", 0, 20)), "the last stage is the task itself"
     assert {stage.vocab_size for stage in found} == {task.vocab_size}
+
+
+def test_a_model_that_answers_once_has_stages_of_one_answer() -> None:
+    found = make("associative_retrieval", length=3, num_segments=2, keys=3).stages(one_answer=True)
+    assert [(stage.keys, stage.segment_lengths) for stage in found] == [(2, (4, 2)), (3, (4, 2)), (3, (6, 2))]  # type: ignore[attr-defined]
+    assert all(stage.answer_tokens == 1 for stage in found)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("pairs", "queries"), [(4, 2), (3, 3), (5, 4)])
+def test_several_queries_ask_for_different_keys_one_after_another(split: Any, pairs: int, queries: int) -> None:
+    task = make("associative_retrieval", length=pairs, num_segments=2, queries=queries)
+    assert task.segment_lengths == (2 * pairs, 3 * queries - 1) and task.answer_tokens == queries
+    batch = task.batch(split, 3, 40)
+    orders = set()
+    for row, answer in zip(sequences(batch), batch.answer_BT.tolist(), strict=True):
+        keys, values = row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2]
+        asked = [row[i : i + 3] for i in range(2 * pairs, len(row), 3)]
+        assert len(asked) == queries == len({key for key, _, _ in asked})
+        for key, separator, value in asked:
+            assert separator == 10 and value == values[keys.index(key)]
+        assert [t for t, counts in enumerate(answer) if counts] == [2 * pairs + 3 * i + 1 for i in range(queries)]
+        assert all(row[t] == 10 for t, counts in enumerate(answer) if counts), "asked by the separator"
+        orders.add(tuple(keys.index(key) for key, _, _ in asked))
+    assert len(orders) > 4, "in any order"
+    with pytest.raises(ConfigError, match=rf"task\.queries={pairs + 1}: {pairs} pairs"):
+        make("associative_retrieval", length=pairs, num_segments=2, queries=pairs + 1)
 
 
 def test_retrieval_can_ask_for_all_pairs_in_order_and_have_few_keys() -> None:
