@@ -104,8 +104,10 @@ def _preflight(command: str, arguments: Any, check: Check) -> None:
         for job in _jobs(overrides):
             composed = _compose(command, job, search)
             check(composed)
+            if not given:
+                continue
             directory = os.path.abspath(composed.run_dir)
-            if given and directory in directories:
+            if directory in directories:
                 raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
             directories.add(directory)
 

@@ -83,7 +83,7 @@ class Config(Section):
 
     def arguments(self, group: Literal["model", "task"]) -> dict[str, Any]:
         """The constructor's arguments in a group."""
-        return {k: v for k, v in getattr(self, group).items() if k not in ("_target_", "name", "bptt_depth")}
+        return _arguments(getattr(self, group))
 
 
 class FormsConfig(Section):
@@ -105,27 +105,62 @@ class BenchConfig(Config):
     forms: FormsConfig
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
+class ShowConfig(Section):
+    """Which samples of a task to look at."""
+
+    task: dict[str, Any]
+    samples: Positive
+    split: Literal["train", "validation", "test"]
+    seed: NonNegative
+
+    def arguments(self, group: Literal["task"]) -> dict[str, Any]:
+        """The constructor's arguments of the task."""
+        return _arguments(getattr(self, group))
 
 
-def check(composed: DictConfig, kind: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]
+ConfigT = TypeVar("ConfigT", bound=Section)
+RunT = TypeVar("RunT", bound=Config)
+
+
+def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ignore[assignment]
     """The typed configuration.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    try:
-        config = kind.model_validate(plain)
-    except ValidationError as error:
-        raise ConfigError(_readable(error, plain)) from None
+    config = _typed(OmegaConf.to_container(composed, resolve=True), kind)
     _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": schema.NonNegative | None})
     _check_group("task", config.task, provided=set(), extra={})
     _check_together(config, build_task(config))
     return config
 
 
-def build_task(config: Config) -> SyntheticTask:
+def check_show(composed: DictConfig) -> ShowConfig:
+    """The typed configuration of `memlab.show`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    advice = ("optim", "trainer")  # a task's file may say how it is best trained, which is of no use here
+    config = _typed({key: value for key, value in plain.items() if key not in advice}, ShowConfig)
+    _check_group("task", config.task, provided=set(), extra={})
+    build_task(config)
+    return config
+
+
+def _typed(plain: Any, kind: type[ConfigT]) -> ConfigT:
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_readable(error, plain)) from None
+
+
+def _arguments(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in group.items() if k not in ("_target_", "name", "bptt_depth")}
+
+
+def build_task(config: Config | ShowConfig) -> SyntheticTask:
     """The task of a configuration.
 
     Raises:

@@ -24,6 +24,7 @@ and asking for all pairs in order instead of values,
 from __future__ import annotations
 
 import math
+import string
 from typing import Any, Literal
 
 import numpy as np
@@ -81,6 +82,9 @@ class AssociativeRetrieval(SyntheticTask):
     @property
     def words(self) -> int:
         return self.keys + VALUES + (self.length if self.queries > 1 else 0)
+
+    def word(self, token: int) -> str:
+        return "?" if token == SEPARATOR else str(token) if token < VALUES else string.ascii_uppercase[token - FIRST_KEY]
 
     def options(self) -> dict[str, Any]:
         return {"keys": self.keys, "ask": self.ask, "queries": self.queries}

@@ -145,6 +145,10 @@ class SyntheticTask(abc.ABC):
         answer[:, self.answer_positions()] = True
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
 
+    def word(self, token: int) -> str:
+        """A token as a person reads it."""
+        return str(token)
+
     def size(self, split: Split) -> int | None:
         """Number of samples in a split; None = endless."""
         return {"train": None, "validation": self.validation_size, "test": self.test_size}[split]

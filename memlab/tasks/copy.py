@@ -7,6 +7,7 @@ The answer is what has to be remembered, all of it, once while the source is nea
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ class Copy(SyntheticTask):
     @property
     def words(self) -> int:
         return self.length
+
+    def word(self, token: int) -> str:
+        symbol = token - FIRST_SYMBOL
+        return ">" if token == START else string.ascii_lowercase[symbol] if 0 <= symbol < 26 else f"#{symbol}"
 
     def options(self) -> dict[str, Any]:
         return {"symbols": self.symbols}

@@ -1,0 +1,51 @@
+"""Samples of a task as a person reads them."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from memlab.config import ShowConfig, build_task
+
+NOTHING = "·"  # a target that does not count
+
+
+def print_samples(config: ShowConfig) -> None:
+    """For each segment of each sample: the tokens that are read, and below them the targets that count."""
+    task = build_task(config)
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{config.task['name']}[/], {config.split}: {task.num_segments} segments of {list(task.segment_lengths)} tokens; "
+        f"{task.answer_tokens} answer tokens; chance {task.chance:.3f}",
+        soft_wrap=True,
+    )
+    console.print(Text(first_paragraph(type(task)), style="dim"))
+    batch = task.batch(config.split, 0, config.samples, config.seed)
+    for index in range(config.samples):
+        console.print(f"\n[bold]sample {index}[/]")
+        reads = [task.word(token) for token in batch.tokens_BT[index].tolist()]
+        targets = batch.targets_BT[index].tolist()
+        answers = [task.word(token) if counts else NOTHING for token, counts in zip(targets, batch.answer_BT[index], strict=True)]
+        width = max(map(len, [*reads, *answers]))
+        room = max(1, (console.width - 22) // (width + 1))
+        at = 0
+        for number, length in enumerate(task.segment_lengths, start=1):
+            for start in range(at, at + length, room):
+                part = slice(start, min(start + room, at + length))
+                name = f"segment {number}" if start == at else ""
+                for what, words, style in (("reads", reads[part], ""), ("answers", answers[part], "green")):
+                    line = Text(f"{name if what == 'reads' else '':<12}{what:<9}", style="dim")
+                    for word in words:
+                        line.append(f"{word:>{width}} ", style="dim" if word == NOTHING else style or "not dim")
+                    line.rstrip()
+                    if what == "reads" or any(word != NOTHING for word in words):
+                        console.print(line, soft_wrap=True)
+            at += length
+
+
+def first_paragraph(task: type) -> str:
+    """What a task's file says that it is."""
+    words = sys.modules[task.__module__].__doc__ or ""
+    return " ".join(words.split("\n\n")[0].split())

@@ -1,0 +1,27 @@
+"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them, with segments and answers marked."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from memlab import cli
+from memlab.config import ShowConfig, check_show
+
+
+def check(composed: DictConfig) -> ShowConfig:
+    return check_show(composed)
+
+
+def job(config: ShowConfig) -> int:
+    from memlab.reports.samples import print_samples
+
+    print_samples(config)
+    return 0
+
+
+def main() -> None:
+    cli.run("show", check, job)
+
+
+if __name__ == "__main__":
+    main()
