@@ -82,13 +82,13 @@ class SyntheticTask(abc.ABC):
         self.align = align
         self.batch_size = batch_size
         self.validation_size, self.test_size = validation_size, test_size
+        self.wished_segments = num_segments
+        self.segment_lengths = self._cut(num_segments, segment_lengths)
         if self.distinct < _FEWEST:
             raise ConfigError(
                 f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are needed "
                 "to keep train, validation and test apart"
             )
-        self.wished_segments = num_segments
-        self.segment_lengths = self._cut(num_segments, segment_lengths)
 
     @property
     def num_segments(self) -> int:
@@ -199,7 +199,7 @@ class SyntheticTask(abc.ABC):
                 f"task.segment_lengths={list(self.segment_lengths)} are not equal, so a curriculum does not know how to grow; "
                 "use equal lengths or curriculum=off"
             )
-        return _possible(self.at, range(1, self.num_segments + 1))
+        return possible(self.at, range(1, self.num_segments + 1))
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None:
@@ -233,18 +233,18 @@ class SyntheticTask(abc.ABC):
         group, member = index // self.members, index % self.members
         first, groups = int(group[0]), int(group[-1] - group[0]) + 1
         found = np.zeros((groups, self.words), dtype=np.uint64)
-        missing = np.ones(groups, dtype=np.bool_)
+        missing = np.arange(groups)
         for attempt in range(_MAX_DRAWS):
-            words = _random_words(seed, split, attempt, first, groups, self.words)
-            fits = missing & (_split_of(self.sequences(words, np.zeros(groups, dtype=np.int64))) == split)
-            found[fits] = words[fits]
-            missing &= ~fits
-            if not missing.any():
+            words = _random_words(seed, split, attempt, first, groups, self.words)[missing]
+            fits = _split_of(self.sequences(words, np.zeros(len(missing), dtype=np.int64))) == split
+            found[missing[fits]] = words[fits]
+            missing = missing[~fits]
+            if not missing.size:
                 return self.sequences(found[group - first], member)
         raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
 
 
-def _possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...]:
+def possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...]:
     """What `make` gives for each size at which it can."""
     made = []
     for size in sizes:

@@ -350,15 +350,15 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
         (
             {"length": 4, "num_segments": 2},
             [
-                *("pairs 26 (4, 4)", "pairs 26 (8, 8)", *(f"value {k} (4, 5)" for k in (2, 4, 8, 16, 26))),
+                *("pairs 26 (4, 4)", "pairs 26 (8, 8)", *(f"value {k} (4, 2)" for k in (2, 4, 8, 16, 26))),
                 *("value 26 (6, 8)", "value 26 (8, 11)", "value 26 (8, 2)"),
             ],
         ),
         (
             {"length": 4, "num_segments": 5, "keys": 5, "queries": 4},
             [
-                *("pairs 5 (2, 2, 4)", "pairs 5 (2, 2, 2, 2, 8)", "value 2 (2, 2, 5)", "value 4 (2, 2, 5)"),
-                *("value 5 (2, 2, 5)", "value 5 (2, 2, 2, 8)", "value 5 (2, 2, 2, 2, 11)"),
+                *("pairs 5 (2, 2, 4)", "pairs 5 (2, 2, 2, 2, 8)", "value 2 (2, 2, 2)", "value 4 (2, 2, 2)"),
+                *("value 5 (2, 2, 2)", "value 5 (2, 2, 2, 8)", "value 5 (2, 2, 2, 2, 11)"),
             ],
         ),
         (
@@ -366,8 +366,8 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
             [
                 "pairs 3 (2, 2, 4)",
                 "pairs 3 (2, 2, 2, 6)",
-                "value 2 (2, 2, 5)",
-                "value 3 (2, 2, 5)",
+                "value 2 (2, 2, 2)",
+                "value 3 (2, 2, 2)",
                 "value 3 (2, 2, 2, 8)",
                 "value 3 (2, 2, 2, 5)",
             ],

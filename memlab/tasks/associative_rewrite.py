@@ -1,0 +1,87 @@
+"""Associative retrieval with rewriting (ARMT, Rodkin et al. 2024, arXiv 2407.04841): the latest value of a key wins.
+
+    N times key, value; then Q times key, value        tokens 2N + 2Q - 1, answer Q
+
+Every key is assigned n = N / keys times (the first N mod keys of them once more), at least twice, in random order, each time with
+a random value. The asked keys are Q different ones, each as likely as any. So who has not seen the stream scores 1 / values, and so
+does who takes the first value of the asked key. Who knows its values but not their order gets 1 / n of them right, and for the rest
+1 / values; the most frequent value is little better, since it is mostly a tie.
+
+The asked value stands on average fewer than `keys` assignments before the end, however long the stream: N measures how often a memory
+can be rewritten, `keys` how much it has to hold.
+
+Departures: keys and values are one token each, and there are no separators. In the paper keys are drawn independently, by which some
+are never rewritten and the first value is right more often.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from memlab.errors import ConfigError
+from memlab.schema import Positive
+from memlab.tasks.base import Ints, Words, choose, choose_distinct
+from memlab.tasks.context import ContextTask
+
+
+class AssociativeRewrite(ContextTask):
+    """Associative retrieval with rewriting. Tokens: values first, then keys.
+
+    Args:
+        length: N, the number of assignments, at least 2 for each key. `sizes` are `SyntheticTask`'s arguments.
+        keys: how many different keys there are; all of them occur.
+        values: how many different values there are.
+        queries: Q, how many different keys are asked for (published: 1).
+    """
+
+    unit_name = "assignments"
+
+    def __init__(self, *, keys: Positive, values: Positive, queries: Positive, **sizes: Any) -> None:
+        if sizes["length"] < 2 * keys:
+            raise ConfigError(f"task.length={sizes['length']}: at least {2 * keys}, since each of task.keys={keys} is assigned twice")
+        if queries > keys:
+            raise ConfigError(f"task.queries={queries}: at most task.keys={keys}, since the asked keys are different ones")
+        self.keys, self.values, self.queries = keys, values, queries
+        self.vocab_size = values + keys
+        self.chance = 1 / values
+        super().__init__(**sizes)
+
+    def facts(self, length: int) -> int:
+        return 2 * length
+
+    def question(self, length: int) -> int:
+        return 2 * self.queries - 1
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.queries
+
+    def answer_positions(self) -> list[int]:
+        return list(range(self.tokens - self.question(self.length), self.tokens, 2))
+
+    @property
+    def distinct(self) -> int:
+        times, more = divmod(self.length, self.keys)
+        alike = math.factorial(times + 1) ** more * math.factorial(times) ** (self.keys - more)
+        return int(math.factorial(self.length) // alike * self.values**self.length * math.perm(self.keys, self.queries))
+
+    @property
+    def words(self) -> int:
+        return self.length + self.length + self.keys
+
+    def options(self) -> dict[str, Any]:
+        return {"keys": self.keys, "values": self.values, "queries": self.queries}
+
+    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+        of_order, of_values, of_queries = np.split(words_BW, [self.length, 2 * self.length], axis=1)
+        keys_BN = choose_distinct(of_order, self.length) % self.keys
+        values_BN = choose(of_values, self.values)
+        asked_BQ = choose_distinct(of_queries, self.queries)
+        is_asked_BQN = keys_BN[:, None, :] == asked_BQ[:, :, None]
+        latest_BQ = self.length - 1 - is_asked_BQN[:, :, ::-1].argmax(axis=2)
+        stream_BN2 = np.stack([self.values + keys_BN, values_BN], axis=2)
+        asked_BQ2 = np.stack([self.values + asked_BQ, np.take_along_axis(values_BN, latest_BQ, axis=1)], axis=2)
+        return np.concatenate([stream_BN2, asked_BQ2], axis=1).reshape(len(words_BW), -1)

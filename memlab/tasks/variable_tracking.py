@@ -1,0 +1,106 @@
+"""Variable tracking (RULER, Hsieh et al. 2024, arXiv 2404.06654, section 3), in symbols: follow a chain of assignments to its value.
+
+    x1 value, .. x2 x1, .. x3 x2, ..; then the last variable of a chain, value        tokens 2C(H + 1) + D + 1, answer 1
+
+`x2 x1` says x2 = x1. First each of the C chains gives its first variable a value; then H hops of each chain follow, those of all
+chains shuffled together but each chain's in their order. D distractors, as pairs of noise, stand anywhere among the assignments. No
+variable and no value is in two chains.
+
+Who has not seen the context scores 1 / values. Who knows the C values that occurred but cannot follow hops scores 1 / C: since the order
+of the values is independent of that of the hops, positions do not help either.
+
+Departures: RULER asks for all variables that have a given value, which is as many tokens as variables; one answer token is the same
+chain followed the other way. Its noise is text, and values are not all given first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from memlab.errors import ConfigError
+from memlab.schema import NonNegative, Positive
+from memlab.tasks.base import Ints, Words, choose, choose_distinct
+from memlab.tasks.context import ContextTask, even
+
+NOISE = 16  # different distractors, tokens 0 .. 15; values and then variables follow
+
+
+class VariableTracking(ContextTask):
+    """Variable tracking.
+
+    Args:
+        length: H, hops of each chain (RULER: 4). `sizes` are `SyntheticTask`'s arguments.
+        chains: C, at most `values` (RULER: 1, which with a single answer is no question of tracking).
+        variables: how many different variables there are, C(H + 1) or more.
+        values: how many different values there are.
+        distractors: D, noise tokens among the assignments; even.
+    """
+
+    unit_name = "assignments and pairs of distractors"
+
+    def __init__(self, *, chains: Positive, variables: Positive, values: Positive, distractors: NonNegative, **sizes: Any) -> None:
+        needed = chains * (sizes["length"] + 1)
+        if needed > variables:
+            raise ConfigError(f"task.variables={variables}: {chains} chains of {sizes['length']} hops need {needed} or more, all different")
+        if chains > values:
+            raise ConfigError(f"task.values={values}: {chains} chains need {chains} or more, since values do not repeat")
+        self.chains, self.variables, self.values = chains, variables, values
+        self.distractors = even("distractors", distractors)
+        self.vocab_size = NOISE + values + variables
+        self.chance = 1 / values
+        super().__init__(**sizes)
+
+    def facts(self, length: int) -> int:
+        return 2 * self.chains * (length + 1)
+
+    def question(self, length: int) -> int:
+        return 1
+
+    @property
+    def answer_tokens(self) -> int:
+        return 1
+
+    @property
+    def distinct(self) -> int:
+        hops, assignments, pairs = self.chains * self.length, self.facts(self.length) // 2, self.distractors // 2
+        names = math.perm(self.variables, assignments) * math.perm(self.values, self.chains)
+        orders = math.factorial(hops) // math.factorial(self.length) ** self.chains  # of the hops; the order of the values is in `names`
+        return int(names * orders * self.chains * math.comb(assignments + pairs, pairs) * NOISE**self.distractors)
+
+    @property
+    def words(self) -> int:
+        return sum(self._words())
+
+    def _words(self) -> list[int]:
+        """Of variables, values, order of the hops, places of distractors, distractors, and which chain is asked for."""
+        return [self.variables, self.values, self.chains * self.length, self.context(self.length) // 2, self.distractors, 1]
+
+    def options(self) -> dict[str, Any]:
+        return {"chains": self.chains, "variables": self.variables, "values": self.values, "distractors": self.distractors}
+
+    def options_at(self, length: int) -> dict[str, Any]:
+        return {"distractors": self.noise(length)}
+
+    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+        of_names, of_values, of_order, of_places, of_noise, of_asked = np.split(words_BW, np.cumsum(self._words())[:-1], axis=1)
+        rows, chains, hops = len(words_BW), self.chains, self.length
+        names_BHC = NOISE + self.values + choose_distinct(of_names, chains * (hops + 1)).reshape(rows, hops + 1, chains)
+        values_BC = NOISE + choose_distinct(of_values, chains)
+        chain_BA = choose_distinct(of_order, chains * hops) % chains  # whose hop comes next; of each chain, its hops in order
+        hop_BA = np.zeros_like(chain_BA)
+        for chain in range(chains):
+            own_BA = chain_BA == chain
+            hop_BA[own_BA] = np.cumsum(own_BA, axis=1)[own_BA]
+        row_B1 = np.arange(rows)[:, None]
+        hops_BA2 = np.stack([names_BHC[row_B1, hop_BA, chain_BA], names_BHC[row_B1, hop_BA - 1, chain_BA]], axis=2)
+        facts_BA2 = np.concatenate([np.stack([names_BHC[:, 0], values_BC], axis=2), hops_BA2], axis=1)
+        is_noise_BU = choose_distinct(of_places, of_places.shape[1]) < self.distractors // 2
+        context_BU2 = np.empty((*is_noise_BU.shape, 2), dtype=np.int64)
+        context_BU2[~is_noise_BU] = facts_BA2.reshape(-1, 2)
+        context_BU2[is_noise_BU] = choose(of_noise, NOISE).reshape(-1, 2)
+        asked_B1 = choose(of_asked, chains)
+        question_B2 = np.concatenate([names_BHC[row_B1, hops, asked_B1], values_BC[row_B1, asked_B1]], axis=1)
+        return np.concatenate([context_BU2.reshape(rows, -1), question_B2], axis=1)
