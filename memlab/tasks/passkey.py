@@ -21,7 +21,7 @@ import numpy as np
 
 from memlab.errors import ConfigError
 from memlab.schema import Fraction, Positive
-from memlab.tasks.base import Ints, SyntheticTask, Words, possible, choose, choose_distinct
+from memlab.tasks.base import Ints, SyntheticTask, Words, choose, choose_distinct, possible
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12
 
