@@ -39,3 +39,15 @@ def test_controls_without_memory_stay_near_chance(task: str, model: str, tmp_pat
 def test_full_attention_is_the_ceiling(tmp_path: Path) -> None:
     result = result_of(tmp_path, "model=transformer", "model.context=full", "task=reverse")
     assert result["metrics"]["test/accuracy"] >= 0.99
+
+
+def test_transformer_xl_falls_with_more_segments_and_rmt_does_not(tmp_path: Path) -> None:
+    """The pattern of the RMT paper's figure 3, on 12 symbols to reverse; caches are as long as a segment."""
+    accuracy = {}
+    for model, options in (("rmt", []), ("transformer_xl", ["model.mem_len=6"])):
+        place = tmp_path / model
+        place.mkdir()
+        words = [f"model={model}", "task=reverse", "task.length=12", "task.num_segments=4", "trainer.max_steps=1500", *options]
+        accuracy[model] = result_of(place, *words, "curriculum.stage_steps=500")["metrics"]["test/accuracy"]
+    assert accuracy["rmt"] >= 0.99
+    assert accuracy["transformer_xl"] < 0.8
