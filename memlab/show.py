@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from memlab import cli
 from memlab.config import ShowConfig, check_show
-
-
-def check(composed: DictConfig) -> ShowConfig:
-    return check_show(composed)
 
 
 def job(config: ShowConfig) -> int:
@@ -20,7 +14,7 @@ def job(config: ShowConfig) -> int:
 
 
 def main() -> None:
-    cli.run("show", check, job)
+    cli.run("show", check_show, job)
 
 
 if __name__ == "__main__":

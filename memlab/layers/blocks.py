@@ -99,9 +99,9 @@ class Attention(nn.Module):
         if self.kv_heads < self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         queries, keys = q.shape[2], k.shape[2]
-        if mask is None and queries < keys:
+        if mask is None and (queries < keys or relative is not None):
             mask = causal_mask(queries, keys, q.device)
-        if self.distance is None or relative is None:
+        if self.distance is None or relative is None or mask is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         distance_W = distances(queries, keys, ahead, q.device)
         if relative.clamp_len is not None:
@@ -110,8 +110,7 @@ class Attention(nn.Module):
         u, v_distance = relative.content_HK[:, None].to(q.dtype), relative.distance_HK[:, None].to(q.dtype)
         score = (q + u) @ k.transpose(-1, -2) + shift((q + v_distance) @ r_HKW, keys)
         score = score * self.head_width**-0.5
-        score = score.masked_fill(~(causal_mask(queries, keys, q.device) if mask is None else mask), -torch.inf)
-        return score.softmax(-1) @ v
+        return score.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
         """The heads' outputs together: [B, T, D]."""

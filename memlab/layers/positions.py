@@ -17,12 +17,17 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, [T, K] or [B, 1, T, K]
 
 def rotation(positions: Tensor, head_width: int, base: float = 10_000.0, dtype: torch.dtype = torch.float32) -> Rotation:
     """Cosines and sines for integer `positions`, [T] (shared by the batch) or [B, T], computed in float64 and then cast."""
-    frequency = base ** (-torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float64) / head_width)
-    angle = positions[..., None].to(torch.float64) * frequency
+    angle = _angles(positions, head_width, base)
     angle = torch.cat([angle, angle], dim=-1)
     if positions.dim() == 2:
         angle = angle[:, None]  # [B, 1, T, K]: one rotation for all heads
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _angles(positions: Tensor, width: int, base: float) -> Tensor:
+    """Integer positions times width / 2 falling frequencies, [.., width / 2], in float64."""
+    frequency = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
+    return positions[..., None].to(torch.float64) * frequency
 
 
 def rotate(x_BHTK: Tensor, by: Rotation | None) -> Tensor:
@@ -41,8 +46,7 @@ def distances(queries: int, keys: int, ahead: bool, device: torch.device) -> Ten
 
 def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """R [W, D] of Transformer-XL: sines, then cosines, of each distance at D/2 frequencies ("Attention Is All You Need", 3.5)."""
-    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=distances_W.device, dtype=torch.float64) / width)
-    angle = distances_W[:, None].to(torch.float64) * frequency
+    angle = _angles(distances_W, width, 10_000.0)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :width].to(dtype)
 
 

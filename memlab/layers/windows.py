@@ -58,7 +58,7 @@ def visible(cached: int, filled_B: Tensor, read: int, queries: int, reach: int |
 
     Args:
         cached: C.
-        filled_B: how many of the cache's last rows belong to each row's document.
+        filled_B: how many of the cache's last rows belong to each row's document; or more, if it is longer than the cache.
         read: tokens of the segment read before.
         queries: n, tokens that are read now.
         reach: how far back a token looks at most, itself counted; None = as far as there are rows.

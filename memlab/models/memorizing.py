@@ -123,7 +123,7 @@ class Memorizing(LayeredDecoder):
         turn = self.stack.turn(torch.arange(open.read, open.read + n, device=self.device), q.dtype)
         seen_k = torch.cat([before.seen.keys_BHPK, rotate(k, turn)], dim=2)
         seen_v = torch.cat([before.seen.values_BHPK, v], dim=2)
-        mask = windows.visible(self.mem_len, state.tokens_B.clamp(max=self.mem_len), open.read, n)
+        mask = windows.visible(self.mem_len, state.tokens_B, open.read, n)
         y = block.attention.attend(rotate(q, turn), seen_k, seen_v, mask, self.stack.relative(layer))
         if layer == self.memory_layer:
             stored = state.memory.keys_BHPK.shape[2]
@@ -145,7 +145,7 @@ class Memorizing(LayeredDecoder):
         k_before = rotate(k_before, self.stack.turn(torch.arange(-self.mem_len, t - n, device=self.device), q.dtype))
         v_before = torch.cat([cache.values_BHPK, v[:, :, : t - n].detach()], dim=2)
         seen_k, seen_v = windows.cut(k_before, rotate(k, turn), segments), windows.cut(v_before, v, segments)
-        mask = windows.visible_all(self.mem_len, state.tokens_B.clamp(max=self.mem_len), segments, n)
+        mask = windows.visible_all(self.mem_len, state.tokens_B, segments, n)
         y = block.attention.attend(windows.fold(rotate(q, turn), segments), seen_k, seen_v, mask, self.stack.relative(layer))
         y = windows.unfold(y, segments)
         if layer == self.memory_layer:

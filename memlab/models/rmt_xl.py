@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memlab.layers import hidden_cache
 from memlab.layers import memory_tokens as layout
-from memlab.layers import windows
-from memlab.layers.blocks import Attend, Block, KeyValues
-from memlab.layers.positions import rotate
+from memlab.layers.blocks import Attend, Block, causal_mask
+from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.state import State, state
 from memlab.models.base import Decoder, Open, Output
 from memlab.models.rmt import diagnose
@@ -37,14 +37,6 @@ class RMTXLState(State):
     memory_BMD: Tensor
     hidden: tuple[Tensor, ...]  # [B, C, D]
     filled_B: Tensor
-
-
-@state
-class RMTXLPast(State):
-    """Of one layer, while a segment is read: keys and values of [cache ; read ; own], and the own inputs so far."""
-
-    seen: KeyValues
-    hidden_BnD: Tensor
 
 
 class RMTXL(Decoder):
@@ -79,25 +71,25 @@ class RMTXL(Decoder):
         m = state.memory_BMD.shape[1]
         positions = layout.positions(m, 0, 0, self.device)
         _, past = self._read(state.memory_BMD, positions, layout.mask(m, 0, 0, self.device), positions >= 0, state, ())
-        return Open(state, tuple(RMTXLPast(kept.seen, kept.hidden_BnD[:, :0]) for kept in past), read=0)
+        return Open(state, tuple(HiddenPast(kept.seen, kept.hidden_BnD[:, :0]) for kept in past), read=0)
 
     def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
         m, n = open.state.memory_BMD.shape[1], tokens_Bn.shape[1]
         positions = torch.arange(open.read, open.read + n, device=self.device)
-        sees = layout.mask(m, open.read + n, 0, self.device)[m + open.read :]
+        sees = causal_mask(n, m + open.read + n, self.device)
         y, past = self._read(self.embed(tokens_Bn), positions, sees, positions >= 0, open.state, open.past)
         return self.head(y), Open(open.state, past, open.read + n)
 
     def close(self, open: Open) -> RMTXLState:
         m, n = open.state.memory_BMD.shape[1], open.read
         positions = torch.arange(n, n + m, device=self.device)
-        sees = layout.mask(m, n, m, self.device)[m + n :]
+        sees = torch.ones(m, m + n + m, dtype=torch.bool, device=self.device)
         y, _ = self._read(open.state.memory_BMD, positions, sees, positions < n, open.state, open.past)
         return self._after(open.state, y, [kept.hidden_BnD for kept in open.past], n)
 
     def _read(
-        self, x_BTD: Tensor, positions: Tensor, sees_TL: Tensor, is_token_T: Tensor, state: RMTXLState, past: tuple[RMTXLPast, ...]
-    ) -> tuple[Tensor, tuple[RMTXLPast, ...]]:
+        self, x_BTD: Tensor, positions: Tensor, sees_TL: Tensor, is_token_T: Tensor, state: RMTXLState, past: tuple[HiddenPast, ...]
+    ) -> tuple[Tensor, tuple[HiddenPast, ...]]:
         """T more rows of a segment: top-layer outputs, and what each layer keeps.
 
         Args:
@@ -113,17 +105,12 @@ class RMTXL(Decoder):
         cache_BTC = filled_BC[:, None] & (is_token_T | self.read_mem_from_cache)[:, None]
         mask = torch.cat([cache_BTC, sees_TL.expand(len(x_BTD), -1, -1)], dim=2)[:, None]
 
-        def layer(i: int) -> Attend[RMTXLPast]:
-            def attend(block: Block, x_BTD: Tensor) -> tuple[Tensor, RMTXLPast]:
-                if past:
-                    seen, hidden = past[i].seen, past[i].hidden_BnD
-                else:
-                    keys, values = block.keys_values(state.hidden[i])
-                    seen, hidden = KeyValues(rotate(keys, turn_cache), values), x_BTD[:, :0]
-                q, k, v = block.project(x_BTD)
-                k, v = torch.cat([seen.keys_BHPK, rotate(k, turn)], dim=2), torch.cat([seen.values_BHPK, v], dim=2)
-                y = block.attention.attend(rotate(q, turn), k, v, mask, self.stack.relative(i), ahead=True)
-                return block.attention.merge(y), RMTXLPast(KeyValues(k, v), torch.cat([hidden, x_BTD], dim=1))
+        def layer(i: int) -> Attend[HiddenPast]:
+            def attend(block: Block, x_BTD: Tensor) -> tuple[Tensor, HiddenPast]:
+                before = past[i] if past else hidden_cache.begin(block, state.hidden[i], turn_cache)
+                q, after = hidden_cache.read(block, before, x_BTD, turn)
+                y = block.attention.attend(q, after.seen.keys_BHPK, after.seen.values_BHPK, mask, self.stack.relative(i), ahead=True)
+                return block.attention.merge(y), after
 
             return attend
 
@@ -131,6 +118,5 @@ class RMTXL(Decoder):
 
     def _after(self, state: RMTXLState, memory_BMD: Tensor, read: list[Tensor], tokens: int) -> RMTXLState:
         """The state behind a segment whose layers had these inputs."""
-        rows = (torch.cat([old, new.detach()], dim=1) for old, new in zip(state.hidden, read, strict=True))
-        hidden = tuple(windows.fit(row, self.mem_len) for row in rows)
+        hidden = hidden_cache.keep(state.hidden, read, self.mem_len)
         return RMTXLState(memory_BMD, hidden, (state.filled_B + tokens).clamp(max=self.mem_len))

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from memlab.errors import ConfigError
-from memlab.layers import windows
-from memlab.layers.blocks import Block, KeyValues
+from memlab.layers import hidden_cache, windows
+from memlab.layers.blocks import Block
+from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.positions import rotate
 from memlab.layers.state import State, state
 from memlab.models.base import Open
@@ -34,14 +35,6 @@ class XLState(State):
 
     hidden: tuple[Tensor, ...]  # [B, C, D]
     filled_B: Tensor
-
-
-@state
-class XLPast(State):
-    """Of one layer, while a segment is read: keys and values of [memory ; own], and the inputs so far."""
-
-    seen: KeyValues
-    hidden_BnD: Tensor
 
 
 class TransformerXL(LayeredDecoder):
@@ -98,44 +91,38 @@ class TransformerXL(LayeredDecoder):
         filled_B = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         return XLState(tuple(nothing for _ in self.stack.blocks), filled_B)
 
-    def _memory(self, layer: int, state: XLState) -> tuple[Tensor, Tensor]:
+    def _memory(self, layer: int, state: XLState) -> Tensor:
         """A layer's memory at the present capacity, which need not be the one it was written at."""
-        return windows.fit(state.hidden[layer], self.capacity), state.filled_B.clamp(max=self.capacity)
+        return windows.fit(state.hidden[layer], self.capacity)
 
-    def attend(self, layer: int, open: Open, block: Block, x_BnD: Tensor) -> tuple[Tensor, XLPast]:
-        memory_BCD, filled_B = self._memory(layer, open.state)
+    def attend(self, layer: int, open: Open, block: Block, x_BnD: Tensor) -> tuple[Tensor, HiddenPast]:
         cached, n = self.capacity, x_BnD.shape[1]
         if open.past:
-            before: XLPast = open.past[layer]
+            before: HiddenPast = open.past[layer]
         else:
-            keys, values = block.keys_values(memory_BCD)
-            keys = rotate(keys, self.stack.turn(torch.arange(-cached, 0, device=self.device), keys.dtype))
-            before = XLPast(KeyValues(keys, values), x_BnD[:, :0])
-        q, k, v = block.project(x_BnD)
-        turn = self.stack.turn(torch.arange(open.read, open.read + n, device=self.device), q.dtype)
-        k = torch.cat([before.seen.keys_BHPK, rotate(k, turn)], dim=2)
-        v = torch.cat([before.seen.values_BHPK, v], dim=2)
-        mask = windows.visible(cached, filled_B, open.read, n, self.reach)
-        y = block.attention.attend(rotate(q, turn), k, v, mask, self.stack.relative(layer))
-        return block.attention.merge(y), XLPast(KeyValues(k, v), torch.cat([before.hidden_BnD, x_BnD], dim=1))
+            turn_memory = self.stack.turn(torch.arange(-cached, 0, device=self.device), x_BnD.dtype)
+            before = hidden_cache.begin(block, self._memory(layer, open.state), turn_memory)
+        turn = self.stack.turn(torch.arange(open.read, open.read + n, device=self.device), x_BnD.dtype)
+        q, past = hidden_cache.read(block, before, x_BnD, turn)
+        mask = windows.visible(cached, open.state.filled_B, open.read, n, self.reach)
+        y = block.attention.attend(q, past.seen.keys_BHPK, past.seen.values_BHPK, mask, self.stack.relative(layer))
+        return block.attention.merge(y), past
 
     def close(self, open: Open) -> XLState:
         return self.written(open.state, tuple(past.hidden_BnD for past in open.past), open.read)
 
     def attend_all(self, layer: int, state: XLState, block: Block, x_BTD: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-        memory_BCD, filled_B = self._memory(layer, state)
         cached, t = self.capacity, x_BTD.shape[1]
         n = t // segments
         q, k, v = block.project(x_BTD)
-        before_BRD = torch.cat([memory_BCD, x_BTD[:, : t - n].detach()], dim=1)
+        before_BRD = torch.cat([self._memory(layer, state), x_BTD[:, : t - n].detach()], dim=1)
         k_before, v_before = block.keys_values(before_BRD)
         turn = self.stack.turn(torch.arange(t, device=self.device), q.dtype)
         k_before = rotate(k_before, self.stack.turn(torch.arange(-cached, t - n, device=self.device), q.dtype))
         k, v = windows.cut(k_before, rotate(k, turn), segments), windows.cut(v_before, v, segments)
-        mask = windows.visible_all(cached, filled_B, segments, n, self.reach)
+        mask = windows.visible_all(cached, state.filled_B, segments, n, self.reach)
         y = block.attention.attend(windows.fold(rotate(q, turn), segments), k, v, mask, self.stack.relative(layer))
         return block.attention.merge(windows.unfold(y, segments)), x_BTD
 
     def written(self, state: XLState, layers: tuple[Tensor, ...], tokens: int) -> XLState:
-        rows = (torch.cat([old, new.detach()], dim=1) for old, new in zip(state.hidden, layers, strict=True))
-        return XLState(tuple(windows.fit(row, self.capacity) for row in rows), (state.filled_B + tokens).clamp(max=self.capacity))
+        return XLState(hidden_cache.keep(state.hidden, layers, self.capacity), (state.filled_B + tokens).clamp(max=self.capacity))

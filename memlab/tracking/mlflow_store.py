@@ -2,14 +2,21 @@
 
 Parameters are named as on the command line (`model.memory_tokens`), metrics as in `metrics.jsonl`, single numbers for tables and
 scatter plots are under `summary/`. A run that is interrupted ends as KILLED, one that fails as FAILED.
+
+All writing is done by one thread beside the training, in order: training never waits for the store, Ctrl-C (which Python raises in the
+main thread) never lands within a transaction and leaves the database locked, and a store that fails costs a warning, not the run:
+`metrics.jsonl` and `result.json` hold everything.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +58,7 @@ def prepare(uri: str, experiment: str) -> None:
         else:
             _make_experiment(MlflowClient(uri), experiment, None)
     except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {str(error).splitlines()[0]}") from None
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
 
 
 def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
@@ -73,24 +80,30 @@ class Tracker(MLFlowLogger):
     def __init__(self, uri: str, experiment: str, run_name: str, parameters: Mapping[str, Any], tags: dict[str, str]) -> None:
         super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags)
         self.uri = uri
+        self.failures: list[Exception] = []
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self.begin(parameters)
 
     @rank_zero_only
     def begin(self, parameters: Mapping[str, Any]) -> None:
+        """Create the run, with its parameters.
+
+        Raises:
+            mlflow.exceptions.MlflowException: the store does not take it.
+        """
         from mlflow.entities import Param
 
         flat = dict(sorted(flatten(parameters).items()))
         params = [Param(key, str(value)) for key, value in flat.items()]
-        self.experiment.log_batch(self.run_id, params=params)
+        self._writer.submit(lambda: self.experiment.log_batch(self.run_id, params=params)).result()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        from time import time
-
         from mlflow.entities import Metric
 
-        now = int(time() * 1000)
-        self.experiment.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step or 0) for k, v in metrics.items()])
+        now = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        self._write(lambda: self.experiment.log_batch(self.run_id, metrics=batch))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Parameters are logged once, at the beginning, with dotted names."""
@@ -98,19 +111,40 @@ class Tracker(MLFlowLogger):
     @rank_zero_only
     def log_artifacts(self, directory: Path, under: str) -> None:
         """Store all files of a directory with the run."""
-        self.experiment.log_artifacts(self.run_id, str(directory), under)
+        self._write(lambda: self.experiment.log_artifacts(self.run_id, str(directory), under))
 
     @rank_zero_only
     def log_artifact(self, file: Path, under: str) -> None:
-        self.experiment.log_artifact(self.run_id, str(file), under)
+        """Store a file with the run."""
+        self._write(lambda: self.experiment.log_artifact(self.run_id, str(file), under))
 
     def finalize(self, status: str = "success") -> None:
         """Lightning calls this after each of fit and test; the run's end is told by `end`."""
 
     @rank_zero_only
     def end(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        self.experiment.set_terminated(self.run_id, status)
+        """Write what is still to be written, and end the run as FINISHED, FAILED or KILLED."""
+        self._write(lambda: self.experiment.set_terminated(self.run_id, status))
+        self._writer.shutdown(wait=True)
+        if self.failures:
+            print(
+                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {_first_line(self.failures[0])}; "
+                "metrics.jsonl has everything",
+                file=sys.stderr,
+            )
+
+    def _write(self, write: Callable[[], object]) -> None:
+        def attempt() -> None:
+            try:
+                write()
+            except Exception as error:  # whatever goes wrong with the store, the training goes on
+                self.failures.append(error)
+
+        self._writer.submit(attempt)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,7 +68,7 @@ class MetricsLog(L.Callback):
         assert isinstance(module, MemoryModule)
         if trainer.global_step % self.log_every:
             return
-        metrics = {name: value.item() for name, value in module.train_metrics.items()}
+        metrics = {name: value.mean().item() for name, value in module.train_metrics.items()}
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["curriculum/stage"] = module.curriculum.stage + 1

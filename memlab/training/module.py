@@ -46,17 +46,20 @@ class MemoryModule(L.LightningModule):
             self.model, batch.tokens_BT, batch.segment_lengths, depth=depth, wanted=batch.answer_segments if depth is not None else None
         )
 
+    def answers(self, batch: TensorBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, A, V] and targets [B, A] of the answer; of an encoder, what it says at the end of the sample."""
+        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
+        return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[:, answer_T]
+
     def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
         output = self.read(batch)
-        if isinstance(self.model, Decoder):
-            logits_AV, targets_A = output.logits[batch.answer_BT], batch.targets_BT[batch.answer_BT]
-        else:  # what an encoder says at the end of the sample
-            logits_AV, targets_A = output.logits[:, -1], batch.targets_BT[:, -1]
+        logits_BAV, targets_BA = self.answers(batch, output.logits)
+        logits_AV, targets_A = logits_BAV.flatten(0, 1), targets_BA.flatten()
         loss = F.cross_entropy(logits_AV.float(), targets_A)
         self.train_metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
-            **{name: per_segment.mean() for name, per_segment in output.diagnostics.items()},
+            **output.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
         }
         return loss
 
@@ -85,16 +88,14 @@ class MemoryModule(L.LightningModule):
         self.losses = []
 
     def _evaluate(self, batch: TensorBatch) -> None:
-        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
-        truth_BA = batch.targets_BT[:, answer_T]
-        logits_BTV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits.float()
-        logits_BAV = logits_BTV[:, answer_T] if isinstance(self.model, Decoder) else logits_BTV[:, -1:]
+        output = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths)
+        logits_BAV, truth_BA = self.answers(batch, output.logits.float())
         self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
         if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
             self.scores["free"] = self.scores["forced"]
             return
-        predicted_BA = free_running(self.model, batch.tokens_BT, answer_T.tolist(), batch.segment_lengths)
+        predicted_BA = free_running(self.model, batch.tokens_BT, batch.answer_BT[0].tolist(), batch.segment_lengths)
         self.scores["free"].add(predicted_BA, truth_BA)
 
     def _metrics(self) -> dict[str, float]:

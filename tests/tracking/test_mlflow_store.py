@@ -1,0 +1,74 @@
+"""The tracker on a real SQLite store: what is written arrives in order, and neither Ctrl-C nor a failing store does harm."""
+
+from __future__ import annotations
+
+import _thread
+import time
+from typing import Any
+
+import pytest
+
+from memlab.tracking import mlflow_store
+from memlab.tracking.mlflow_store import Tracker
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    mlflow_store.prepare(uri, "tests")
+    return uri
+
+
+@pytest.fixture
+def tracker(uri: str) -> Tracker:
+    return Tracker(uri, "tests", "a run", {"model": {"width": 8, "_target_": "left.out"}}, {"memlab.model": "rmt"})
+
+
+def stored(tracker: Tracker) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracker.uri).get_run(str(tracker.run_id))
+
+
+def test_written_in_order(tracker: Tracker) -> None:
+    for step in range(20):
+        tracker.log_metrics({"train/loss": 1 / (step + 1)}, step)
+    tracker.end("FINISHED")
+    run = stored(tracker)
+    assert run.info.status == "FINISHED" and run.data.params == {"model.width": "8"}
+    history = tracker.experiment.get_metric_history(tracker.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(step, 1 / (step + 1)) for step in range(20)]
+
+
+def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The interrupt reaches the main thread; the transaction is finished, the store is not locked, and the run ends as KILLED."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    log = SqlAlchemyStore._log_metrics  # called with the database session open
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        _thread.interrupt_main()
+        time.sleep(0.05)
+        return log(*args, **more)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.log_metrics({"train/loss": 1.0}, 1)
+        time.sleep(5)
+    monkeypatch.undo()
+    tracker.end("KILLED")
+    assert stored(tracker).info.status == "KILLED" and stored(tracker).data.metrics == {"train/loss": 1.0}
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_failing_store_costs_a_warning(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left\nmore")
+
+    monkeypatch.setattr(tracker.experiment, "log_batch", full)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.log_metrics({"train/loss": 0.5}, 2)
+    tracker.end("FINISHED")
+    err = capsys.readouterr().err
+    assert "2 writes to MLflow" in err and "no space left; metrics.jsonl" in err
+    assert stored(tracker).info.status == "FINISHED"
