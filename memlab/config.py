@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memlab import schema
 from memlab.errors import ConfigError, suggestion
 from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
-from memlab.tasks.base import SyntheticTask
+from memlab.tasks.base import SyntheticTask, Task
 
 
 class Section(BaseModel):
@@ -142,7 +142,7 @@ def check_show(composed: DictConfig) -> ShowConfig:
         ConfigError: as `check`.
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    advice = ("optim", "trainer")  # a task's file may say how it is best trained, which is of no use here
+    advice = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use here
     config = _typed({key: value for key, value in plain.items() if key not in advice}, ShowConfig)
     _check_group("task", config.task, provided=set(), extra={})
     build_task(config)
@@ -160,26 +160,32 @@ def _arguments(group: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in group.items() if k not in ("_target_", "name", "bptt_depth")}
 
 
-def build_task(config: Config | ShowConfig) -> SyntheticTask:
+def build_task(config: Config | ShowConfig) -> Task:
     """The task of a configuration.
 
     Raises:
         ConfigError: the task's values do not go together.
     """
-    task: SyntheticTask = schema.load(config.task["_target_"])(**config.arguments("task"))
+    task: Task = schema.load(config.task["_target_"])(**config.arguments("task"))
     return task
 
 
-def _check_together(config: Config, task: SyntheticTask) -> None:
+def _check_together(config: Config, task: Task) -> None:
     """Combinations across groups."""
     depth = config.bptt_depth
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
-        raise ConfigError(f"model.bptt_depth={depth}: a sample has {task.num_segments} segments, so it may be {allowed}")
+        raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
     if config.model.get("memory") == "shuffled" and task.batch_size < 2:
         raise ConfigError("model.memory=shuffled reads the memory of another sample of the batch; task.batch_size=1 has none")
+    if isinstance(task, SyntheticTask):
+        if config.curriculum.grow:
+            task.stages()
+        return
     if config.curriculum.grow:
-        task.stages()
+        raise ConfigError(f"curriculum=grow: task={config.task['name']} is text, which has no shorter samples; use curriculum=off")
+    if config.trainer.stop_at_accuracy is not None:
+        raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
 
 
 def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:

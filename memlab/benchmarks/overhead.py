@@ -20,11 +20,13 @@ from rich.table import Table
 
 from memlab.benchmarks.report import machine, spread, write
 from memlab.config import BenchConfig
+from memlab.errors import ConfigError
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
 from memlab.training import optimizers
 from memlab.training.build import build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
+from memlab.training.data import TensorBatch
 
 WARM_UP = 10  # steps at the start of each block that are not counted
 
@@ -73,6 +75,8 @@ def bare_block(config: BenchConfig) -> float:
     optimizer, scheduler = optimizers.build(model, config.optim, config.steps)
     seconds = []
     for batch in ready:
+        if not isinstance(batch, TensorBatch):
+            raise ConfigError(f"suite=overhead measures tasks with samples, not text such as task={config.task['name']}")
         began = time.perf_counter()
         logits = model(torch.stack(batch.tokens_BT.split(list(batch.segment_lengths), dim=1), dim=1)).logits.flatten(1, 2)
         loss = F.cross_entropy(logits[batch.answer_BT], batch.targets_BT[batch.answer_BT])

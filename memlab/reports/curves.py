@@ -1,39 +1,69 @@
-"""The learning curve of one run, as a figure."""
+"""The figures of one run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+_PANELS: dict[str, tuple[str, dict[str, str]]] = {  # by headline: the axis and the series of the lower panel
+    "accuracy": ("accuracy", {"train/accuracy": "training (teacher-forced)", "val/accuracy": "validation (free-running)"}),
+    "bits_per_byte": ("bits per byte", {"val/bits_per_byte": "validation"}),
+}
 
-def learning_curve(steps: list[dict[str, Any]], stages_began_at: list[int], chance: float, title: str, file: Path) -> None:
-    """Loss and accuracy over the steps, with the curriculum's stages as lines, written as a PNG.
+
+def learning(
+    steps: list[dict[str, Any]], headline: str, stages_began_at: list[int], chance: float | None, title: str, directory: Path
+) -> None:
+    """Loss and the headline metric over the steps, with the curriculum's stages as lines, as `learning_curve.png`.
 
     Args:
         steps: the lines of `metrics.jsonl`.
+        headline: `accuracy` or `bits_per_byte`.
         stages_began_at: the step at which each stage of the curriculum began.
-        chance: accuracy of guessing.
+        chance: accuracy of guessing, where there is an accuracy.
     """
+    figure, (top, bottom) = _figure(2)
+    label, series = _PANELS[headline]
+    for axes, shown in ((top, {"train/loss": "training", "val/loss": "validation"}), (bottom, series)):
+        for key, name in shown.items():
+            points = [(s["step"], s[key]) for s in steps if key in s]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if key.startswith("val/") else None)
+        for began in stages_began_at[1:]:
+            axes.axvline(began, color="0.7", linewidth=0.8, zorder=0)
+        axes.legend(loc="best", fontsize=8)
+    bottom.set(xlabel="optimizer step", ylabel=label)
+    if chance is not None:
+        bottom.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
+        bottom.set(ylim=(0, 1.03), ylabel=f"{label} (dotted: chance)")
+    top.set(ylabel="loss", title=title)
+    _save(figure, directory / "learning_curve.png")
+
+
+def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> None:
+    """Mean loss over the position in the document, as `loss_by_position.png`.
+
+    Args:
+        ranges: what `evaluation.perplexity.Tally.by_position` gives.
+    """
+    figure, (axes,) = _figure(1)
+    axes.stairs([r["loss"] for r in ranges], [*(r["from"] + 1 for r in ranges), 2 * ranges[-1]["from"] + 2])
+    axes.set(xscale="log", xlabel="position in the document, tokens", ylabel="loss, nats for each token", title=title)
+    _save(figure, directory / "loss_by_position.png")
+
+
+def _figure(panels: int) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 2.5 * panels + (panels == 1)), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    for axes, series in (
-        (top, {"train/loss": "training", "val/loss": "validation"}),
-        (bottom, {"train/accuracy": "training (teacher-forced)", "val/accuracy": "validation (free-running)"}),
-    ):
-        for key, label in series.items():
-            points = [(s["step"], s[key]) for s in steps if key in s]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="." if key.startswith("val/") else None)
-        for began in stages_began_at[1:]:
-            axes.axvline(began, color="0.7", linewidth=0.8, zorder=0)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize=8)
-    bottom.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
-    bottom.set(ylim=(0, 1.03), xlabel="optimizer step", ylabel="accuracy (dotted: chance)")
-    top.set(ylabel="loss", title=title)
+    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -8,13 +8,24 @@ from rich.console import Console
 from rich.text import Text
 
 from memlab.config import ShowConfig, build_task
+from memlab.reports.text_samples import print_pieces
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.text import TextTask
 
 NOTHING = "·"  # a target that does not count
 
 
 def print_samples(config: ShowConfig) -> None:
-    """For each segment of each sample: the tokens that are read, and below them the targets that count."""
+    """For each segment of each sample: the tokens that are read, and below them the targets that count. Of text: its first pieces.
+
+    Raises:
+        UserError: a text task's documents cannot be had.
+    """
     task = build_task(config)
+    if isinstance(task, TextTask):
+        print_pieces(task, config.task["name"], config.split, config.seed, config.samples, first_paragraph(type(task)))
+        return
+    assert isinstance(task, SyntheticTask)
     console = Console(highlight=False)
     console.print(
         f"[bold]{config.task['name']}[/], {config.split}: {task.num_segments} segments of {list(task.segment_lengths)} tokens; "

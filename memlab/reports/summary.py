@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: str | None) -> None:
+def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> None:
     """Print a finished run's result.
 
     Args:
         result: the content of `result.json`.
-        chance: accuracy of guessing, for comparison.
         store: MLflow's tracking URI, or None if nothing is tracked.
     """
     console = Console(highlight=False)
@@ -24,19 +23,11 @@ def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: s
     table.add_column(justify="right")
     table.add_column(style="dim")
 
-    solved = metrics["test/accuracy"] >= 0.99
-    table.add_row(
-        "test accuracy", f"[{'green' if solved else 'yellow'}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {chance:.3f}"
-    )
-    table.add_row("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token")
-    table.add_row("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right")
-    table.add_row(
-        "validation accuracy",
-        f"{metrics['val/accuracy']:.4f}",
-        f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of {result['stages']}",
-        end_section=True,
-    )
-    table.add_row("steps", f"{result['steps']:,}", f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}")
+    for row in _answers(result, metrics) if "test/accuracy" in metrics else _text(result, metrics):
+        table.add_row(*row)
+    table.add_section()
+    seen = f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}" if "samples" in result else ""
+    table.add_row("steps", f"{result['steps']:,}", seen or f"{result['tokens']:,} tokens")
     table.add_row(
         "training time",
         f"{timing['train_seconds']:.0f} s",
@@ -46,7 +37,7 @@ def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: s
     table.add_row(
         "carried state",
         size(memory["state_bytes"]),
-        f"for one document after {memory['tokens']} tokens; a full cache: {size(memory['kv_full_bytes'])}",
+        f"for one document after {memory['tokens']:,} tokens; a full cache: {size(memory['kv_full_bytes'])}",
     )
     table.add_row("compression, carried", ratio(memory["compression_carry"]), "full cache over what passes a segment boundary")
     table.add_row("compression, peak", ratio(memory["compression_peak"]), "full cache over what is held while a segment is read")
@@ -55,6 +46,31 @@ def print_summary(result: dict[str, Any], chance: float, run_dir: Path, store: s
     console.print(f"run directory  {run_dir}", soft_wrap=True)
     if store is not None:
         console.print(f"compare runs   mlflow ui --backend-store-uri {store}", soft_wrap=True)
+
+
+Row = tuple[str, str, str]
+
+
+def _answers(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
+    colour = "green" if metrics["test/accuracy"] >= 0.99 else "yellow"
+    best = f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of {result['stages']}"
+    return [
+        ("test accuracy", f"[{colour}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {result['chance']:.3f}"),
+        ("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token"),
+        ("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right"),
+        ("validation accuracy", f"{metrics['val/accuracy']:.4f}", best),
+    ]
+
+
+def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
+    read = result["test_read"]
+    best = f"best checkpoint: step {result['best_step']:,}, after {result['best_tokens']:,} tokens"
+    return [
+        ("test bits per byte", f"[green]{metrics['test/bits_per_byte']:.4f}[/]", f"{read['documents']} documents, {read['bytes']:,} bytes"),
+        ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"for each of {read['tokens']:,} tokens"),
+        ("  word perplexity", f"{metrics['test/word_perplexity']:,.1f}", f"for each of {read['words']:,} words"),
+        ("validation bits per byte", f"{metrics['val/bits_per_byte']:.4f}", best),
+    ]
 
 
 def size(count: int) -> str:

@@ -48,7 +48,36 @@ class Batch:
     segment_lengths: tuple[int, ...]
 
 
-class SyntheticTask(abc.ABC):
+class Task(abc.ABC):
+    """Base of all tasks: what a model reads, cut into segments.
+
+    Attributes:
+        vocab_size: V, how many token ids there are; known once the task is prepared.
+        batch_size: rows in a training step, over all processes.
+        segment_lengths: how the tokens of a row in a step are cut.
+    """
+
+    vocab_size: int
+    batch_size: int
+    segment_lengths: tuple[int, ...]
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.segment_lengths)
+
+    def typical_segments(self) -> tuple[int, ...]:
+        """Segments of one document, for the weight of a memory after it."""
+        return self.segment_lengths
+
+    def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
+        """Do what may take long or fail before the first batch; called once, before anything of a run is written.
+
+        Raises:
+            UserError: something that is needed is not there.
+        """
+
+
+class SyntheticTask(Task):
     """Base of the generated sequence tasks. A subclass says how long a sample is and turns random words into one.
 
     Args:
@@ -64,7 +93,6 @@ class SyntheticTask(abc.ABC):
         ConfigError: the sample cannot be cut as asked.
     """
 
-    vocab_size: int
     chance: float  # accuracy of guessing among the symbols that can occur
     stage_threshold = 0.99  # validation accuracy at which a curriculum goes on, unless the user says otherwise
 
@@ -89,10 +117,6 @@ class SyntheticTask(abc.ABC):
                 f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are needed "
                 "to keep train, validation and test apart"
             )
-
-    @property
-    def num_segments(self) -> int:
-        return len(self.segment_lengths)
 
     @property
     def tokens(self) -> int:

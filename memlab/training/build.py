@@ -14,21 +14,25 @@ from memlab import schema
 from memlab.config import Config, GrowingCurriculum, build_task
 from memlab.errors import ConfigError
 from memlab.models.base import Encoder, Model
-from memlab.tasks.base import SyntheticTask
+from memlab.tasks.base import SyntheticTask, Task
+from memlab.tasks.text import TextTask
+from memlab.training.answering import AnsweringModule
 from memlab.training.curriculum import Curriculum
-from memlab.training.data import TrainingStream
+from memlab.training.data import EvaluationBatches, TextBatches, TextStream, TrainingStream
 from memlab.training.module import MemoryModule
+from memlab.training.reading import ReadingModule
 
 
 @dataclass
 class Parts:
-    """What a configuration describes, built."""
+    """What a configuration describes, built: the module, and the batches for its training, its validations and its one test."""
 
-    task: SyntheticTask
+    task: Task
     model: Model
-    curriculum: Curriculum
-    stream: TrainingStream
     module: MemoryModule
+    stream: TrainingStream | TextStream
+    validation: EvaluationBatches | TextBatches
+    test: EvaluationBatches | TextBatches
 
 
 def build(config: Config) -> Parts:
@@ -36,14 +40,37 @@ def build(config: Config) -> Parts:
 
     Raises:
         ConfigError: values that are possible one by one do not go together.
+        UserError: what the task reads is not there, or cannot be read.
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config)
+    task.prepare()
     model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
         )
+    if isinstance(task, TextTask):
+        return _reading(config, task, model)
+    assert isinstance(task, SyntheticTask)
+    return _answering(config, task, model)
+
+
+def _reading(config: Config, task: TextTask, model: Model) -> Parts:
+    name, text = config.model["name"], config.task["name"]
+    if isinstance(model, Encoder):
+        raise ConfigError(f"model={name} answers once for each sample and does not predict text; task={text} needs a decoder")
+    if model.state_grows:
+        raise ConfigError(
+            f"model={name} as configured keeps every token of a document, and the documents of task={text} are long; "
+            "use model=transformer_xl with a long model.mem_len"
+        )
+    stream = TextStream(task, config.trainer.max_steps, config.seed)
+    module = ReadingModule(model, config, stream)
+    return Parts(task, model, module, stream, TextBatches(task, "validation"), TextBatches(task, "test"))
+
+
+def _answering(config: Config, task: SyntheticTask, model: Model) -> Parts:
     answers_once = isinstance(model, Encoder)
     if answers_once and task.answer_tokens > 1:
         raise ConfigError(
@@ -56,7 +83,8 @@ def build(config: Config) -> Parts:
     else:
         curriculum = Curriculum([task])
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)
-    return Parts(task, model, curriculum, stream, MemoryModule(model, config, stream))
+    module = AnsweringModule(model, config, stream)
+    return Parts(task, model, module, stream, EvaluationBatches(curriculum, "validation"), EvaluationBatches(task, "test"))
 
 
 def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], **more: Any) -> L.Trainer:

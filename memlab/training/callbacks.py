@@ -14,15 +14,11 @@ from memlab.training.module import MemoryModule
 
 
 class Conductor(L.Callback):
-    """After each validation: go to the curriculum's next stage, or stop if the last one is solved. Comes behind those who report."""
+    """After each validation the module goes on, to a next stage or to the end. Comes behind those who report."""
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
-        accuracy = float(trainer.callback_metrics["val/accuracy"])
-        was_last = module.curriculum.in_last_stage
-        module.curriculum.update(trainer.global_step, accuracy)
-        goal = module.config.trainer.stop_at_accuracy
-        if was_last and goal is not None and accuracy >= goal:
+        if module.validated(trainer.global_step, validation_metrics(trainer)):
             trainer.should_stop = True
 
 
@@ -71,15 +67,14 @@ class MetricsLog(L.Callback):
         metrics = {name: value.mean().item() for name, value in module.train_metrics.items()}
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics["curriculum/stage"] = module.curriculum.stage + 1
-        metrics["curriculum/segments"] = module.curriculum.task.num_segments
+        metrics |= module.place_metrics()
         self.since = (self.clock.seconds, self.clock.tokens)
         log(trainer, metrics, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"}
-        log(trainer, {**metrics, "val/stage": module.curriculum.stage + 1}, trainer.global_step)
+        place = {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
+        log(trainer, {**validation_metrics(trainer), **place}, trainer.global_step)
 
 
 class ProgressReport(L.Callback):
@@ -91,7 +86,7 @@ class ProgressReport(L.Callback):
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.began = 0.0
-        self.shown: dict[str, Any] = {"loss": "-", "train": "-", "val": "-", "stage": "-", "speed": "-"}
+        self.shown: dict[str, Any] = {"loss": "-", "train": "", "val": "-", "place": "-", "speed": "-"}
         self.drawn_at = 0.0
         self.since = (0.0, 0)
 
@@ -99,9 +94,7 @@ class ProgressReport(L.Callback):
         self.began = time.perf_counter()
         if not self.console.is_terminal:
             return
-        words = (
-            "loss {task.fields[loss]}  train {task.fields[train]}  val {task.fields[val]}  stage {task.fields[stage]}  {task.fields[speed]}"
-        )
+        words = "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  {task.fields[speed]}"
         columns = (
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
@@ -118,28 +111,25 @@ class ProgressReport(L.Callback):
         assert isinstance(module, MemoryModule)
         if self.bar is None or time.perf_counter() - self.drawn_at < 0.5:
             return
-        curriculum = module.curriculum
         speed = self.clock.speed_since(*self.since)
         self.drawn_at, self.since = time.perf_counter(), (self.clock.seconds, self.clock.tokens)
         self.shown |= {
             "loss": f"{module.train_metrics['train/loss'].item():.3f}",
-            "train": f"{module.train_metrics['train/accuracy'].item():.3f}",
-            "stage": curriculum.words,
+            "train": module.short_words(),
+            "place": module.place(),
             "speed": f"{speed:,.0f} tokens/s",
         }
         self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
-        value = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        self.shown["val"] = f"{value['val/accuracy']:.3f}"
+        metrics = validation_metrics(trainer)
+        self.shown["val"] = f"{metrics['val/' + module.headline]:.3f}"
         if self.bar is None:
             seconds = time.perf_counter() - self.began
             print(
-                f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s"
-                f"  stage {module.curriculum.words}"
-                f"  loss {module.train_metrics['train/loss'].item():.4f}  val accuracy {value['val/accuracy']:.4f}"
-                f"  (teacher-forced {value['val/accuracy_teacher_forced']:.4f})",
+                f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s  {module.place()}"
+                f"  loss {module.train_metrics['train/loss'].item():.4f}  val {module.validation_words(metrics)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -152,6 +142,11 @@ class ProgressReport(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, module)
+
+
+def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """What the last validation measured."""
+    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"}
 
 
 def log(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:

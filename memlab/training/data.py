@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from memlab.tasks.base import Batch, Split, SyntheticTask
+from memlab.tasks.base import Split, SyntheticTask
+from memlab.tasks.text import Held, TextTask
 from memlab.training.curriculum import Curriculum
 
 
 @dataclass(frozen=True)
-class TensorBatch:
+class _Tensors:
+    """A batch of a task, its arrays as tensors under the same names."""
+
+    @classmethod
+    def of(cls, batch: Any) -> Self:
+        values = {f.name: getattr(batch, f.name) for f in fields(cls)}
+        return cls(**{name: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for name, v in values.items()})
+
+    def to(self, device: torch.device, **transfer: Any) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device, **transfer) for name, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class TensorBatch(_Tensors):
     """`memlab.tasks.base.Batch` as tensors."""
 
     tokens_BT: Tensor
@@ -22,19 +39,33 @@ class TensorBatch:
     answer_BT: Tensor
     segment_lengths: tuple[int, ...]
 
-    @classmethod
-    def of(cls, batch: Batch) -> TensorBatch:
-        tokens, targets, answer = (torch.from_numpy(a.copy()) for a in (batch.tokens_BT, batch.targets_BT, batch.answer_BT))
-        return cls(tokens, targets, answer, batch.segment_lengths)
-
-    def to(self, device: torch.device, **transfer: Any) -> TensorBatch:
-        tokens, targets, answer = (t.to(device, **transfer) for t in (self.tokens_BT, self.targets_BT, self.answer_BT))
-        return replace(self, tokens_BT=tokens, targets_BT=targets, answer_BT=answer)
-
     @property
     def answer_segments(self) -> list[bool]:
         """For each segment, whether any of its targets counts."""
         return [bool(part.any()) for part in self.answer_BT.split(list(self.segment_lengths), dim=1)]
+
+
+@dataclass(frozen=True)
+class ReadingBatch(_Tensors):
+    """`memlab.text.streams.StreamBatch` as tensors."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    counts_BT: Tensor
+    begins_BS: Tensor
+    offset_BS: Tensor
+    segment_lengths: tuple[int, ...]
+    position: list[Any]
+
+    @cached_property
+    def counted(self) -> int:
+        """Targets that count."""
+        return int(self.counts_BT.sum())
+
+    def positions(self) -> Tensor:
+        """Position of each target in its document [B, T]."""
+        within = torch.arange(self.segment_lengths[0], device=self.offset_BS.device)
+        return (self.offset_BS[:, :, None] + within).flatten(1)
 
 
 class TrainingStream:
@@ -83,3 +114,38 @@ class EvaluationBatches:
             counts = (min(self.batch_size, self.size - start) for start in starts)
             self.made[id(task)] = [TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)]
         return iter(self.made[id(task)])
+
+
+class TextStream:
+    """The endless training batches of a text task.
+
+    Args:
+        steps: batches to give at most.
+        seed: which order of documents.
+    """
+
+    def __init__(self, task: TextTask, steps: int, seed: int) -> None:
+        self.task = task
+        self.steps = steps
+        self.seed = seed
+        self.rows = range(task.batch_size)
+        self.position: list[Any] | None = None  # behind the last batch that was trained on, which says itself where that is
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[ReadingBatch]:
+        for batch in self.task.training(self.seed, self.rows, self.position):
+            yield ReadingBatch.of(batch)
+
+
+class TextBatches:
+    """A split's documents, each read once."""
+
+    def __init__(self, task: TextTask, split: Held) -> None:
+        self.task = task
+        self.split: Held = split
+
+    def __iter__(self) -> Iterator[ReadingBatch]:
+        for batch in self.task.evaluation(self.split, range(self.task.evaluation_rows(self.split))):
+            yield ReadingBatch.of(batch)

@@ -1,120 +1,64 @@
-"""The LightningModule: loss on the answer, validation by both accuracies, one test. Models know nothing of it."""
+"""What all trainings share: a model, a stream of batches, an optimizer, and what the callbacks and reports ask for.
+
+`AnsweringModule` trains on samples with an answer, `ReadingModule` on documents that are read on and on. Models know nothing of them.
+"""
 
 from __future__ import annotations
 
-import statistics
-from typing import Any
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import lightning as L
-import torch.nn.functional as F
 from torch import Tensor
 
 from memlab.config import Config
-from memlab.evaluation.accuracy import Score, free_running
-from memlab.models.base import Decoder, Model, Output
-from memlab.training import optimizers, truncation
-from memlab.training.curriculum import Curriculum
-from memlab.training.data import TensorBatch, TrainingStream
+from memlab.models.base import Model
+from memlab.training import optimizers
 
 
-class MemoryModule(L.LightningModule):
-    """Trains a model on a stream of samples.
+class MemoryModule(L.LightningModule, abc.ABC):
+    """Base of the two. A subclass gives Lightning's steps, and these words and figures.
 
-    Metrics, by their names in every tracker: `train/loss`, `train/accuracy` (teacher-forced, this batch); `val/` and `test/`
-    `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole answers) and `loss`.
-    `val/score` ranks checkpoints: number of the curriculum's stage plus accuracy, so that no easier stage beats a later one.
+    Attributes:
+        train_metrics: of the last step, by their names in every tracker; numbers of several parts are averaged where they are logged.
+        headline: the metric that people look at first, without its split.
     """
 
-    def __init__(self, model: Model, config: Config, stream: TrainingStream) -> None:
+    headline: ClassVar[str]
+
+    def __init__(self, model: Model, config: Config) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.stream = stream
         self.save_hyperparameters({"config": config.model_dump()})
-        self.scores: dict[str, Score] = {}
-        self.losses: list[tuple[float, int]] = []
         self.train_metrics: dict[str, Tensor] = {}
 
-    @property
-    def curriculum(self) -> Curriculum:
-        return self.stream.curriculum
+    @abc.abstractmethod
+    def place(self) -> str:
+        """Where in the training this is, as a person reads it."""
 
-    def read(self, batch: TensorBatch) -> Output:
-        """Logits of whole samples, with the gradient cut as `model.bptt_depth` says."""
-        depth = self.config.bptt_depth
-        return truncation.read(
-            self.model, batch.tokens_BT, batch.segment_lengths, depth=depth, wanted=batch.answer_segments if depth is not None else None
-        )
+    @abc.abstractmethod
+    def place_metrics(self) -> dict[str, float]:
+        """The same as numbers, for every log entry."""
 
-    def answers(self, batch: TensorBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, A, V] and targets [B, A] of the answer; of an encoder, what it says at the end of the sample."""
-        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
-        return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[:, answer_T]
+    @abc.abstractmethod
+    def short_words(self) -> str:
+        """The last training step in a few words, beside its loss."""
 
-    def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
-        output = self.read(batch)
-        logits_BAV, targets_BA = self.answers(batch, output.logits)
-        logits_AV, targets_A = logits_BAV.flatten(0, 1), targets_BA.flatten()
-        loss = F.cross_entropy(logits_AV.float(), targets_A)
-        self.train_metrics = {
-            "train/loss": loss.detach(),
-            "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
-            **output.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
-        }
-        return loss
+    @abc.abstractmethod
+    def validation_words(self, metrics: Mapping[str, float]) -> str:
+        """A validation in a few words."""
 
-    def on_validation_epoch_start(self) -> None:
-        self._start()
+    @abc.abstractmethod
+    def validated(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Take note of a validation after so many steps; True if the training is to stop."""
 
-    def on_test_epoch_start(self) -> None:
-        self._start()
-
-    def validation_step(self, batch: TensorBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: TensorBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        metrics = {f"val/{name}": value for name, value in self._metrics().items()}
-        metrics["val/score"] = self.curriculum.stage + metrics["val/accuracy"]
-        self.log_dict(metrics, logger=False)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self._metrics().items()}, logger=False)
-
-    def _start(self) -> None:
-        self.scores = {"free": Score(), "forced": Score()}
-        self.losses = []
-
-    def _evaluate(self, batch: TensorBatch) -> None:
-        output = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths)
-        logits_BAV, truth_BA = self.answers(batch, output.logits.float())
-        self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
-        self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
-        if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
-            self.scores["free"] = self.scores["forced"]
-            return
-        predicted_BA = free_running(self.model, batch.tokens_BT, batch.answer_BT[0].tolist(), batch.segment_lengths)
-        self.scores["free"].add(predicted_BA, truth_BA)
-
-    def _metrics(self) -> dict[str, float]:
-        values, weights = zip(*self.losses, strict=True)
-        return {
-            "accuracy": self.scores["free"].accuracy,
-            "exact_match": self.scores["free"].exact_match,
-            "accuracy_teacher_forced": self.scores["forced"].accuracy,
-            "loss": statistics.fmean(values, weights),
-        }
+    @abc.abstractmethod
+    def report(self) -> dict[str, Any]:
+        """What `result.json` says of the training beyond metrics and times."""
 
     def configure_optimizers(self) -> Any:
         trainer = self.config.trainer
         optimizer, scheduler = optimizers.build(self.model, self.config.optim, trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["memlab"] = {"curriculum": self.curriculum.state_dict(), "position": self.stream.position}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curriculum.load_state_dict(checkpoint["memlab"]["curriculum"])
-        self.stream.position = checkpoint["memlab"]["position"]

@@ -19,7 +19,7 @@ from memlab import __version__
 from memlab.config import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
-from memlab.reports.curves import learning_curve
+from memlab.reports import curves
 from memlab.reports.summary import print_summary
 from memlab.tracking import mlflow_store
 from memlab.tracking.jsonl import JsonlLogger, read_metrics
@@ -27,8 +27,6 @@ from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.run_directory import RunDirectory
 from memlab.training.build import Parts, build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
-from memlab.training.data import EvaluationBatches
-from memlab.training.module import MemoryModule
 
 EXIT_INTERRUPTED = 130
 
@@ -64,7 +62,7 @@ def train(config: Config) -> dict[str, Any]:
     finally:
         if tracker:
             tracker.end(status)
-    print_summary(result, parts.task.chance, directory.path, tracker.uri if tracker else None)
+    print_summary(result, directory.path, tracker.uri if tracker else None)
     return result
 
 
@@ -75,28 +73,29 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     reports = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
     lightning = trainer(config, loggers, [clock, *reports, Conductor(), best, last])
-    validation = EvaluationBatches(parts.curriculum, "validation")
 
     started = time.perf_counter()
-    lightning.fit(parts.module, parts.stream, validation)
+    lightning.fit(parts.module, parts.stream, parts.validation)
     steps, fitted = lightning.global_step, time.perf_counter()
     if steps % config.trainer.val_interval and not lightning.should_stop:
-        validate_the_end(lightning, parts.module, validation, best)
+        validate_the_end(lightning, parts, best)
 
     chosen = torch.load(directory.checkpoints / "best.ckpt", weights_only=True, map_location="cpu")
     parts.module.load_state_dict(chosen["state_dict"])
-    lightning.test(parts.module, EvaluationBatches(parts.task, "test"), verbose=False)
+    lightning.test(parts.module, parts.test, verbose=False)
     metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
     logged = read_metrics(directory.metrics)
-    at_best = next(m for m in logged if m["step"] == chosen["global_step"] and "val/accuracy" in m)
-    metrics["val/accuracy"] = at_best["val/accuracy"]
+    headline = f"val/{parts.module.headline}"
+    at_best = next(m for m in logged if m["step"] == chosen["global_step"] and headline in m)
+    metrics[headline] = at_best[headline]
+    at_best = {name: value for name, value in at_best.items() if name in ("val/stage", "val/tokens")}
     result = {
         "status": "finished",
         "model": config.model["name"],
         "task": config.task["name"],
         "seed": config.seed,
         "metrics": metrics,
-        "memory": memory.measure(parts.model, parts.task.segment_lengths).to_dict(),
+        "memory": memory.measure(parts.model, parts.task.typical_segments()).to_dict(),
         "timing": {
             "train_seconds": fitted - started,
             "test_seconds": time.perf_counter() - fitted,
@@ -106,24 +105,22 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
         },
         "steps": steps,
         "best_step": chosen["global_step"],
-        "best_stage": int(at_best["val/stage"]),
-        "stages": len(parts.curriculum.stages),
-        "samples": parts.stream.position,
-        "stages_began_at": parts.curriculum.began_at,
+        **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
+        **parts.module.report(),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "versions": versions(),
         "mlflow_run_id": tracker.run_id if tracker else None,
     }
-    learning_curve(logged, parts.curriculum.began_at, parts.task.chance, title(config), directory.figures / "learning_curve.png")
+    draw(parts, config, result, logged, directory.figures)
     if tracker:
         finish_tracking(tracker, result, directory)
     directory.write_result(result)
     return result
 
 
-def validate_the_end(lightning: L.Trainer, module: MemoryModule, validation: EvaluationBatches, best: ModelCheckpoint) -> None:
+def validate_the_end(lightning: L.Trainer, parts: Parts, best: ModelCheckpoint) -> None:
     """Steps after the last regular validation count too: validate once more, and keep the weights if they are the best."""
-    lightning.validate(module, validation, verbose=False)
+    lightning.validate(parts.module, parts.validation, verbose=False)
     score = lightning.callback_metrics["val/score"]
     if best.best_model_score is None or score > best.best_model_score:
         lightning.save_checkpoint(Path(best.dirpath or ".") / "best.ckpt")
@@ -137,6 +134,13 @@ def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirec
     tracker = Tracker(mlflow_store.absolute_uri(tracking.uri), tracking.experiment, name, config.model_dump(), tags)
     tracker.log_artifact(directory.path / "config.yaml", "config")
     return tracker
+
+
+def draw(parts: Parts, config: Config, result: dict[str, Any], logged: list[dict[str, float]], figures: Path) -> None:
+    """The figures of a run."""
+    curves.learning(logged, parts.module.headline, result.get("stages_began_at", [0]), result.get("chance"), title(config), figures)
+    if "by_position" in result:
+        curves.by_position(result["by_position"], title(config), figures)
 
 
 def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) -> None:

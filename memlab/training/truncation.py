@@ -11,8 +11,8 @@ nothing is read twice, and with k >= S - 1 or None the sample is read once as a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,20 +21,28 @@ from memlab.layers.state import State
 from memlab.models.base import Model, Output
 
 
-def fold(model: Model, segments: Sequence[Tensor], state: State | None = None) -> tuple[list[Output], State]:
-    """Read segments in order, neighbours of equal length in one call.
+def fold(
+    model: Model, segments: Sequence[Tensor], state: State | None = None, begins_BS: Tensor | None = None
+) -> tuple[list[Output], State]:
+    """Read segments in order, neighbours of equal length between which no document begins in one call.
 
     Args:
         segments: token ids [B, N_s], the lengths N_s may differ.
-        state: what was carried so far; None = a document begins.
+        state: what was carried so far; None = a document begins in every row.
+        begins_BS: bool; the rows in which a document begins with a segment, whose state is reset before it. None = nowhere.
 
     Returns:
         One output for each call (logits [B, S', N, V], S' segments of one length), and the state after the last segment.
     """
     outputs: list[Output] = []
     carried = model.init_state(segments[0].shape[0]) if state is None else state
-    for _, equal in groupby(segments, key=lambda tokens_BN: tokens_BN.shape[1]):
-        outputs.append(model(torch.stack(list(equal), dim=1), carried))
+    resets = [begins_BS is not None and bool(begins_BS[:, s].any()) for s in range(len(segments))]
+    runs = itertools.accumulate(resets[s] or s == 0 or segments[s].shape != segments[s - 1].shape for s in range(len(segments)))
+    for _, run in itertools.groupby(zip(runs, range(len(segments)), strict=True), key=lambda pair: pair[0]):
+        together = [s for _, s in run]
+        if begins_BS is not None and resets[together[0]]:
+            carried = carried.reset(begins_BS[:, together[0]], model.init_state(len(begins_BS)))
+        outputs.append(model(torch.stack([segments[s] for s in together], dim=1), carried))
         carried = outputs[-1].state
     return outputs, carried
 
@@ -46,44 +54,50 @@ def read(
     state: State | None = None,
     depth: int | None = None,
     wanted: Sequence[bool] | None = None,
+    begins_BS: Tensor | None = None,
 ) -> Output:
-    """Read whole samples with a given back-propagation depth. The numbers are those of `fold`; only gradients differ.
+    """Read whole samples, or a step's part of streams of documents, with a given back-propagation depth.
 
-    With dropout, a segment that is read in several windows is read with different masks.
+    The numbers are those of `fold`; only gradients differ. With dropout, a segment that is read in several windows is read with
+    different masks.
 
     Args:
         tokens_BT: token ids.
         segment_lengths: how the T tokens are cut.
-        state: carried from an earlier call; None = a document begins.
+        state: carried from an earlier call; None = a document begins in every row.
         depth: k, see above; None = full depth.
         wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without gradient
             where that saves work.
+        begins_BS: bool; where documents begin, see `fold`.
 
     Returns:
         logits [B, T, V], the state after the last segment, diagnostics.
     """
     segments = tokens_BT.split(list(segment_lengths), dim=1)
     if depth is None or depth >= len(segments) - 1:
-        return _joined(*fold(model, segments, state))
+        return _joined(*fold(model, segments, state, begins_BS))
     wanted = [True] * len(segments) if wanted is None else list(wanted)
 
-    def one(tokens_BN: Tensor, before: State, graph: bool) -> Output:
+    def one(s: int, before: State, graph: bool) -> Output:
         with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-            return model(tokens_BN[:, None], before)
+            return fold(model, segments[s : s + 1], before, begins(s, s + 1))[0][0]
+
+    def begins(first: int, end: int) -> Tensor | None:
+        return None if begins_BS is None else begins_BS[:, first:end]
 
     before = [model.init_state(len(tokens_BT)) if state is None else state]  # detached states before each segment; the first is live
     outputs: list[Output] = []
     carried = before[0]
     for s in range(depth + 1):  # their windows all begin with the sample: one chain serves them
-        outputs.append(one(segments[s], carried, graph=any(wanted[s : depth + 1])))
+        outputs.append(one(s, carried, graph=any(wanted[s : depth + 1])))
         carried = outputs[-1].state
         before.append(carried.detach())
     for s in range(depth + 1, len(segments)):
         if wanted[s] and depth > 0:
-            window, carried = fold(model, segments[s - depth : s + 1], before[s - depth])
+            window, carried = fold(model, segments[s - depth : s + 1], before[s - depth], begins(s - depth, s + 1))
             outputs.append(Output(window[-1].logits[:, -1:], carried, {name: value[-1:] for name, value in window[-1].diagnostics.items()}))
         else:
-            outputs.append(one(segments[s], before[s], graph=wanted[s]))
+            outputs.append(one(s, before[s], graph=wanted[s]))
         before.append(outputs[-1].state.detach())
     return _joined(outputs, before[-1])
 

@@ -6,6 +6,7 @@ The tests speak to models through the contract alone (`memlab/models/base.py`), 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -153,6 +154,43 @@ def test_reset_starts_a_row_anew_and_leaves_the_others(model: Model, options: di
     mixed = model(x, state.reset(rows, model.init_state(3))).logits
     close(mixed[[0, 2]], model(x, state).logits[[0, 2]])
     close(mixed[1], model(x[1:2]).logits[0])
+
+
+def test_a_document_is_read_alike_in_any_company(model: Model, options: dict[str, Any]) -> None:
+    """Rows that read document after document, in steps with carried state: each document's logits are those of it alone.
+
+    Rows begin documents at different segments, also in the middle of a step and twice in one; a full-depth gradient within a step too.
+    """
+    if options.get("memory") == "shuffled":
+        pytest.skip("this control reads other rows' memory: that is what it is for")
+    lengths, n = [[4, 2, 1, 2], [1, 3, 3, 2], [9]], 4  # segments of the documents of each row; steps of 3 segments
+    documents = [[tokens(1, s, n) for s in row] for row in lengths]
+    rows_BSN = torch.cat([torch.cat(row, dim=1) for row in documents])
+    begins_BS = torch.zeros(3, 9, dtype=torch.bool)
+    for b, row in enumerate(lengths):
+        begins_BS[b, [sum(row[:d]) for d in range(len(row))]] = True
+    state, seen = None, []
+    for step in range(0, 9, 3):
+        part_BT, begins = rows_BSN[:, step : step + 3].flatten(1), begins_BS[:, step : step + 3]
+        output = truncation.read(model, part_BT, [n] * 3, state, begins_BS=begins)
+        state = output.state
+        seen.append(output.logits.unflatten(1, (3, -1)))
+    together_BSNV = torch.cat(seen, dim=1)
+    for b, row in enumerate(documents):
+        at = 0
+        for document in row:
+            alone = model(document).logits
+            close(together_BSNV[b, at : at + document.shape[1]].flatten(0, 1), alone[0].flatten(0, 1))
+            at += document.shape[1]
+
+    whole = gradients(model, lambda: truncation.read(model, rows_BSN.flatten(1), [n] * 9, begins_BS=begins_BS).logits.square().sum())
+    apart = gradients(model, lambda: sum(model(document).logits.square().sum() for row in documents for document in row))  # type: ignore[arg-type,return-value]
+    for name, one, other in zip(dict(model.named_parameters()), whole, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")  # type: ignore[misc]
+
+
+def gradients(model: Model, loss: Callable[[], Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True, materialize_grads=True))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, None])

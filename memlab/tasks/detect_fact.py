@@ -1,0 +1,44 @@
+"""Where is somebody? One fact anywhere in filler text (RMT 1M-token paper, arXiv 2304.11062, section 4, "detect and memorize").
+
+    filler .. Mary went to the garden . filler .. | .. | filler .. where is Mary ?      answer: garden
+
+The fact begins at any token before the question's segment, all as likely: it has to be noticed among filler, and kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlab.schema import Fraction
+from memlab.tasks.base import Ints, choose
+from memlab.tasks.memorize_fact import MemorizeFact
+
+
+class DetectFact(MemorizeFact):
+    """One fact anywhere.
+
+    Args:
+        depth: where the fact is, 0 = at the very start, 1 = right before the question's segment (or the question, if there is but one
+            segment); None = anywhere, uniformly. `sizes` are `FactTask`'s arguments.
+    """
+
+    def __init__(self, *, depth: Fraction | None, **sizes: Any) -> None:
+        self.depth = depth
+        super().__init__(**sizes)
+
+    @property
+    def arrangements(self) -> int:  # type: ignore[override]
+        return self._last + 1 if self.depth is None else 1
+
+    @property
+    def _last(self) -> int:
+        return self.room - self.fact_lengths[0]
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"depth": self.depth}
+
+    def begin(self, word_B: NDArray[np.uint64]) -> Ints:
+        return choose(word_B, self._last + 1) if self.depth is None else np.full(len(word_B), round(self.depth * self._last))

@@ -1,0 +1,209 @@
+"""What the three fact tasks share: a small world to tell facts of, filler text around them, and a question at the end.
+
+    filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1: one of six places
+
+After "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov, Kuratov, Burtsev 2023, arXiv 2304.11062, section 4), in a small
+world of our own: one token is one word. All answers are places and each is as likely, so who knows nothing scores 1 / 6.
+
+Segments have the same length, and the last ends with the question. With more than one, no fact stands in the question's segment, so
+nothing of the answer can be had without memory. Facts replace filler and begin at any token; a boundary may cut one in two. (In the
+released code a fact always begins a segment, and filler is one article over and over.)
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import math
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlab.errors import ConfigError
+from memlab.schema import Positive
+from memlab.tasks.base import Ints, Split, SyntheticTask, Words, choose
+from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
+
+PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+PERSONS = ("Daniel", "John", "Mary", "Sandra")
+MOVES = ("journeyed", "moved", "travelled", "went")
+OBJECTS = ("apple", "football", "key", "milk")
+TAKES = ("found", "has", "holds", "took")
+COMMON = ("the", ".", "?", "to", "in", "and", "is", "where")  # filler may have these too, and no others
+FACT_WORDS = (*PLACES, *PERSONS, *MOVES, *OBJECTS, *TAKES, *COMMON)
+TOKEN = {word: token for token, word in enumerate(FACT_WORDS)}
+UNKNOWN, FIRST_FILLER = len(FACT_WORDS), len(FACT_WORDS) + 1
+SHARED = {word: TOKEN[word] for word in COMMON}
+A_PERSON, A_MOVE, AN_OBJECT, A_TAKE = (TOKEN[words[0]] for words in (PERSONS, MOVES, OBJECTS, TAKES))  # a place is its own number
+
+
+def _filler(noise_dir: str | None, noise_words: int) -> Filler:
+    if noise_dir is None:
+        return GeneratedFiller(noise_words, FIRST_FILLER, SHARED)
+    files = text_files(noise_dir)
+    return _text_filler(noise_dir, noise_words, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=2)  # all stages of a curriculum have the same text; sizes and times tell when files are no longer what was read
+def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int, int], ...]) -> TextFiller:
+    forbidden = [word.lower() for word in FACT_WORDS]
+    return TextFiller(
+        noise_dir,
+        [file for file, _, _ in files],
+        count=noise_words,
+        first=FIRST_FILLER,
+        unknown=UNKNOWN,
+        shared=SHARED,
+        forbidden=forbidden,
+    )
+
+
+class FactTask(SyntheticTask):
+    """Base of the fact tasks. A subclass tells a story: facts, a question and its answer; and says where the facts stand.
+
+    Args:
+        segment_length: tokens of a segment; T is `num_segments` times as many. Or None, and
+        length: T, question included, cut into `num_segments` as `SyntheticTask` says.
+        noise_dir: a directory whose .txt files are the filler; None = generated sentences.
+        noise_words: how many different filler words there are. `sizes` are `SyntheticTask`'s other arguments.
+    """
+
+    chance = 1 / len(PLACES)
+
+    def __init__(
+        self,
+        *,
+        segment_length: Positive | None,
+        length: Positive | None,
+        num_segments: Positive,
+        noise_dir: str | None,
+        noise_words: Positive,
+        **sizes: Any,
+    ) -> None:
+        if (segment_length is None) == (length is None):
+            wrong = "neither is given" if length is None else f"both are given ({segment_length} and {length}); set one to null"
+            raise ConfigError(f"task.segment_length and task.length say the same in two ways, and {wrong}")
+        self.noise_dir, self.noise_words = noise_dir, noise_words
+        self.filler = _filler(noise_dir, noise_words)
+        self.vocab_size = FIRST_FILLER + noise_words
+        self.split: Split = "train"  # whose filler `sequences` takes; see `_draw`
+        super().__init__(length=length or num_segments * (segment_length or 0), num_segments=num_segments, **sizes)
+
+    @property
+    @abc.abstractmethod
+    def fact_lengths(self) -> tuple[int, ...]:
+        """Tokens of each fact."""
+
+    @property
+    @abc.abstractmethod
+    def question_length(self) -> int:
+        """Tokens of the question."""
+
+    @property
+    @abc.abstractmethod
+    def story_words(self) -> int:
+        """Random words that a story is made of, its facts' places included."""
+
+    @property
+    @abc.abstractmethod
+    def stories(self) -> int:
+        """How many different stories there are, apart from where the facts stand."""
+
+    @property
+    @abc.abstractmethod
+    def arrangements(self) -> int:
+        """In how many ways the facts may stand."""
+
+    @abc.abstractmethod
+    def story(self, words_BW: Words, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
+        """Facts, each with the token at which it begins ([B], [B, n]), the question [B, q], and the answer [B]."""
+
+    @property
+    def room(self) -> int:
+        """Tokens in which facts may stand: those before the question's segment, or before the question if there is one segment."""
+        return self._room(self.segment_lengths)
+
+    def _room(self, segment_lengths: tuple[int, ...]) -> int:
+        return self.length - (segment_lengths[-1] if len(segment_lengths) > 1 else self.question_length)
+
+    def tokens_for(self, length: int) -> int:
+        return length
+
+    @property
+    def answer_tokens(self) -> int:
+        return 1
+
+    @property
+    def distinct(self) -> int:
+        """At least so many, since filler is counted with care."""
+        told = sum(self.fact_lengths) + self.question_length
+        return self.stories * self.arrangements * self.filler.distinct(self.length, told, pieces=1 + len(self.fact_lengths))
+
+    @property
+    def words(self) -> int:
+        return self.story_words + self.filler.words(self.length)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [*FACT_WORDS, "(unknown)", *self.filler.names]
+
+    def word(self, token: int) -> str:
+        return self._names[token]
+
+    def options(self) -> dict[str, Any]:
+        return {"segment_length": None, "noise_dir": self.noise_dir, "noise_words": self.noise_words}
+
+    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+        rows_B1 = np.arange(len(words_BW))[:, None]
+        facts, question_Bq, answer_B = self.story(words_BW[:, : self.story_words], member_B)
+        tokens_BT = self.filler.tokens(words_BW[:, self.story_words :], self.length, self.split)
+        for begin_B, fact_Bn in facts:
+            tokens_BT[rows_B1, begin_B[:, None] + np.arange(fact_Bn.shape[1])] = fact_Bn
+        tokens_BT[:, self.length - self.question_length :] = question_Bq
+        return np.concatenate([tokens_BT, answer_B[:, None]], axis=1)
+
+    def at(self, num_segments: int) -> Self:
+        """More or fewer segments of the same length."""
+        if num_segments == self.num_segments:
+            return self
+        if len(set(self.segment_lengths)) > 1:
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot change")
+        segment = self.segment_lengths[0]
+        return self.resized(num_segments * segment, [segment] * num_segments)
+
+    def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
+        lengths = super()._cut(num_segments, segment_lengths)
+        if lengths[-1] < self.question_length:
+            raise ConfigError(f"the last of segments {list(lengths)} is too short: the question has {self.question_length} tokens")
+        if self._room(lengths) < sum(self.fact_lengths):
+            raise ConfigError(
+                f"segments {list(lengths)} leave {self._room(lengths)} tokens for facts of {sum(self.fact_lengths)} tokens, "
+                + ("which stand before the last segment" if len(lengths) > 1 else f"beside a question of {self.question_length}")
+            )
+        return lengths
+
+    def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
+        own = copy.copy(self)  # filler is the split's own
+        own.split = split
+        return SyntheticTask._draw(own, split, start, count, seed)
+
+
+def phrase(count: int, *words: str | Ints) -> Ints:
+    """Token ids [count, n] of a phrase: words, or for each sample a token [count]."""
+    return np.column_stack([np.full(count, TOKEN[word]) if isinstance(word, str) else word for word in words])
+
+
+def stack_gaps(word_B: NDArray[np.uint64], free: int) -> tuple[Ints, Ints]:
+    """Two gaps 0 <= a <= b <= free for each random word, all pairs (see `pairs_of_gaps`) as likely."""
+    pair_B = choose(word_B, pairs_of_gaps(free))
+    b_B = ((np.sqrt(8.0 * pair_B + 1) - 1) / 2).astype(np.int64)
+    b_B -= b_B * (b_B + 1) // 2 > pair_B  # what rounding may have missed
+    b_B += (b_B + 1) * (b_B + 2) // 2 <= pair_B
+    return pair_B - b_B * (b_B + 1) // 2, b_B
+
+
+def pairs_of_gaps(free: int) -> int:
+    return math.comb(free + 2, 2)

@@ -1,0 +1,205 @@
+"""Text, read as a reader reads: each row of a batch goes through whole documents, one after another, and predicts every token.
+
+The text is a directory of files (plain text, lines of JSON, parquet) or a dataset on the Hugging Face hub; `memlab.text.streams` says
+in which order it is read. Validation and test read the beginning of each document, or all of it, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memlab.errors import ConfigError, UserError
+from memlab.schema import Positive
+from memlab.tasks.base import Task
+from memlab.text import corpus as corpora
+from memlab.text.corpus import Corpus
+from memlab.text.streams import StreamBatch, TrainingReader, evaluation_batches
+from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer, bpe
+
+Held = Literal["validation", "test"]
+
+_CHECKED_BYTES = 64 << 20  # a training split up to this size is read once before the run, so that a broken file is told at the start
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What an evaluation reads of a split.
+
+    Attributes:
+        documents: how many.
+        bytes: of UTF-8.
+        words: separated by white space. PG-19's authors divide the total log-likelihood by this number, whatever the tokens are, to compare
+            models by word-level perplexity (arXiv 1911.05507, section 4.3, and the data set's README).
+        tokens: targets that count.
+    """
+
+    documents: int
+    bytes: int
+    words: int
+    tokens: int
+
+
+class TextTask(Task):
+    """Any text. What is called a UserError below is raised by `prepare`.
+
+    Args:
+        data_dir: directory with the splits, or None.
+        source: dataset on the hub, `owner/name`, if there is no data_dir; or None.
+        source_folder: read only this folder of the dataset, or None = all.
+        text_column: key of JSON lines and column of parquet that holds the text.
+        tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved `tokenizer.json`.
+        bpe_size: ids of a trained BPE, without BEGIN.
+        cache_dir: for trained tokenizers; the environment variable MEMLAB_CACHE goes before it.
+        segment_length: N, tokens in a segment.
+        num_segments: S, segments of a row in one training step.
+        batch_size: R, rows of a training step, over all processes.
+        validation_documents, test_documents: at most so many of the split, its first; None = all.
+        validation_bytes, test_bytes: at most so many of each document, cut before the character that would exceed them; None = all.
+        workers: processes that read and tokenize beside the training; 0 = the training does it itself.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | None,
+        source: str | None,
+        source_folder: str | None,
+        text_column: str,
+        tokenizer: str,
+        bpe_size: Positive,
+        cache_dir: str,
+        segment_length: Positive,
+        num_segments: Positive,
+        batch_size: Positive,
+        validation_documents: Positive | None,
+        test_documents: Positive | None,
+        validation_bytes: Positive | None,
+        test_bytes: Positive | None,
+        workers: int,
+    ) -> None:
+        if bpe_size <= BYTES:
+            raise ConfigError(f"task.bpe_size={bpe_size}: the {BYTES} bytes are ids of their own, so it is at least {BYTES + 1}")
+        if tokenizer not in ("bytes", "bpe") and not Path(tokenizer).expanduser().is_file():
+            raise ConfigError(f"task.tokenizer={tokenizer}: there is no such file; bytes, bpe, or the path of a saved tokenizer.json")
+        if not 0 <= workers <= batch_size:
+            raise ConfigError(f"task.workers={workers}: from 0 to task.batch_size={batch_size}, as a worker makes whole rows")
+        self.data_dir, self.source, self.source_folder, self.text_column = data_dir, source, source_folder, text_column
+        self.tokenizer_name, self.bpe_size, self.cache_dir = tokenizer, bpe_size, cache_dir
+        self.segment_lengths = (segment_length,) * num_segments
+        self.batch_size = batch_size
+        self.documents = {"validation": validation_documents, "test": test_documents}
+        self.bytes = {"validation": validation_bytes, "test": test_bytes}
+        self.workers = workers
+        self.tokenizer: Tokenizer
+        self.corpus: Corpus
+        self._texts: dict[Held, list[bytes]] = {}
+        self._ids: dict[Held, list[Ids]] = {}
+
+    def prepare(self) -> None:
+        """Find the files, read and check validation and test, and load the tokenizer or train it.
+
+        Raises:
+            UserError: the files or the hub cannot be had, a split is missing or broken, or the tokenizer cannot be made.
+        """
+        self.corpus = self._find()
+        for split in ("validation", "test"):
+            self._texts[split] = self._read(split)
+        self._ids = {}
+        training = self.corpus.files["train"]
+        if sum(file.size for file in training) <= _CHECKED_BYTES and not any(
+            [any([len(d) for d in self.corpus.documents(file)]) for file in training]  # lists: each file is read to its end
+        ):
+            raise UserError(f"the training split has no text: all documents of its {len(training)} files are empty")
+        self.tokenizer = self._tokenizer()
+        self.vocab_size = self.tokenizer.size + 1
+
+    @property
+    def begin(self) -> int:
+        """BEGIN, the id that stands before a document."""
+        return self.vocab_size - 1
+
+    def training(self, seed: int, rows: range, position: list[Any] | None = None) -> Iterator[StreamBatch]:
+        """The endless training batches.
+
+        Args:
+            seed: draws the order of the files.
+            rows: which of the `batch_size` rows are wanted.
+            position: of the batch after which to go on, of the same rows; None = from the beginning.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        return TrainingReader(self.corpus, self.tokenizer, self.batch_size, seed, rows, position).batches(self.segment_lengths)
+
+    def evaluation(self, split: Held, rows: range) -> Iterator[StreamBatch]:
+        """Every document of the (limited) split once. There are as many batches whatever `rows` of the `evaluation_rows` are wanted."""
+        return evaluation_batches(self._encoded(split), rows, self.evaluation_rows(split), self.segment_lengths, self.begin)
+
+    def evaluation_rows(self, split: Held) -> int:
+        """Rows of an evaluation's batches, over all processes."""
+        return min(self.batch_size, len(self._texts[split]))
+
+    def amounts(self, split: Held) -> Amounts:
+        """What `evaluation` reads."""
+        texts = self._texts[split]
+        words = sum(len(text.decode(errors="replace").split()) for text in texts)
+        return Amounts(len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split))))
+
+    def word(self, token: int) -> str:
+        """A token as a person reads it."""
+        return "BEGIN" if token == self.begin else self.tokenizer.decode([token])
+
+    def _find(self) -> Corpus:
+        """Where the documents are."""
+        if self.data_dir is not None:
+            return Corpus(corpora.in_directory(self.data_dir), self.text_column)
+        layout = "task.data_dir=DIR with train/, validation/ and test/, in them .txt, .tex, .jsonl or .parquet files"
+        if self.source is None:
+            raise UserError(f"task.data_dir is null: say where the text is, {layout}")
+        page = f"https://huggingface.co/datasets/{self.source}"
+        return Corpus(
+            corpora.on_hub(self.source, self.source_folder, f"Download {page} where there is a network, and give {layout}"),
+            self.text_column,
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer_name == "bytes":
+            return ByteTokenizer()
+        if self.tokenizer_name == "bpe":
+            return bpe(self.corpus, self.bpe_size, corpora.cache_directory(self.cache_dir))
+        return SavedTokenizer(self.tokenizer_name)
+
+    def _read(self, split: Held) -> list[bytes]:
+        """The documents that an evaluation reads, cut; those of zero bytes are left out."""
+        most, size = self.documents[split], self.bytes[split]
+        texts: list[bytes] = []
+        for file in self.corpus.files[split]:
+            for document in self.corpus.documents(file):
+                if len(texts) == most:
+                    return texts
+                if cut := shortened(document, size):
+                    texts.append(cut)
+        if not texts:
+            raise UserError(f"the {split} split has no text: all documents of its {len(self.corpus.files[split])} files are empty")
+        return texts
+
+    def _encoded(self, split: Held) -> list[Ids]:
+        """Token ids of an evaluation's documents; kept, as validation comes back to them many times."""
+        if split not in self._ids:
+            self._ids[split] = [self.tokenizer.encode(text) for text in self._texts[split]]
+        return self._ids[split]
+
+
+def shortened(document: bytes, size: int | None) -> bytes:
+    """The first `size` bytes at most, without the part of a character at the cut; None = all."""
+    if size is None or len(document) <= size:
+        return document
+    while size and document[size] & 0xC0 == 0x80:  # a byte that continues a character
+        size -= 1
+    return document[:size]

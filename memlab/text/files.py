@@ -1,0 +1,168 @@
+"""Files of text, and the documents in them, in the file's order.
+
+A plain text file is one document, a line of JSON and a row of parquet are one each. A document is bytes: what a tokenizer reads, and what
+bits per byte are counted on. All but `raw` ones are valid UTF-8, with the line ends that the file has.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memlab.errors import UserError
+
+Kind = Literal["text", "jsonl", "parquet", "raw"]
+Divide = Callable[[Iterable[bytes]], Iterator[bytes]]  # what the file's documents are, if not its texts, lines or rows one by one
+
+SUFFIXES: dict[str, Kind] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".tex": "text",
+    ".txt.gz": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".parquet": "parquet",
+}
+HUB = "hf://"
+_ROWS = 16  # of parquet, decoded at a time: books are a megabyte each
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of documents.
+
+    Attributes:
+        name: path, or address on the hub (`hf://...`).
+        kind: how it is read; `raw` is bytes `begin` .. `end` as they are, as one document.
+        size: bytes of the file as it is stored.
+        stamp: changes when the content does: time of modification, or the hub's commit.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    stamp: str
+    begin: int = 0
+    end: int | None = None
+
+    @property
+    def is_one_document(self) -> bool:
+        """Whether that is known without reading it."""
+        return self.kind == "raw" or (self.kind == "text" and not self.name.endswith(".gz"))
+
+
+def kind_of(name: str) -> Kind | None:
+    """How a file of this name is read; None if it is none of ours."""
+    return next((kind for suffix, kind in SUFFIXES.items() if name.lower().endswith(suffix)), None)
+
+
+def documents(file: File, column: str, divide: Divide | None = None) -> Generator[bytes, None, None]:
+    """The documents of a file, empty ones too.
+
+    Args:
+        column: which field of JSON, or column of parquet, is the text.
+        divide: makes documents of the file's texts, if they are not its documents.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, is corrupt, or has no such column; the message names the file.
+    """
+    texts = {"text": _whole, "raw": _piece, "jsonl": _json_lines, "parquet": _parquet}[file.kind](file, column)
+    try:
+        yield from texts if divide is None else divide(texts)
+    except (OSError, EOFError) as error:  # gzip's errors are among them; network errors are when the file is on the hub
+        raise UserError(f"{file.name} cannot be read: {_reason(error)}") from None
+
+
+def _whole(file: File, column: str) -> Iterator[bytes]:
+    content = _content(file)
+    _check_utf8(file, content)
+    yield content
+
+
+def _piece(file: File, column: str) -> Iterator[bytes]:
+    with open(file.name, "rb") as stream:
+        stream.seek(file.begin)
+        yield stream.read() if file.end is None else stream.read(file.end - file.begin)
+
+
+def _content(file: File) -> bytes:
+    if file.name.startswith(HUB):
+        from huggingface_hub import HfFileSystem
+
+        content: bytes = HfFileSystem().read_bytes(file.name)
+    else:
+        content = Path(file.name).read_bytes()
+    return gzip.decompress(content) if file.name.endswith(".gz") else content
+
+
+def _check_utf8(file: File, content: bytes) -> None:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file.name} is not UTF-8: byte {content[error.start]:#04x} at position {error.start}; convert it to UTF-8 first"
+        ) from None
+
+
+def _json_lines(file: File, column: str) -> Iterator[bytes]:
+    number = 0
+    try:
+        for number, row in enumerate(_rows(file, "text", {}), start=1):
+            if not row["text"].strip():
+                continue
+            try:
+                entry = json.loads(row["text"])
+            except ValueError as error:
+                raise UserError(f"{file.name}, line {number}: broken JSON: {error}") from None
+            if not isinstance(entry, dict):
+                raise UserError(f"{file.name}, line {number}: a JSON object with the key {column!r} is expected")
+            if not isinstance(entry.get(column), str):
+                raise UserError(f"{file.name}, line {number}: {_missing(column, [*entry], 'key', column in entry)}")
+            try:
+                yield entry[column].encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{file.name}, line {number}: half a surrogate pair, which is no character") from None
+    except UnicodeDecodeError as error:
+        if not file.name.startswith(HUB):
+            _check_utf8(file, _content(file))  # says where
+        raise UserError(f"{file.name} is not UTF-8, after line {number}: {error.reason}") from None
+
+
+def _parquet(file: File, column: str) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    try:
+        rows = _rows(file, "parquet", {"batch_size": _ROWS})
+        if rows.column_names is not None and column not in rows.column_names:
+            raise UserError(f"{file.name}: {_missing(column, rows.column_names, 'column', False)}")
+        for number, row in enumerate(rows.select_columns([column])):
+            if not isinstance(row[column], str):
+                raise UserError(f"{file.name}, row {number}: {_missing(column, [], 'column', True)}")
+            yield row[column].encode()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file.name} is not a readable parquet file: {_reason(error)}") from None
+
+
+def _rows(file: File, builder: str, options: dict[str, Any]) -> Any:
+    """The file's lines or rows, streamed, as `datasets` gives them."""
+    import datasets
+
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it prints what it also raises
+    return datasets.load_dataset(builder, data_files=[file.name], split="train", streaming=True, **options)
+
+
+def _missing(column: str, there: list[str], what: str, is_there: bool) -> str:
+    if is_there:
+        return f"task.text_column={column} is not text"
+    return f"there is no {what} task.text_column={column}; there are: {', '.join(map(repr, there)) or 'none'}"
+
+
+def _reason(error: BaseException) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (reason.splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,137 @@
+"""Training on text: each batch row reads document after document, and its state goes on from step to step.
+
+The state is reset in exactly the rows and at exactly the segments where a document begins, and its gradient is cut between steps.
+Reading a document in one row or another, beside whatever other documents, gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memlab.config import Config
+from memlab.evaluation.perplexity import Tally
+from memlab.layers.state import State
+from memlab.models.base import Model, Output
+from memlab.tasks.text import TextTask
+from memlab.training import truncation
+from memlab.training.data import ReadingBatch, TextStream
+from memlab.training.module import MemoryModule
+
+
+class ReadingModule(MemoryModule):
+    """Trains a model on streams of documents.
+
+    Metrics, by their names in every tracker: `train/loss` (nats for each token of this batch); `val/` and `test/` `loss` (nats for
+    each token), `perplexity`, `bits_per_byte` and `word_perplexity`, over all that is read of the split. `val/score` ranks
+    checkpoints: the loss with its sign turned.
+    """
+
+    headline = "bits_per_byte"
+
+    def __init__(self, model: Model, config: Config, stream: TextStream) -> None:
+        super().__init__(model, config)
+        self.stream = stream
+        self.carried: State | None = None  # behind the last training step; None = nothing has been read
+        self.saved: dict[str, Any] | None = None  # the same out of a checkpoint, before the model is on its device
+        self.tokens = 0  # that counted in the loss so far
+        self.read_so_far: State | None = None  # within a validation or test
+        self.tally: Tally = Tally(1)
+
+    @property
+    def task(self) -> TextTask:
+        return self.stream.task
+
+    def on_train_start(self) -> None:
+        if self.saved is not None:
+            template = self.model.init_state(len(self.stream.rows)).detach()
+            self.carried = template.from_dict(self.saved).map(lambda tensor: tensor.to(self.device))
+            self.saved = None
+
+    def read(self, batch: ReadingBatch, state: State | None, depth: int | None) -> Output:
+        """Logits of a step, and the state behind it."""
+        return truncation.read(self.model, batch.tokens_BT, batch.segment_lengths, state, depth, begins_BS=batch.begins_BS)
+
+    def training_step(self, batch: ReadingBatch, batch_index: int) -> Tensor:
+        output = self.read(batch, self.carried, self.config.bptt_depth)
+        self.carried = output.state.detach()
+        self.stream.position = batch.position
+        self.tokens += batch.counted
+        loss = losses(output.logits, batch).sum() / batch.counted
+        self.train_metrics = {"train/loss": loss.detach(), **output.diagnostics}
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        self._start()
+
+    def validation_step(self, batch: ReadingBatch, batch_index: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: ReadingBatch, batch_index: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = {f"val/{name}": value for name, value in self._metrics("validation").items()}
+        self.log_dict({**metrics, "val/score": -metrics["val/loss"]}, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self._metrics("test").items()}, logger=False)
+
+    def _start(self) -> None:
+        self.read_so_far = None
+        self.tally = Tally(self.task.segment_lengths[0])
+
+    def _evaluate(self, batch: ReadingBatch) -> None:
+        output = self.read(batch, self.read_so_far, None)
+        self.read_so_far = output.state
+        self.tally.add(losses(output.logits, batch), batch.counts_BT, batch.positions())
+
+    def _metrics(self, split: str) -> dict[str, float]:
+        amounts = self.task.amounts("validation" if split == "validation" else "test")
+        if self.tally.tokens != amounts.tokens:
+            raise RuntimeError(f"{self.tally.tokens} tokens were read of the {amounts.tokens} in {split}")
+        return self.tally.metrics(amounts.bytes, amounts.words)
+
+    def place(self) -> str:
+        return f"{self.tokens:,} tokens"
+
+    def place_metrics(self) -> dict[str, float]:
+        return {"train/tokens": self.tokens}
+
+    def short_words(self) -> str:
+        return ""
+
+    def validation_words(self, metrics: Mapping[str, float]) -> str:
+        return f"{metrics['val/bits_per_byte']:.4f} bits per byte  (perplexity {metrics['val/perplexity']:.2f})"
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+    def report(self) -> dict[str, Any]:
+        test = self.task.amounts("test")
+        return {
+            "tokens": self.tokens,
+            "test_read": {"documents": test.documents, "tokens": test.tokens, "bytes": test.bytes, "words": test.words},
+            "by_position": self.tally.by_position(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        carried = None if self.carried is None else self.carried.to_dict()
+        checkpoint["memlab"] = {"position": self.stream.position, "carried": carried, "tokens": self.tokens}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stream.position = checkpoint["memlab"]["position"]
+        self.saved, self.tokens = checkpoint["memlab"]["carried"], checkpoint["memlab"]["tokens"]
+
+
+def losses(logits_BTV: Tensor, batch: ReadingBatch) -> Tensor:
+    """Nats of each target [B, T]; 0 where it does not count."""
+    nats_T = F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), reduction="none")
+    return torch.where(batch.counts_BT, nats_T.view_as(batch.targets_BT), 0.0)
