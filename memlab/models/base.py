@@ -103,6 +103,11 @@ class Model(nn.Module, abc.ABC):
     @property
     def state_grows(self) -> bool:
         """Whether the state gets larger with the document; otherwise it has one size for ever."""
+        return self.keeps_everything
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether the state holds every token of the document, and so has no largest size."""
         return False
 
     @property

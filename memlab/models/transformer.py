@@ -47,7 +47,7 @@ class Transformer(Decoder):
         return self.context == "full"
 
     @property
-    def state_grows(self) -> bool:
+    def keeps_everything(self) -> bool:
         return self.context == "full"
 
     def init_state(self, batch_size: int) -> State:

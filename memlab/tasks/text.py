@@ -21,6 +21,7 @@ from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, To
 
 Held = Literal["validation", "test"]
 
+_WEIGHED_TOKENS = 65_536  # of a document, for the weight of a memory after it; reading more would take longer than it tells
 _CHECKED_BYTES = 64 << 20  # a training split up to this size is read once before the run, so that a broken file is told at the start
 
 
@@ -150,6 +151,12 @@ class TextTask(Task):
         texts = self._texts[split]
         words = sum(len(text.decode(errors="replace").split()) for text in texts)
         return Amounts(len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split))))
+
+    def typical_segments(self) -> tuple[int, ...]:
+        """Those of the longest document that is tested, up to `_WEIGHED_TOKENS`."""
+        length = self.segment_lengths[0]
+        tokens = min(max(map(len, self._encoded("test"))), _WEIGHED_TOKENS)
+        return (length,) * -(-tokens // length)
 
     def word(self, token: int) -> str:
         """A token as a person reads it."""

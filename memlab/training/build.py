@@ -60,7 +60,7 @@ def _reading(config: Config, task: TextTask, model: Model) -> Parts:
     name, text = config.model["name"], config.task["name"]
     if isinstance(model, Encoder):
         raise ConfigError(f"model={name} answers once for each sample and does not predict text; task={text} needs a decoder")
-    if model.state_grows:
+    if model.keeps_everything:
         raise ConfigError(
             f"model={name} as configured keeps every token of a document, and the documents of task={text} are long; "
             "use model=transformer_xl with a long model.mem_len"

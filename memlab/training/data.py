@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memlab.tasks.base import Split, SyntheticTask
 from memlab.tasks.text import Held, TextTask
+from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum
 
 
@@ -135,7 +136,7 @@ class TextStream:
         return self.steps
 
     def __iter__(self) -> Iterator[ReadingBatch]:
-        for batch in self.task.training(self.seed, self.rows, self.position):
+        for batch in text_loading.joined(self.task, self.seed, self.rows, self.position, self.task.workers):
             yield ReadingBatch.of(batch)
 
 

@@ -49,6 +49,11 @@ MISTAKES = {
     "-m model=rmt,rnt": ["rnt", "Did you mean 'rmt'"],
     "--config-name other": ["--config-name"],
     "nonsense": ["nonsense"],
+    "task=text curriculum=grow": ["curriculum=grow", "curriculum=off"],
+    "task=text trainer.stop_at_accuracy=0.9": ["trainer.stop_at_accuracy=0.9", "null"],
+    "task=text model.bptt_depth=8": ["model.bptt_depth=8", "0..7 or null"],
+    "task=text task.bpe_size=100": ["task.bpe_size=100", "at least 257"],
+    "task=pg19 task.tokenizer=byte": ["task.tokenizer=byte", "bytes, bpe"],
 }
 
 

@@ -459,7 +459,8 @@ def test_text_is_read_in_passages_of_one_file_and_splits_have_parts_of_their_own
 
 
 def test_passages_of_each_file_are_as_many_as_it_has_and_none_leaves_its_part(tmp_path: Path) -> None:
-    """A word says which file and which split's part it is in; the training part names the others' once, at its beginning."""
+    """A word says which file and which split's part it is in; the training part begins with the others' words, so that they have tokens.
+    Random words that count up make each passage once."""
     sizes = (1100, 1200, 500)
     for i, n in enumerate(sizes):
         words = [
@@ -474,12 +475,11 @@ def test_passages_of_each_file_are_as_many_as_it_has_and_none_leaves_its_part(tm
     task = make("memorize_fact", noise_dir=str(tmp_path), noise_words=40)
     for split, share in zip(SPLITS, (8, 1, 1), strict=True):
         passages = [max(0, n * share // 10 - 95) for n in sizes]
-        files = Counter()
-        for row in samples(task, split, 4000):
-            filler = set(row[8:-5])  # behind the fact, and the two words that the training part begins with
-            files[row[50][-1]] += 1
-            assert filler == {f"{split}{row[50][-1]}"}
-        assert all(near(files[str(i)] / 4000, passages[i] / sum(passages), 4000) for i in range(3))
+        numbers = np.arange(sum(passages), dtype=np.uint64)[:, None]
+        rows = read(task, task.filler.tokens(numbers, 96, split))
+        assert all(set(row[2:]) == {f"{split}{row[2][-1]}"} for row in rows)
+        assert [sum(row[2][-1] == str(i) for row in rows) for i in range(3)] == passages
+        assert {oracle(row[:-1]) == row[-1] for row in samples(task, split, 20)} == {True}
 
 
 def test_the_most_frequent_words_have_tokens_and_words_of_the_world_have_none(tmp_path: Path) -> None:
