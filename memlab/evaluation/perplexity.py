@@ -2,7 +2,8 @@
 
 perplexity        exp(nats / tokens); only comparable between models with one tokenizer
 bits per byte     nats / ln 2 / UTF-8 bytes; comparable between all models
-word perplexity   exp(nats / words), whatever the tokens are (PG-19: Rae et al. 2020, arXiv 1911.05507, section 4.2)
+word perplexity   exp(nats / words), whatever the tokens are, as the README of PG-19 (arXiv 1911.05507) asks for; words are what white
+                      space separates in what is read
 """
 
 from __future__ import annotations

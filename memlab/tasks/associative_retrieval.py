@@ -133,10 +133,7 @@ class AssociativeRetrieval(SyntheticTask):
 
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
         """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
-        longest = max(self.segment_lengths[:-1])
-        context = [min(longest, 2 * pairs - start) for start in range(0, 2 * pairs, longest)]
-        if self.align == "right":
-            context.reverse()
+        context = self._in_parts(2 * pairs, max(self.segment_lengths[:-1]))
         options = {"queries": min(self.queries, pairs), **options}
         question = 2 * pairs if options.get("ask", self.ask) == "pairs" else 3 * options["queries"] - 1
         return self.resized(pairs, [*context, question], **options)

@@ -24,10 +24,10 @@ import numpy as np
 from memlab.errors import ConfigError
 from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
-from memlab.tasks.context import ContextTask
+from memlab.tasks.context import PairsTask
 
 
-class AssociativeRewrite(ContextTask):
+class AssociativeRewrite(PairsTask):
     """Associative retrieval with rewriting. Tokens: values first, then keys.
 
     Args:
@@ -48,19 +48,6 @@ class AssociativeRewrite(ContextTask):
         self.vocab_size = values + keys
         self.chance = 1 / values
         super().__init__(**sizes)
-
-    def facts(self, length: int) -> int:
-        return 2 * length
-
-    def question(self, length: int) -> int:
-        return 2 * self.queries - 1
-
-    @property
-    def answer_tokens(self) -> int:
-        return self.queries
-
-    def answer_positions(self) -> list[int]:
-        return list(range(self.tokens - self.question(self.length), self.tokens, 2))
 
     @property
     def distinct(self) -> int:

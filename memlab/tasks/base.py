@@ -235,6 +235,11 @@ class SyntheticTask(Task):
             return tuple(segment_lengths)
         return tuple(self._share("tokens", self.tokens, num_segments))
 
+    def _in_parts(self, amount: int, longest: int) -> list[int]:
+        """`amount` in parts of `longest`, of which the last, or if right-aligned the first, may be shorter."""
+        lengths = [min(longest, amount - start) for start in range(0, amount, longest)]
+        return lengths[::-1] if self.align == "right" else lengths
+
     def _share(self, what: str, amount: int, parts: int) -> list[int]:
         """`amount` cut into equal parts, or into parts of which the last or the first is shorter, as `align` says."""
         size = -(-amount // parts)

@@ -86,16 +86,33 @@ class ContextTask(SyntheticTask):
         """This task at another length, in segments of context as long as this task's, of which one may be shorter."""
         context, question = self.context(length), self.question(length)
         longest = max(self.segment_lengths[:-1], default=context)
-        lengths = [min(longest, context - start) for start in range(0, context, longest)]
-        if self.align == "right":
-            lengths.reverse()
-        return self.resized(length, [*lengths, question] if self.num_segments > 1 else [context + question], **self.options_at(length))
+        lengths = [*self._in_parts(context, longest), question]
+        return self.resized(length, lengths if self.num_segments > 1 else [context + question], **self.options_at(length))
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None or num_segments == 1:
             return super()._cut(num_segments, segment_lengths)
         units = self._share(self.unit_name, self.context(self.length) // self.unit, num_segments - 1)
         return (*(self.unit * n for n in units), self.question(self.length))
+
+
+class PairsTask(ContextTask):
+    """Base of tasks whose context is pairs of a key and a value, and which ask for the values of Q different keys, each before the next."""
+
+    queries: int
+
+    def facts(self, length: int) -> int:
+        return 2 * length
+
+    def question(self, length: int) -> int:
+        return 2 * min(self.queries, length) - 1
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.queries
+
+    def answer_positions(self) -> list[int]:
+        return list(range(self.tokens - self.question(self.length), self.tokens, 2))
 
 
 def even(key: str, amount: int) -> int:

@@ -21,12 +21,12 @@ import numpy as np
 from memlab.errors import ConfigError
 from memlab.schema import NonNegative, Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
-from memlab.tasks.context import ContextTask, even
+from memlab.tasks.context import PairsTask, even
 
 NOISE = 16  # different distractors, tokens 0 .. 15; values and then keys follow
 
 
-class MQAR(ContextTask):
+class MQAR(PairsTask):
     """Multi-query associative recall.
 
     Args:
@@ -47,19 +47,6 @@ class MQAR(ContextTask):
         self.vocab_size = NOISE + values + keys
         self.chance = 1 / values
         super().__init__(**sizes)
-
-    def facts(self, length: int) -> int:
-        return 2 * length
-
-    def question(self, length: int) -> int:
-        return 2 * min(self.queries, length) - 1
-
-    @property
-    def answer_tokens(self) -> int:
-        return self.queries
-
-    def answer_positions(self) -> list[int]:
-        return list(range(self.tokens - self.question(self.length), self.tokens, 2))
 
     @property
     def distinct(self) -> int:

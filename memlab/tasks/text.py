@@ -33,7 +33,7 @@ class Amounts:
         documents: how many.
         bytes: of UTF-8.
         words: separated by white space. PG-19's authors divide the total log-likelihood by this number, whatever the tokens are, to compare
-            models by word-level perplexity (arXiv 1911.05507, section 4.3, and the data set's README).
+            models by word-level perplexity (the README of their data set).
         tokens: targets that count.
     """
 
@@ -101,6 +101,7 @@ class TextTask(Task):
         self.corpus: Corpus
         self._texts: dict[Held, list[bytes]] = {}
         self._ids: dict[Held, list[Ids]] = {}
+        self._amounts: dict[Held, Amounts] = {}
 
     def prepare(self) -> None:
         """Find the files, read and check validation and test, and load the tokenizer or train it.
@@ -111,7 +112,7 @@ class TextTask(Task):
         self.corpus = self._find()
         for split in ("validation", "test"):
             self._texts[split] = self._read(split)
-        self._ids = {}
+        self._ids, self._amounts = {}, {}
         training = self.corpus.files["train"]
         if sum(file.size for file in training) <= _CHECKED_BYTES and not any(
             [any([len(d) for d in self.corpus.documents(file)]) for file in training]  # lists: each file is read to its end
@@ -149,8 +150,10 @@ class TextTask(Task):
     def amounts(self, split: Held) -> Amounts:
         """What `evaluation` reads."""
         texts = self._texts[split]
-        words = sum(len(text.decode(errors="replace").split()) for text in texts)
-        return Amounts(len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split))))
+        if split not in self._amounts:
+            words = sum(len(text.decode(errors="replace").split()) for text in texts)
+            self._amounts[split] = Amounts(len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split))))
+        return self._amounts[split]
 
     def typical_segments(self) -> tuple[int, ...]:
         """Those of the longest document that is tested, up to `_WEIGHED_TOKENS`."""
