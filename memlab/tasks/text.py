@@ -6,6 +6,7 @@ in which order it is read. Validation and test read the beginning of each docume
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,12 @@ class TextTask(Task):
             [any([len(d) for d in self.corpus.documents(file)]) for file in training]  # lists: each file is read to its end
         ):
             raise UserError(f"the training split has no text: all documents of its {len(training)} files are empty")
+        if all(map(self.corpus.is_one_document, training)) and len(training) < self.batch_size:
+            print(
+                f"memlab: warning: task.batch_size={self.batch_size} rows and only {len(training)} training documents: "
+                "some rows read the same text at the same time; give more files, or fewer rows",
+                file=sys.stderr,
+            )
         self.tokenizer = self._tokenizer()
         self.vocab_size = self.tokenizer.size + 1
 

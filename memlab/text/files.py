@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,11 +114,11 @@ def _check_utf8(file: File, content: bytes) -> None:
 def _json_lines(file: File, column: str) -> Iterator[bytes]:
     number = 0
     try:
-        for number, row in enumerate(_rows(file, "text", {}), start=1):
-            if not row["text"].strip():
+        for number, line in enumerate(_values(_rows(file, "text"), "text"), start=1):
+            if not line.strip():
                 continue
             try:
-                entry = json.loads(row["text"])
+                entry = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{file.name}, line {number}: broken JSON: {error}") from None
             if not isinstance(entry, dict):
@@ -138,23 +139,33 @@ def _parquet(file: File, column: str) -> Iterator[bytes]:
     import pyarrow as pa
 
     try:
-        rows = _rows(file, "parquet", {"batch_size": _ROWS})
+        rows = _rows(file, "parquet", batch_size=_ROWS)
         if rows.column_names is not None and column not in rows.column_names:
             raise UserError(f"{file.name}: {_missing(column, rows.column_names, 'column', False)}")
-        for number, row in enumerate(rows.select_columns([column])):
-            if not isinstance(row[column], str):
+        for number, text in enumerate(_values(rows, column)):
+            if not isinstance(text, str):
                 raise UserError(f"{file.name}, row {number}: {_missing(column, [], 'column', True)}")
-            yield row[column].encode()
+            yield text.encode()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file.name} is not a readable parquet file: {_reason(error)}") from None
 
 
-def _rows(file: File, builder: str, options: dict[str, Any]) -> Any:
+@lru_cache(maxsize=256)  # to open one takes a hundred times as long as to read it, if it is small
+def _rows(file: File, builder: str, **options: int) -> Any:
     """The file's lines or rows, streamed, as `datasets` gives them."""
     import datasets
 
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it prints what it also raises
     return datasets.load_dataset(builder, data_files=[file.name], split="train", streaming=True, **options)
+
+
+def _values(rows: Any, column: str) -> Iterator[Any]:
+    """One column, row by row.
+
+    By `iter`: in a torch worker, plain iteration gives each worker a share of the file, and the readers here go through all of it.
+    """
+    for batch in rows.select_columns([column]).iter(_ROWS):
+        yield from batch[column]
 
 
 def _missing(column: str, there: list[str], what: str, is_there: bool) -> str:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -133,12 +132,12 @@ def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
         with FileLock(f"{target.parent}.lock"):  # of several processes that begin at once, one trains
             if not target.is_file():
                 trained = _train(corpus, size)
-                handle, partial = tempfile.mkstemp(dir=target.parent)
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                partial = target.with_suffix(".json.partial")
+                with partial.open("w", encoding="utf-8") as file:
                     file.write(trained)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(partial, target)  # whole or not at all
+                os.replace(partial, target)  # it is there whole or not at all
     except OSError as error:
         raise UserError(f"task.cache_dir: {target} cannot be written: {error.strerror}") from None
     return SavedTokenizer(target)

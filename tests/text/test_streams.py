@@ -21,13 +21,14 @@ LAYOUTS = [("txt", ONE_EACH), ("txt.gz", ONE_EACH), ("jsonl", GROUPED), ("jsonl.
 
 
 @pytest.mark.parametrize(("kind", "files"), LAYOUTS)
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 18, 41])
+@pytest.mark.parametrize("rows", [1, 3, 7, 41])
 def test_each_row_reads_every_rth_document_whole(tmp_path: Path, kind: str, files: list[list[str]], rows: int) -> None:
-    """Through several epochs; 41 rows are more than documents."""
+    """Through some epochs; 41 rows are more than documents."""
     task = corpus(tmp_path, kind, files, batch_size=rows)
-    batches = take(task.training(5, range(rows)), 40)
+    steps = 150 // rows
+    batches = take(task.training(5, range(rows)), steps)
     for row in range(rows):
-        assert [as_segments(batch, row) for batch in batches] == naive_row(files, 5, rows, row, 40)
+        assert [as_segments(batch, row) for batch in batches] == naive_row(files, 5, rows, row, steps)
     assert all(batch.segment_lengths == (LENGTH,) * SEGMENTS for batch in batches)
     assert batches[0].tokens_BT.dtype == batches[0].targets_BT.dtype == np.int64 and batches[0].counts_BT.dtype == np.bool_
 
@@ -37,7 +38,9 @@ def test_the_shape_of_a_begin_and_of_an_end(tmp_path: Path) -> None:
     task = corpus(tmp_path, "jsonl", [["abcdefg", "x"]], batch_size=1)
     (batch,) = take(task.training(0, range(1)), 1)
     a, x = ord("a"), ord("x")
-    assert batch.tokens_BT.tolist() == [[BEGIN, a, a + 1, a + 2, a + 3, a + 4, a + 5, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN]]
+    assert batch.tokens_BT.tolist() == [
+        [BEGIN, a, a + 1, a + 2, a + 3, a + 4, a + 5, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN]
+    ]
     assert batch.targets_BT.tolist() == [[a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, 0, 0, 0, x, 0, 0, 0, 0]]
     assert batch.counts_BT.tolist() == [[True] * 7 + [False] * 3 + [True] + [False] * 4]
     assert batch.begins_BS.tolist() == [[True, False, True]] and batch.offset_BS.tolist() == [[0, 5, 0]]
@@ -65,8 +68,8 @@ def test_every_document_is_read_once_in_each_epoch(tmp_path: Path, kind: str, fi
 def test_the_same_documents_make_the_same_stream_from_any_kind_of_file(tmp_path: Path) -> None:
     runs = []
     for kind in ("txt", "txt.gz", "md", "tex", "text", "jsonl", "jsonl.gz", "parquet"):
-        task = corpus(tmp_path / kind, kind, ONE_EACH)
-        runs.append(take(task.training(2, range(3)), 30))
+        task = corpus(tmp_path / kind, kind, ONE_EACH[:6])
+        runs.append(take(task.training(2, range(3)), 6))
     assert all(same(runs[0], run) for run in runs)
 
 
@@ -82,7 +85,7 @@ def test_the_order_of_files_is_a_permutation_drawn_from_seed_and_epoch() -> None
     assert (abs(counts / 2000 - 0.25) < 0.05).all()
 
 
-PINNED = [0]
+PINNED = [0, 2, 1, 5, 4, 3, 6, 7]
 
 
 def test_the_seed_changes_the_order(tmp_path: Path) -> None:
@@ -107,9 +110,9 @@ def test_processes_that_share_the_rows_make_the_single_process_batches(
 def test_a_run_goes_on_exactly_from_behind_every_batch(tmp_path: Path, kind: str, files: list[list[str]], rows: range) -> None:
     task = corpus(tmp_path, kind, files, batch_size=max(3, len(rows)))
     whole = take(task.training(4, rows), 30)
-    for at in range(0, 24, 1 if kind == "txt" or rows == range(0, 3) else 5):
+    for at in range(0, 24, 1 if kind == "txt" or rows == range(0, 3) else 8):
         position = json.loads(json.dumps(whole[at].position))
-        assert same(take(task.training(4, rows, position), 6), whole[at + 1 : at + 7]), at
+        assert same(take(task.training(4, rows, position), 4), whole[at + 1 : at + 5]), at
     assert all(type(number) is int for row in whole[7].position for number in row)
 
 
@@ -131,9 +134,7 @@ def test_a_position_of_other_rows_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("budget", [0, 50])
-def test_documents_beyond_what_may_be_kept_are_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int
-) -> None:
+def test_documents_beyond_what_may_be_kept_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int) -> None:
     """A row with a long document falls behind rows with short ones; memory stays bounded and the stream the same."""
     files = [[*words([900]), *words([3] * 30, 1)], [*words([2] * 11, 2), "", *words([40, 1], 3)]]
     task = corpus(tmp_path, kind, files, batch_size=4)
@@ -157,15 +158,16 @@ def test_documents_beyond_what_may_be_kept_are_read_again(
     assert same(take(task.training(0, range(4), position), 20), batches[34:54])
 
 
-def test_a_document_without_tokens_is_passed_over(tmp_path: Path) -> None:
+def test_a_document_without_tokens_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer may make no token of what has bytes."""
     task = corpus(tmp_path, "jsonl", [["abc", "   ", "de", " ", "fghijk"]], batch_size=1)
     task.tokenizer = NoSpaces()
     batches = take(task.training(0, range(1)), 4)
     assert [as_segments(b, 0) for b in batches] == naive_row([["abc", "de", "fghijk"]], 0, 1, 0, 4)
+    monkeypatch.setattr(streams, "_MANY", 100)
     task = corpus(tmp_path / "spaces", "jsonl", [["  ", " "]], batch_size=1)
     task.tokenizer = NoSpaces()
-    with pytest.raises(UserError, match=r"task\.tokenizer makes no token of 10,000 documents"):
+    with pytest.raises(UserError, match=r"task\.tokenizer makes no token of 100 documents"):
         next(task.training(0, range(1)))
 
 
