@@ -10,7 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import hydra
@@ -33,20 +33,21 @@ EXIT_USER_ERROR = 2
 Check = Callable[[DictConfig], Any]
 
 
-def run(command: str, check: Check, job: Callable[[Any], int]) -> NoReturn:
+def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = ()) -> NoReturn:
     """Run a command and end the process.
 
     Args:
         command: `train`, ...; its root is `configs/<command>.yaml` and it is started as `python -m memlab.<command>`.
         check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write nothing.
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
+        unused: keys that are in the configuration because tasks say how they are trained, and that this command does not read.
     """
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
     words = sys.argv[1:]
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
-        _or_exit(command, lambda: _preflight(command, arguments, check))
+        _or_exit(command, lambda: _preflight(command, arguments, check, unused))
 
     @hydra.main(version_base="1.3", config_path=config_dir(), config_name=command)
     def main(composed: DictConfig) -> None:
@@ -82,7 +83,7 @@ def _or_exit(command: str, work: Callable[[], Any]) -> Any:
         sys.exit(EXIT_USER_ERROR)
 
 
-def _preflight(command: str, arguments: Any, check: Check) -> None:
+def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]) -> None:
     """Compose and check every job of the command line.
 
     Raises:
@@ -99,6 +100,9 @@ def _preflight(command: str, arguments: Any, check: Check) -> None:
         if not arguments.multirun and (sweep := next((o for o in overrides if o.is_sweep_override()), None)):
             raise ConfigError(f"{sweep.input_line}: several values are several runs; add --multirun")
         _check_twice(overrides)
+        for override in overrides:
+            if override.key_or_group.partition(".")[0] in unused:
+                raise ConfigError(f"{override.input_line}: memlab.{command} does not train, so nothing reads this key")
         given = any(o.key_or_group == "run_dir" for o in overrides)  # the default differs for each run
         directories: set[str] = set()
         for job in _jobs(overrides):

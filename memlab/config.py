@@ -26,12 +26,22 @@ class TrainerConfig(Section):
     max_steps: Positive
     stop_at_accuracy: Fraction | None
     val_every: Positive
+    checkpoint_every: Positive | None
     log_every: Positive
 
     @property
     def val_interval(self) -> int:
         """Steps between validations; a run shorter than `val_every` is validated at its end."""
         return min(self.val_every, self.max_steps)
+
+    def validates_after(self, step: int) -> bool:
+        """Whether a regular validation comes behind this step."""
+        return step % self.val_interval == 0
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint comes behind this step, and behind its validation if there is one."""
+        every = self.checkpoint_every or self.val_interval
+        return step % every == 0 or step == self.max_steps
 
 
 class OptimConfig(Section):
@@ -69,6 +79,7 @@ class Config(Section):
 
     seed: NonNegative
     run_dir: str
+    resume: str = "never"
     model: dict[str, Any]
     task: dict[str, Any]
     trainer: TrainerConfig
@@ -118,6 +129,7 @@ class ShowConfig(Section):
         return _arguments(getattr(self, group))
 
 
+NOT_SHOWN = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use to `memlab.show`
 ConfigT = TypeVar("ConfigT", bound=Section)
 RunT = TypeVar("RunT", bound=Config)
 
@@ -142,8 +154,7 @@ def check_show(composed: DictConfig) -> ShowConfig:
         ConfigError: as `check`.
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    advice = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use here
-    config = _typed({key: value for key, value in plain.items() if key not in advice}, ShowConfig)
+    config = _typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
     _check_group("task", config.task, provided=set(), extra={})
     build_task(config)
     return config

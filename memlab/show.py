@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memlab import cli
-from memlab.config import ShowConfig, check_show
+from memlab.config import NOT_SHOWN, ShowConfig, check_show
 
 
 def job(config: ShowConfig) -> int:
@@ -14,7 +14,7 @@ def job(config: ShowConfig) -> int:
 
 
 def main() -> None:
-    cli.run("show", check_show, job)
+    cli.run("show", check_show, job, unused=NOT_SHOWN)
 
 
 if __name__ == "__main__":

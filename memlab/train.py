@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 from memlab import cli
 from memlab.config import Config, check
+from memlab.tracking import resume
 
 
 def job(config: Config) -> int:
+    origin = resume.find(config)
     from memlab.training.run import train  # torch and lightning take seconds to import; --help and mistakes do without
 
-    train(config)
+    train(config, origin, sys.argv[1:])
     return 0
 
 

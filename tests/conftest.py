@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,3 +17,23 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `tests.training.resuming`, uninterrupted."""
+    from tests.training import resuming
+
+    run = tmp_path_factory.mktemp("whole") / "run"
+    resuming.train(resuming.config(run))
+    return run
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Any]:
+    """Starts trainings that can be killed; see `tests.training.resuming.Processes`."""
+    from tests.training.resuming import Processes
+
+    started = Processes()
+    yield started
+    started.close()

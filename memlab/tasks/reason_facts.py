@@ -38,6 +38,7 @@ class ReasonFacts(FactTask):
     """
 
     question_length = 5
+    stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
 
     def __init__(self, *, persons: Positive, **sizes: Any) -> None:
         if not 2 <= persons <= len(PERSONS):

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from memlab.errors import UserError
+from memlab.tracking.resume import flatten
 
 SQLITE = "sqlite:///"
+_MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
+_MOST = 1000  # metrics that MLflow takes in one call
 
 
 def absolute_uri(uri: str) -> str:
@@ -66,6 +69,17 @@ def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
         client.create_experiment(name, artifact_location=artifacts)
 
 
+def holds(uri: str, run_id: str) -> bool:
+    """Whether a run is in the store, and not deleted."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
 class Tracker(MLFlowLogger):
     """Lightning's MLflow logger with our names and endings.
 
@@ -75,14 +89,27 @@ class Tracker(MLFlowLogger):
         run_name: shown in the UI.
         parameters: nested configuration; becomes dotted parameter names.
         tags: `memlab.model` and the like.
+        run_id: of the run that is continued (see `holds`); None = a new run.
     """
 
-    def __init__(self, uri: str, experiment: str, run_name: str, parameters: Mapping[str, Any], tags: dict[str, str]) -> None:
-        super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags)
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        parameters: Mapping[str, Any],
+        tags: dict[str, str],
+        run_id: str | None = None,
+    ) -> None:
+        super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id)
         self.uri = uri
         self.failures: list[Exception] = []
+        self._stored: dict[str, int] = {}  # the last step that a continued run has already, see `_mark`
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self.begin(parameters)
+        if run_id is None:
+            self.begin(parameters)
+        else:
+            self.go_on()
 
     @rank_zero_only
     def begin(self, parameters: Mapping[str, Any]) -> None:
@@ -98,12 +125,35 @@ class Tracker(MLFlowLogger):
         self._writer.submit(lambda: self.experiment.log_batch(self.run_id, params=params)).result()
 
     @rank_zero_only
+    def go_on(self) -> None:
+        """The run is running again; what it has already is not stored a second time. Its parameters stay as they are.
+
+        Raises:
+            mlflow.exceptions.MlflowException: the store does not take it.
+        """
+
+        def work() -> None:
+            self.experiment.update_run(self.run_id, status="RUNNING")
+            for key in _MARKS:
+                history = self.experiment.get_metric_history(self.run_id, key)
+                self._stored[key] = max((metric.step for metric in history), default=-1)
+
+        self._writer.submit(work).result()
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.log_lines([{"step": step or 0, **metrics}])
+
+    @rank_zero_only
+    def log_lines(self, lines: Iterable[Mapping[str, float]]) -> None:
+        """Store lines of `metrics.jsonl`, but for those that the run has."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
-        self._write(lambda: self.experiment.log_batch(self.run_id, metrics=batch))
+        new = (line for line in lines if line["step"] > self._stored.get(_mark(line), -1))
+        metrics = [Metric(key, float(value), now, int(line["step"])) for line in new for key, value in line.items() if key != "step"]
+        for start in range(0, len(metrics), _MOST):
+            self._write(lambda batch=metrics[start : start + _MOST]: self.experiment.log_batch(self.run_id, metrics=batch))  # type: ignore[misc]
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Parameters are logged once, at the beginning, with dotted names."""
@@ -143,18 +193,10 @@ class Tracker(MLFlowLogger):
         self._writer.submit(attempt)
 
 
+def _mark(line: Mapping[str, float]) -> str:
+    """What tells a training step's line from a validation's; the result's numbers, at the end, have neither."""
+    return next((mark for mark in _MARKS if mark in line), "")
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"width": 64}} -> {"model.width": 64}; keys that begin with an underscore are left out."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if key.startswith("_"):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

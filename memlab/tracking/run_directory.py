@@ -1,6 +1,7 @@
 """The directory of a run: the configuration first, metrics while it goes, and `result.json` as the last act.
 
-A directory without `result.json` is a run that did not finish.
+A directory without `result.json` is a run that did not finish. One process at a time works in a run's directory: it holds a lock that
+the operating system takes from it when it dies, however it dies.
 """
 
 from __future__ import annotations
@@ -11,28 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from memlab.config import Config
 from memlab.errors import UserError
 
 
 class RunDirectory:
-    """Files of one run. Making it claims the directory: two runs never share one.
+    """Files of one run. Making it claims the directory, until `release`.
+
+    Args:
+        path: where.
+        config: becomes `config.yaml`.
+        continues: whether the directory holds a run that is to go on; else it must hold none.
 
     Raises:
-        UserError: the directory already holds a run, or cannot be made.
+        UserError: the directory already holds a run (or none, if one is to go on), another process works in it, or it cannot be made.
     """
 
-    def __init__(self, path: str | Path, config: Config) -> None:
+    def __init__(self, path: str | Path, config: Config, continues: bool = False) -> None:
         self.path = Path(path).absolute()
+        self._lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
-                yaml.safe_dump(config.model_dump(), file, sort_keys=False)
-        except FileExistsError:
-            raise UserError(f"run_dir={path} already holds a run ({self.path / 'config.yaml'}); give another run_dir") from None
+            self._lock.acquire(timeout=0)
+            if not continues and self.config_file.exists():
+                self.release()
+                raise UserError(
+                    f"run_dir={path} already holds a run ({self.config_file}); give another run_dir, or resume=auto to continue it"
+                )
+            if continues and (self.path / "result.json").exists():
+                self.release()
+                raise UserError(f"the run in {path} has been finished by another process at this moment")
+            write_whole(self.config_file, yaml.safe_dump(config.model_dump(), sort_keys=False))
+        except Timeout:
+            raise UserError(f"the run in {path} is in use: another process trains it at this moment") from None
         except OSError as error:
             raise UserError(f"run_dir={path} cannot be used: {error.strerror}") from None
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
@@ -46,14 +66,45 @@ class RunDirectory:
     def figures(self) -> Path:
         return self.path / "figures"
 
+    def release(self) -> None:
+        """Let other processes have the directory."""
+        self._lock.release()
+
+    def facts(self) -> dict[str, Any]:
+        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`, and `resumed_at` (steps)."""
+        empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": []}
+        file = self.path / "run.json"
+        return {**empty, **json.loads(file.read_text(encoding="utf-8"))} if file.exists() else empty
+
+    def note(self, **facts: Any) -> None:
+        """Change some of the `facts`."""
+        write_whole(self.path / "run.json", json.dumps({**self.facts(), **facts}, indent=2) + "\n")
+
+    def forget_after(self, size: int) -> None:
+        """Cut `metrics.jsonl` back to its first bytes: what was logged after a checkpoint comes again."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+
     def write_result(self, result: dict[str, Any]) -> Path:
         """Write `result.json` in one piece: it is there whole or not at all."""
         target = self.path / "result.json"
-        partial = target.with_suffix(".json.partial")
+        write_whole(target, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return target
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a file in one piece: after a kill or on a full disk the old content is there, or the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        return target
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -130,9 +130,14 @@ class AnsweringModule(MemoryModule):
         chance = curriculum.stages[-1].chance
         return {"chance": chance, "stages": len(curriculum.stages), "stages_began_at": curriculum.began_at, "samples": self.stream.position}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["memlab"] = {"curriculum": self.curriculum.state_dict(), "position": self.stream.position}
+    def common_state(self) -> dict[str, Any]:
+        return {"curriculum": self.curriculum.state_dict()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curriculum.load_state_dict(checkpoint["memlab"]["curriculum"])
-        self.stream.position = checkpoint["memlab"]["position"]
+    def load_common_state(self, saved: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(saved["curriculum"])
+
+    def own_state(self) -> dict[str, Any]:
+        return {"position": self.stream.position}
+
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        self.stream.position = saved["position"]

@@ -17,6 +17,7 @@ from memlab.models.base import Encoder, Model
 from memlab.tasks.base import SyntheticTask, Task
 from memlab.tasks.text import TextTask
 from memlab.training.answering import AnsweringModule
+from memlab.training.checkpoints import AtomicCheckpointIO
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import EvaluationBatches, TextBatches, TextStream, TrainingStream
 from memlab.training.module import MemoryModule
@@ -103,6 +104,8 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], 
         gradient_clip_val=config.optim.gradient_clip,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,  # Lightning's own callback; ours is `Checkpoints`
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,  # nothing goes through Lightning's own logging, which would only warn of short runs
@@ -114,6 +117,8 @@ def quiet() -> None:
     """Leave out Lightning's hints and advertisements: what a person has to know is said by memlab itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning 2.6 uses what torch 2.13 deprecates, and does not want a step for validation where a benchmark has none.
+    # Lightning 2.6 uses what torch 2.13 deprecates, does not know that our streams begin where a checkpoint left them, and does not want a
+    # step for validation where a benchmark has none.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended", module="lightning.*")
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`", module="lightning.*")

@@ -7,10 +7,13 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from memlab.training.module import MemoryModule
+
+KEPT_STEPS = 10_000  # whose times a checkpoint keeps, for their median
 
 
 class Conductor(L.Callback):
@@ -30,6 +33,12 @@ class StepClock(L.Callback):
         self.seconds = 0.0
         self.tokens = 0
         self.last = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "tokens": self.tokens, "steps": torch.tensor(self.steps[-KEPT_STEPS:], dtype=torch.float64)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.tokens, self.steps = state_dict["seconds"], state_dict["tokens"], state_dict["steps"].tolist()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.last = time.perf_counter()
@@ -60,6 +69,9 @@ class MetricsLog(L.Callback):
         self.clock = clock
         self.since = (0.0, 0)
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.since = (self.clock.seconds, self.clock.tokens)
+
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert isinstance(module, MemoryModule)
         if trainer.global_step % self.log_every:
@@ -85,13 +97,14 @@ class ProgressReport(L.Callback):
         self.clock = clock
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
-        self.began = 0.0
+        self.began = time.perf_counter()
         self.shown: dict[str, Any] = {"loss": "-", "train": "", "val": "-", "place": "-", "speed": "-"}
         self.drawn_at = 0.0
         self.since = (0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.began = time.perf_counter()
+        self.since = (self.clock.seconds, self.clock.tokens)
         if not self.console.is_terminal:
             return
         words = "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  {task.fields[speed]}"
@@ -127,9 +140,11 @@ class ProgressReport(L.Callback):
         self.shown["val"] = f"{metrics['val/' + module.headline]:.3f}"
         if self.bar is None:
             seconds = time.perf_counter() - self.began
+            # a run that is continued behind its last step has a validation, but no training step
+            loss = f"  loss {module.train_metrics['train/loss'].item():.4f}" if module.train_metrics else ""
             print(
                 f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s  {module.place()}"
-                f"  loss {module.train_metrics['train/loss'].item():.4f}  val {module.validation_words(metrics)}",
+                f"{loss}  val {module.validation_words(metrics)}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memlab.config import Config
 from memlab.models.base import Model
-from memlab.training import optimizers
+from memlab.training import finite, optimizers, random_state
 
 
 class MemoryModule(L.LightningModule, abc.ABC):
@@ -33,6 +33,7 @@ class MemoryModule(L.LightningModule, abc.ABC):
         self.config = config
         self.save_hyperparameters({"config": config.model_dump()})
         self.train_metrics: dict[str, Tensor] = {}
+        self._random: dict[str, Any] | None = None  # out of a checkpoint, until the first step
 
     @abc.abstractmethod
     def place(self) -> str:
@@ -57,6 +58,43 @@ class MemoryModule(L.LightningModule, abc.ABC):
     @abc.abstractmethod
     def report(self) -> dict[str, Any]:
         """What `result.json` says of the training beyond metrics and times."""
+
+    @abc.abstractmethod
+    def common_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights, and what is the same in every process."""
+
+    @abc.abstractmethod
+    def load_common_state(self, saved: dict[str, Any]) -> None:
+        """Go on from there."""
+
+    @abc.abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of each process: its place in the data, and what its rows carry."""
+
+    @abc.abstractmethod
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        """Go on from there."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = {**self.own_state(), "random": random_state.collect(self.device)}
+        checkpoint["memlab"] = {"common": self.common_state(), "processes": [own]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["memlab"]
+        own = saved["processes"][self.global_rank]
+        self.load_common_state(saved["common"])
+        self.load_own_state(own)
+        self._random = own["random"]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._random is not None:  # not before: whatever is set up at the start may draw, and did not between two steps of one run
+            random_state.restore(self._random, self.device)
+            self._random = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        finite.clip(self.model, optimizer, self.train_metrics["train/loss"], gradient_clip_val, self.global_step + 1)
 
     def configure_optimizers(self) -> Any:
         trainer = self.config.trainer

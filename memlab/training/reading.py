@@ -122,13 +122,18 @@ class ReadingModule(MemoryModule):
             "by_position": self.tally.by_position(),
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        carried = None if self.carried is None else self.carried.to_dict()
-        checkpoint["memlab"] = {"position": self.stream.position, "carried": carried, "tokens": self.tokens}
+    def common_state(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.stream.position = checkpoint["memlab"]["position"]
-        self.saved, self.tokens = checkpoint["memlab"]["carried"], checkpoint["memlab"]["tokens"]
+    def load_common_state(self, saved: dict[str, Any]) -> None:
+        self.tokens = saved["tokens"]
+
+    def own_state(self) -> dict[str, Any]:
+        carried = None if self.carried is None else self.carried.map(Tensor.clone).to_dict()  # a slice is saved with all it is cut from
+        return {"position": self.stream.position, "carried": carried}
+
+    def load_own_state(self, saved: dict[str, Any]) -> None:
+        self.stream.position, self.saved = saved["position"], saved["carried"]
 
 
 def losses(logits_BTV: Tensor, batch: ReadingBatch) -> Tensor:

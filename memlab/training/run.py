@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import platform
+import re
+import shlex
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from memlab import __version__
@@ -21,44 +24,86 @@ from memlab.errors import UserError
 from memlab.evaluation import memory
 from memlab.reports import curves
 from memlab.reports.summary import print_summary
-from memlab.tracking import mlflow_store
+from memlab.tracking import mlflow_store, resume
 from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
+from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
+from memlab.training import checkpoints
 from memlab.training.build import Parts, build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
+from memlab.training.checkpoints import BEST, LAST, Checkpoints
+from memlab.training.finite import DivergedError
+from memlab.training.signals import Ended, Signals
 
-EXIT_INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Train as configured and return what `result.json` holds.
+def train(config: Config, origin: Origin | None = None, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Train as configured, from the beginning or from a checkpoint, and return what `result.json` holds.
+
+    Args:
+        origin: what `memlab.tracking.resume.find` said of this configuration; None = ask it.
+        words: the command line behind `memlab.train`, to say with which one the run can be continued.
 
     Raises:
-        UserError: the configuration or the place of the run cannot be used; nothing has been trained.
-        SystemExit: the user interrupted the run; checkpoints and metrics up to then are in the run directory.
+        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the disk is full.
+        DivergedError: the loss or the gradient is not finite.
+        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done up to then is in the run directory.
     """
     began = time.perf_counter()
+    origin = resume.find(config) if origin is None else origin
+    if origin.directory is not None:
+        if origin.result is not None:
+            return say_finished(origin.directory, origin.result)
+        config = config.model_copy(update={"run_dir": str(origin.directory)})
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer=gpu: torch sees no GPU; use trainer=cpu")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    parts = build(config)
-    if isinstance(config.tracking, MLflowTracking):
-        mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
-    directory = RunDirectory(config.run_dir, config)
+    with Signals() as signals:
+        try:
+            parts = build(config)
+            if isinstance(config.tracking, MLflowTracking):
+                mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
+            directory = RunDirectory(config.run_dir, config, continues=origin.directory is not None)
+        except Ended as ended:  # nothing has been begun
+            raise SystemExit(128 + ended.signal) from None
+        try:
+            return _train_in(directory, config, parts, signals, began, origin.directory is not None)
+        except Ended as ended:
+            how = f"continue with: {command(words, directory.path)}"
+            if ended.signal == signal.SIGINT:
+                print(f"\nmemlab: interrupted; what was done so far is in {directory.path}\nmemlab: {how}", file=sys.stderr)
+            else:
+                print(f"memlab: SIGTERM: saved; {how}", file=sys.stderr)
+            raise SystemExit(128 + ended.signal) from None
+        except DivergedError as error:
+            raise DivergedError(f"{error}. {kept(directory)}") from None
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            how = f"when there is room: {command(words, directory.path)}"
+            raise UserError(f"{error.strerror}: {error.filename or directory.path}. {kept(directory)}; {how}") from None
+        finally:
+            directory.release()
+
+
+def _train_in(directory: RunDirectory, config: Config, parts: Parts, signals: Signals, began: float, continues: bool) -> dict[str, Any]:
+    """Train in a directory that is ours, with an MLflow run that ends as this does."""
+    checkpoint = go_on(directory) if continues else None
+    signals.held = True  # or MLflow would keep a run of which nobody here knows
     tracker = start_tracking(config, config.tracking, directory) if isinstance(config.tracking, MLflowTracking) else None
     print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
     status = "FAILED"
     try:
-        result = _run(config, parts, directory, tracker, began)
+        signals.held = False
+        signals.leave_if_asked()
+        result = _run(config, parts, directory, tracker, signals, began, checkpoint)
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit) as ended:
-        if not isinstance(ended.__context__ or ended, KeyboardInterrupt):
-            raise
-        status = "KILLED"  # Lightning turns the interrupt into an exit of its own
-        print(f"\nmemlab: interrupted; what was done so far is in {directory.path}", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Ended:
+        status = "KILLED"
+        raise
     finally:
         if tracker:
             tracker.end(status)
@@ -66,21 +111,60 @@ def train(config: Config) -> dict[str, Any]:
     return result
 
 
-def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker | None, began: float) -> dict[str, Any]:
+def go_on(directory: RunDirectory) -> Path | None:
+    """Make a run's directory what it was at its newest whole checkpoint, and return that; None = it never came to one.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    found = checkpoints.newest(directory.checkpoints)
+    step = found[1]["global_step"] if found else 0
+    directory.forget_after(checkpoints.metrics_bytes(found[1]) if found else 0)
+    directory.note(resumed_at=[*directory.facts()["resumed_at"], step])
+    where = f"step {step}, {found[0].name}" if found else "the beginning: it was stopped before its first checkpoint"
+    print(f"memlab: the run goes on from {where}", file=sys.stderr)
+    return found[0] if found else None
+
+
+def kept(directory: RunDirectory) -> str:
+    """Which checkpoint there is."""
+    last = directory.checkpoints / LAST
+    return f"The last checkpoint is kept: {last}" if last.exists() else "There is no checkpoint yet"
+
+
+def command(words: Sequence[str], directory: Path) -> str:
+    """The command line that continues a run."""
+    same = [word for word in words if word.partition("=")[0] not in ("resume", "run_dir")]
+    place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"  # Hydra too has characters of its own
+    return shlex.join(["python", "-m", "memlab.train", *same, f"resume={place}"])
+
+
+def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Print the result of a run that has nothing left to do, and return it."""
+    print(f"memlab: the run in {directory} has finished already", file=sys.stderr)
+    print_summary(result, directory, None)
+    return result
+
+
+def _run(
+    config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker | None, signals: Signals, began: float, checkpoint: Path | None
+) -> dict[str, Any]:
     clock = StepClock()
-    best = ModelCheckpoint(directory.checkpoints, "best", monitor="val/score", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(directory.checkpoints, "last", enable_version_counter=False)
+    keeper = Checkpoints(directory, config.trainer, signals, began)
     reports = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
-    lightning = trainer(config, loggers, [clock, *reports, Conductor(), best, last])
+    lightning = trainer(config, loggers, [clock, *reports, Conductor(), keeper])
 
-    started = time.perf_counter()
-    lightning.fit(parts.module, parts.stream, parts.validation)
-    steps, fitted = lightning.global_step, time.perf_counter()
-    if steps % config.trainer.val_interval and not lightning.should_stop:
-        validate_the_end(lightning, parts, best)
+    lightning.fit(parts.module, parts.stream, parts.validation, ckpt_path=checkpoint, weights_only=True)
+    steps = lightning.global_step
+    train_seconds, fitted = keeper.seconds()["train_seconds"], time.perf_counter()
+    if not config.trainer.validates_after(steps) and not lightning.should_stop:
+        lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
 
-    chosen = torch.load(directory.checkpoints / "best.ckpt", weights_only=True, map_location="cpu")
+    try:
+        chosen = checkpoints.read(directory.checkpoints / BEST)
+    except checkpoints.DamagedError as error:
+        raise UserError(f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test") from None
     parts.module.load_state_dict(chosen["state_dict"])
     lightning.test(parts.module, parts.test, verbose=False)
     metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
@@ -97,13 +181,14 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
         "metrics": metrics,
         "memory": memory.measure(parts.model, parts.task.typical_segments()).to_dict(),
         "timing": {
-            "train_seconds": fitted - started,
+            "train_seconds": train_seconds,
             "test_seconds": time.perf_counter() - fitted,
-            "total_seconds": time.perf_counter() - began,
+            "total_seconds": keeper.seconds()["total_seconds"],
             "step_seconds": statistics.median(clock.steps),
             "tokens_per_second": clock.tokens / clock.seconds,
         },
         "steps": steps,
+        "resumed_at": directory.facts()["resumed_at"],
         "best_step": chosen["global_step"],
         **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
         **parts.module.report(),
@@ -118,21 +203,19 @@ def _run(config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker
     return result
 
 
-def validate_the_end(lightning: L.Trainer, parts: Parts, best: ModelCheckpoint) -> None:
-    """Steps after the last regular validation count too: validate once more, and keep the weights if they are the best."""
-    lightning.validate(parts.module, parts.validation, verbose=False)
-    score = lightning.callback_metrics["val/score"]
-    if best.best_model_score is None or score > best.best_model_score:
-        lightning.save_checkpoint(Path(best.dirpath or ".") / "best.ckpt")
-    lightning.save_checkpoint(Path(best.dirpath or ".") / "last.ckpt")
-
-
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
-    """Begin the MLflow run: parameters, tags and the configuration are there before the first step."""
+    """Begin the MLflow run, or go on with it: parameters, tags, configuration and all that was logged are there before the first step."""
     tags = {"memlab.model": config.model["name"], "memlab.task": config.task["name"], "memlab.run_dir": str(directory.path)}
     name = f"{config.model['name']}-{config.task['name']}-{config.seed}"
-    tracker = Tracker(mlflow_store.absolute_uri(tracking.uri), tracking.experiment, name, config.model_dump(), tags)
+    uri, known = mlflow_store.absolute_uri(tracking.uri), directory.facts()["mlflow_run_id"]
+    if known is not None and not mlflow_store.holds(uri, known):
+        print(f"memlab: the MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
+        known = None
+    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known)
+    directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
+    if directory.metrics.exists():
+        tracker.log_lines(read_metrics(directory.metrics))
     return tracker
 
 

@@ -1,0 +1,145 @@
+"""Which run a command continues: found, and its configuration compared, in well under a second and before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memlab.config import Config
+from memlab.errors import UserError
+
+# What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
+_FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+_FREE_GROUPS = ("tracking.",)
+_TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a training begins.
+
+    Attributes:
+        directory: of the run that is continued; None = a new run.
+        result: if that run has finished, its `result.json`.
+    """
+
+    directory: Path | None = None
+    result: dict[str, Any] | None = None
+
+
+def find(config: Config) -> Origin:
+    """What `resume` asks for; `auto` is told in a line.
+
+    Raises:
+        UserError: there is no run to continue, or its configuration is another one.
+    """
+    place = Path(config.run_dir).absolute()
+    if config.resume == "never":
+        return Origin()
+    if config.resume != "auto":
+        directory = Path(config.resume).expanduser().absolute()
+        if not _is_default(place) and place != directory:
+            raise UserError(
+                f"resume={config.resume} continues the run in that directory; run_dir={config.run_dir} contradicts it, leave it out"
+            )
+        if not _is_run(directory):
+            raise UserError(
+                f"resume={config.resume}: there is no run (no config.yaml); resume takes never, auto, or the directory of a run"
+            )
+        return _checked(config, directory, f"resume={config.resume}")
+    if _is_run(place):
+        return _checked(config, place, f"run_dir={config.run_dir}")
+    if _is_default(place) and (found := _newest(config, place.parent)):
+        return _checked(config, found, str(found))
+    print("memlab: resume=auto: there is no such run yet; it starts anew", file=sys.stderr)
+    return Origin()
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.yaml").is_file()
+
+
+def _is_default(directory: Path) -> bool:
+    """Whether nobody gave `run_dir`: its name is the moment of the start, so no later command has the same."""
+    return _TIME_STAMP.fullmatch(directory.name) is not None
+
+
+def _newest(config: Config, parent: Path) -> Path | None:
+    """The newest run of exactly this configuration; an unfinished one before all finished ones."""
+    wanted = _comparable(config.model_dump())
+    runs = [d for d in sorted(parent.glob("*"), reverse=True) if _is_default(d) and _is_run(d)]
+    same = [d for d in runs if _comparable(_saved(d)) == wanted]
+    return next((d for d in same if _result(d) is None), same[0] if same else None)
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flatten(values).items() if key not in ("run_dir", "resume")}
+
+
+def _checked(config: Config, directory: Path, named: str) -> Origin:
+    """The run in a directory, if this configuration may continue it."""
+    result = _result(directory)
+    before, now = flatten(_saved(directory)), flatten(config.model_dump())
+    keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
+    differing = [k for k in keys if k not in _FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
+    if differing == ["trainer.max_steps"] and now["trainer.max_steps"] > before["trainer.max_steps"]:
+        if result is not None:
+            raise UserError(
+                f"{named}: the run has finished after {result['steps']} steps; trainer.max_steps can be raised only before, start a new run"
+            )
+        if now["optim.schedule"] != "constant":
+            raise UserError(
+                f"{named}: trainer.max_steps={now['trainer.max_steps']}, it began with {before['trainer.max_steps']}; with optim.schedule="
+                f"{now['optim.schedule']} every learning rate would have been another, only optim.schedule=constant can go on for longer"
+            )
+        differing = []
+    if differing:
+        listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another run_dir")
+    if "trainer.threads" in keys:
+        print(
+            "memlab: trainer.threads differs from before: sums may be rounded otherwise, and losses differ in the last bits",
+            file=sys.stderr,
+        )
+    return Origin(directory, result)
+
+
+def _word(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    return "null" if values[key] is None else str(values[key])
+
+
+def _saved(directory: Path) -> dict[str, Any]:
+    """A run's configuration; {} if it cannot be read."""
+    try:
+        saved = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _result(directory: Path) -> dict[str, Any] | None:
+    file = directory / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 64}} -> {"model.width": 64}; keys that begin with an underscore are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,197 @@
+"""Checkpoints that survive a kill at any moment and a full disk, and open without running a stranger's code.
+
+Of each run three are kept: `last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt` (of the validation with the best score). A file
+is written beside its place, synced and renamed: under these names there is never half a file.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+
+from memlab.config import TrainerConfig
+from memlab.errors import UserError
+from memlab.tracking.run_directory import RunDirectory
+from memlab.training.signals import Signals
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class DamagedError(Exception):
+    """A file is no checkpoint of memlab's, or not all of it is there."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """How Lightning's Trainer writes and reads checkpoints, under every strategy that has them in one file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint in one piece. What was `last.ckpt` becomes `previous.ckpt`.
+
+        Raises:
+            UserError: the disk does not take it; what was there before is untouched.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.name == LAST and path.exists():
+                path.replace(path.with_name(PREVIOUS))
+            partial.replace(path)
+            _sync_directory(path.parent)
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__  # torch ends with an error of its own
+            if not isinstance(cause, OSError):
+                raise
+            partial.unlink(missing_ok=True)
+            raise UserError(f"the checkpoint {path} cannot be written: {cause.strerror or cause}; those before it are untouched") from None
+
+    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint; only tensors and plain containers, whatever `weights_only` says."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """The names too must survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of which every byte has been checked.
+
+    Raises:
+        DamagedError: it is cut off, or altered, or holds other things than tensors and plain containers.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # torch does not look at the check sums
+            if (bad := file.testzip()) is not None:
+                raise DamagedError(f"the check sum of {bad} is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise DamagedError((str(error).splitlines() or [type(error).__name__])[0]) from None
+    if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
+        raise DamagedError("memlab did not write it")
+    return checkpoint
+
+
+def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint to go on from, or None if there is none yet. One that is damaged is told in a line and put aside.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
+    for partial in directory.glob("*.partial"):
+        partial.unlink(missing_ok=True)
+    damaged = []
+    for path in (directory / LAST, directory / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            return path, read(path)
+        except DamagedError as error:
+            damaged.append(f"{path} is damaged ({error})")
+            if path.name == LAST and path.with_name(PREVIOUS).exists():
+                print(f"memlab: warning: {damaged[-1]}; the one before is used", file=sys.stderr)
+                path.replace(path.with_name("damaged.ckpt"))  # or it would become the previous one, in place of one that is whole
+    if damaged:
+        raise UserError(f"{damaged[-1]}, and there is no other checkpoint to go on from; start anew, with another run_dir")
+    return None
+
+
+class Checkpoints(L.Callback):
+    """Writes them: `last.ckpt` when it is due and when the run is asked to end, `best.ckpt` when a validation was the best so far.
+
+    A checkpoint at a step with a validation is written behind it: Lightning does not come back to a validation that was still to be done.
+    Comes last of all callbacks, so that it keeps what the others did at the same step.
+
+    Args:
+        began: `time.perf_counter()` when this process began with the run.
+    """
+
+    def __init__(self, directory: RunDirectory, config: TrainerConfig, signals: Signals, began: float) -> None:
+        self.directory = directory
+        self.config = config
+        self.signals = signals
+        self.best: float | None = None  # score
+        self.spent = {"train_seconds": 0.0, "total_seconds": 0.0}  # by earlier processes, until the checkpoint
+        self.began = {"train_seconds": time.perf_counter(), "total_seconds": began}
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent on the run until now, by all processes one after another: `train_seconds`, `total_seconds`."""
+        now = time.perf_counter()
+        return {name: self.spent[name] + now - self.began[name] for name in self.spent}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.signals.held = True
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.signals.held = False
+        self.signals.leave_if_asked()  # what came behind the last step was saved there
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.signals.held = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.config.validates_after(trainer.global_step):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        score = float(trainer.callback_metrics["val/score"])
+        score = score if score == score else -float("inf")  # not a number is worse than any
+        if self.best is None or score > self.best:
+            self.best = score
+            trainer.save_checkpoint(self.directory.checkpoints / BEST)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        if self.config.saves_after(trainer.global_step) or trainer.should_stop or self.signals.asked:
+            self._sync_metrics()
+            trainer.save_checkpoint(self.directory.checkpoints / LAST)
+        self.signals.leave_if_asked()
+
+    def _sync_metrics(self) -> None:
+        """The lines until here are never lost once there is a checkpoint that counts on them."""
+        if self.directory.metrics.exists():
+            with self.directory.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def state_dict(self) -> dict[str, Any]:
+        metrics = self.directory.metrics
+        return {"best": self.best, "spent": self.seconds(), "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.spent = state_dict["best"], state_dict["spent"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["memlab_stopped"] = trainer.should_stop
+        # the last batch of this run is not the last of one that goes on for more steps
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        trainer.should_stop = checkpoint["memlab_stopped"]
+
+
+def metrics_bytes(checkpoint: dict[str, Any]) -> int:
+    """Size of `metrics.jsonl` when the checkpoint was written."""
+    return int(checkpoint["callbacks"][Checkpoints.__name__]["metrics_bytes"])

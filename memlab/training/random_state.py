@@ -1,0 +1,30 @@
+"""The states of all random number generators that a training may draw from, as tensors and plain containers."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def collect(device: torch.device) -> dict[str, Any]:
+    """The states of torch (and of the GPU that is trained on), numpy and Python now."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+
+
+def restore(states: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where `collect` was called."""
+    torch.set_rng_state(states["torch"])
+    if states["gpu"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["gpu"], device)
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    random.setstate(states["python"])
