@@ -16,8 +16,12 @@ def check_bench(composed: DictConfig) -> BenchConfig:
 
 def job(config: BenchConfig) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
-    from memlab.benchmarks import forms, overhead  # imports torch
+    import torch
 
+    from memlab.benchmarks import forms, overhead
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
     {"overhead": overhead, "forms": forms}[config.suite].run(config)
     return 0
 

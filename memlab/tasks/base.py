@@ -22,6 +22,7 @@ from memlab.errors import ConfigError
 from memlab.schema import Positive
 
 Split = Literal["train", "validation", "test"]
+Held = Literal["validation", "test"]  # the splits that are only evaluated
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 

@@ -10,17 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from memlab.errors import ConfigError, UserError
 from memlab.schema import Positive
-from memlab.tasks.base import Task
+from memlab.tasks.base import Held, Task
 from memlab.text import corpus as corpora
 from memlab.text.corpus import Corpus
 from memlab.text.streams import StreamBatch, TrainingReader, evaluation_batches
 from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer, bpe
-
-Held = Literal["validation", "test"]
 
 _WEIGHED_TOKENS = 65_536  # of a document, for the weight of a memory after it; reading more would take longer than it tells
 _CHECKED_BYTES = 64 << 20  # a training split up to this size is read once before the run, so that a broken file is told at the start

@@ -12,6 +12,7 @@ from torch import Tensor
 from memlab.config import Config
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.models.base import Decoder, Model, Output
+from memlab.tasks.base import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream
@@ -62,31 +63,11 @@ class AnsweringModule(MemoryModule):
         }
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._start()
-
-    def on_test_epoch_start(self) -> None:
-        self._start()
-
-    def validation_step(self, batch: TensorBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: TensorBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        metrics = {f"val/{name}": value for name, value in self._metrics().items()}
-        metrics["val/score"] = self.curriculum.stage + metrics["val/accuracy"]
-        self.log_dict(metrics, logger=False)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self._metrics().items()}, logger=False)
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.scores = {"free": Score(), "forced": Score()}
         self.losses = []
 
-    def _evaluate(self, batch: TensorBatch) -> None:
+    def evaluate(self, batch: TensorBatch) -> None:
         output = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths)
         logits_BAV, truth_BA = self.answers(batch, output.logits.float())
         self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
@@ -97,7 +78,7 @@ class AnsweringModule(MemoryModule):
         predicted_BA = free_running(self.model, batch.tokens_BT, batch.answer_BT[0].tolist(), batch.segment_lengths)
         self.scores["free"].add(predicted_BA, truth_BA)
 
-    def _metrics(self) -> dict[str, float]:
+    def evaluated(self, split: Held) -> dict[str, float]:
         values, weights = zip(*self.losses, strict=True)
         return {
             "accuracy": self.scores["free"].accuracy,
@@ -105,6 +86,9 @@ class AnsweringModule(MemoryModule):
             "accuracy_teacher_forced": self.scores["forced"].accuracy,
             "loss": statistics.fmean(values, weights),
         }
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        return self.curriculum.stage + metrics["accuracy"]
 
     def place(self) -> str:
         return f"stage {self.curriculum.words}"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlab.tasks.base import Split, SyntheticTask
-from memlab.tasks.text import Held, TextTask
+from memlab.tasks.base import Held, Split, SyntheticTask
+from memlab.tasks.text import TextTask
 from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum
 

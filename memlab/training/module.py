@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memlab.config import Config
 from memlab.models.base import Model
+from memlab.tasks.base import Held
 from memlab.training import finite, optimizers, random_state
 
 
@@ -60,6 +61,22 @@ class MemoryModule(L.LightningModule, abc.ABC):
         """What `result.json` says of the training beyond metrics and times."""
 
     @abc.abstractmethod
+    def start_evaluation(self) -> None:
+        """Nothing of a validation or test has been read yet."""
+
+    @abc.abstractmethod
+    def evaluate(self, batch: Any) -> None:
+        """Read a batch of it and take note."""
+
+    @abc.abstractmethod
+    def evaluated(self, split: Held) -> dict[str, float]:
+        """Its metrics, when all has been read."""
+
+    @abc.abstractmethod
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good a validation was, by which checkpoints are ranked."""
+
+    @abc.abstractmethod
     def common_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, and what is the same in every process."""
 
@@ -74,6 +91,25 @@ class MemoryModule(L.LightningModule, abc.ABC):
     @abc.abstractmethod
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """Go on from there."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        self.start_evaluation()
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.evaluate(batch)
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.evaluated("validation")
+        self.log_dict({**{f"val/{name}": value for name, value in metrics.items()}, "val/score": self.score(metrics)}, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.evaluated("test").items()}, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = {**self.own_state(), "random": random_state.collect(self.device)}

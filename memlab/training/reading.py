@@ -17,6 +17,7 @@ from memlab.config import Config
 from memlab.evaluation.perplexity import Tally
 from memlab.layers.state import State
 from memlab.models.base import Model, Output
+from memlab.tasks.base import Held
 from memlab.tasks.text import TextTask
 from memlab.training import truncation
 from memlab.training.data import ReadingBatch, TextStream
@@ -65,39 +66,23 @@ class ReadingModule(MemoryModule):
         self.train_metrics = {"train/loss": loss.detach(), **output.diagnostics}
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._start()
-
-    def on_test_epoch_start(self) -> None:
-        self._start()
-
-    def validation_step(self, batch: ReadingBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: ReadingBatch, batch_index: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        metrics = {f"val/{name}": value for name, value in self._metrics("validation").items()}
-        self.log_dict({**metrics, "val/score": -metrics["val/loss"]}, logger=False)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self._metrics("test").items()}, logger=False)
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.read_so_far = None
         self.tally = Tally(self.task.segment_lengths[0])
 
-    def _evaluate(self, batch: ReadingBatch) -> None:
+    def evaluate(self, batch: ReadingBatch) -> None:
         output = self.read(batch, self.read_so_far, None)
         self.read_so_far = output.state
         self.tally.add(losses(output.logits, batch), batch.counts_BT, batch.positions())
 
-    def _metrics(self, split: str) -> dict[str, float]:
-        amounts = self.task.amounts("validation" if split == "validation" else "test")
+    def evaluated(self, split: Held) -> dict[str, float]:
+        amounts = self.task.amounts(split)
         if self.tally.tokens != amounts.tokens:
             raise RuntimeError(f"{self.tally.tokens} tokens were read of the {amounts.tokens} in {split}")
         return self.tally.metrics(amounts.bytes, amounts.words)
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        return -metrics["loss"]
 
     def place(self) -> str:
         return f"{self.tokens:,} tokens"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.utils.data as torch_data
 
 from memlab.errors import UserError
@@ -32,7 +33,11 @@ def joined(task: TextTask, seed: int, rows: range, position: list[Any] | None, w
     with warnings.catch_warnings():  # it warns of more workers than processor cores, but the user has asked for them
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         loader: Any = torch_data.DataLoader(
-            _Shares(task, seed, rows, position, workers), batch_size=None, num_workers=workers, collate_fn=_as_it_is
+            _Shares(task, seed, rows, position, workers),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # it draws a seed for the workers, which the training's own generator shall not miss
         )
         parts: Any = iter(loader)
     while True:  # the loader takes one batch of each worker in turn

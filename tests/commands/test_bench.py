@@ -25,7 +25,7 @@ def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
 
 def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -> None:
     sizes = {"segments": 3, "segment_length": 4, "batch_size": 2, "width": 16, "layers": 2, "heads": 2}
-    words = ["suite=forms", "repeats=2", "run_dir=here", *(f"forms.{key}={value}" for key, value in sizes.items())]
+    words = ["suite=forms", "repeats=2", "run_dir=here", "trainer.threads=1", *(f"forms.{key}={value}" for key, value in sizes.items())]
     done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "forms.json").read_text())

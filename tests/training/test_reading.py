@@ -70,7 +70,7 @@ def test_evaluation_is_each_document_by_itself(corpus: Path, model: str) -> None
         for batch in parts.test:
             assert isinstance(batch, ReadingBatch)
             module.test_step(batch, 0)
-        metrics = module._metrics("test")
+        metrics = module.evaluated("test")
         documents = [f"{text} test".encode() for text in TEXTS]
         nats_by_document = [alone(parts.model, document) for document in documents]
     nats = math.fsum(float(n.sum()) for n in nats_by_document)
