@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
 from memlab.schema import Positive
+from memlab.splits import SPLITS, Split
 
-Split = Literal["train", "validation", "test"]
-Held = Literal["validation", "test"]  # the splits that are only evaluated
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SHARES = 16  # of the samples, one share each is kept for validation and for test
 _FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
 _MAX_DRAWS = 2000  # for one sample of the right split; one in 16 fits validation or test, so this is never reached

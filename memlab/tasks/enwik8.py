@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memlab.errors import UserError
 from memlab.schema import Positive
-from memlab.tasks.base import Split
+from memlab.splits import Split
 from memlab.tasks.text import TextTask
 from memlab.text.corpus import Corpus
 from memlab.text.files import File

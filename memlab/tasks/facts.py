@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
 from memlab.schema import Positive
-from memlab.tasks.base import Ints, Split, SyntheticTask, Words, choose
+from memlab.splits import Split
+from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from memlab.errors import ConfigError
-from memlab.tasks.base import SPLITS, Ints, Split, Words, choose
+from memlab.splits import SPLITS, Split
+from memlab.tasks.base import Ints, Words, choose
 
 _FOURS = """
     old river slept quietly    grey cloud turned slowly    small bird sang again     tall tree waited long

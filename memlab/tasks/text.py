@@ -14,7 +14,8 @@ from typing import Any
 
 from memlab.errors import ConfigError, UserError
 from memlab.schema import Positive
-from memlab.tasks.base import Held, Task
+from memlab.splits import Held
+from memlab.tasks.base import Task
 from memlab.text import corpus as corpora
 from memlab.text.corpus import Corpus
 from memlab.text.streams import StreamBatch, TrainingReader, evaluation_batches

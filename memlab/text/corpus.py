@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memlab.errors import UserError
-from memlab.tasks.base import SPLITS, Split
+from memlab.splits import SPLITS, Split
 from memlab.text.files import HUB, SUFFIXES, Divide, File, documents, kind_of
 
 NAMES: dict[Split, tuple[str, ...]] = {

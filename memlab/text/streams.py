@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.errors import UserError
-from memlab.tasks.base import Ints
 from memlab.text.corpus import Corpus
 from memlab.text.files import File
 from memlab.text.tokenizers import Ids, Tokenizer
+
+Ints = NDArray[np.int64]
 
 # Bytes of documents that a process keeps for rows that will read them later. What is beyond is read again from its file in its turn.
 WAITING_BYTES = 256 << 20

@@ -12,7 +12,7 @@ from torch import Tensor
 from memlab.config import Config
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.models.base import Decoder, Model, Output
-from memlab.tasks.base import Held
+from memlab.splits import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream

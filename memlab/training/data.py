@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlab.tasks.base import Held, Split, SyntheticTask
+from memlab.splits import Held, Split
+from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memlab.config import Config
 from memlab.models.base import Model
-from memlab.tasks.base import Held
+from memlab.splits import Held
 from memlab.training import finite, optimizers, random_state
 
 

@@ -17,7 +17,7 @@ from memlab.config import Config
 from memlab.evaluation.perplexity import Tally
 from memlab.layers.state import State
 from memlab.models.base import Model, Output
-from memlab.tasks.base import Held
+from memlab.splits import Held
 from memlab.tasks.text import TextTask
 from memlab.training import truncation
 from memlab.training.data import ReadingBatch, TextStream

@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from memlab.tasks.base import SPLITS, Batch, Ints, SyntheticTask
+from memlab.splits import SPLITS
+from memlab.tasks.base import Batch, Ints, SyntheticTask
 
 
 def whole(batch: Batch) -> Ints:

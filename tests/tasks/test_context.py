@@ -16,7 +16,7 @@ import yaml
 import memlab
 from memlab import schema
 from memlab.errors import ConfigError
-from memlab.tasks.base import SPLITS
+from memlab.splits import SPLITS
 from tests.tasks.context_tasks import SMALL, make, sequences
 
 ROOT = Path(memlab.__file__).parents[1]

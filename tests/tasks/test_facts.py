@@ -22,7 +22,8 @@ import yaml
 import memlab
 from memlab import schema
 from memlab.errors import ConfigError
-from memlab.tasks.base import SPLITS, Ints, Split
+from memlab.splits import SPLITS, Split
+from memlab.tasks.base import Ints
 from memlab.tasks.detect_fact import DetectFact
 from memlab.tasks.facts import FactTask, pairs_of_gaps, stack_gaps
 from memlab.tasks.filler import FILLER_WORDS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memlab.errors import ConfigError
-from memlab.tasks.base import SPLITS
+from memlab.splits import SPLITS
 from tests.tasks.context_tasks import make, score, sequences, sigmas
 
 

@@ -16,8 +16,9 @@ import pytest
 
 import memlab
 from memlab.errors import ConfigError
+from memlab.splits import SPLITS
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
-from memlab.tasks.base import SPLITS, Batch, SyntheticTask
+from memlab.tasks.base import Batch, SyntheticTask
 from memlab.tasks.copy import Copy
 from memlab.tasks.reverse import Reverse
 

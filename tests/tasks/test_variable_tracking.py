@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memlab.errors import ConfigError
-from memlab.tasks.base import SPLITS
+from memlab.splits import SPLITS
 from tests.tasks.context_tasks import learned, make, score, sequences, sigmas
 
 OWN: list[dict[str, Any]] = [
