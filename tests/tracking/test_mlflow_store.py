@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import time
 from typing import Any
 
@@ -52,9 +53,13 @@ def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytes
         return log(*args, **more)
 
     monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tracker.log_metrics({"train/loss": 1.0}, 1)
-        time.sleep(5)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tracker.log_metrics({"train/loss": 1.0}, 1)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     tracker.end("KILLED")
     assert stored(tracker).info.status == "KILLED" and stored(tracker).data.metrics == {"train/loss": 1.0}
