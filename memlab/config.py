@@ -129,6 +129,15 @@ class ShowConfig(Section):
         return _arguments(getattr(self, group))
 
 
+class EvaluateConfig(Section):
+    """A trained run, and the lengths to test it at."""
+
+    run: str
+    lengths: Annotated[list[Positive], Field(min_length=1)] | None
+    samples: Positive | None
+    threads: Positive | None
+
+
 NOT_SHOWN = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use to `memlab.show`
 ConfigT = TypeVar("ConfigT", bound=Section)
 RunT = TypeVar("RunT", bound=Config)
@@ -158,6 +167,17 @@ def check_show(composed: DictConfig) -> ShowConfig:
     _check_group("task", config.task, provided=set(), extra={})
     build_task(config)
     return config
+
+
+def check_evaluate(composed: DictConfig) -> EvaluateConfig:
+    """The typed configuration of `memlab.evaluate`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if composed.get("run") is None:
+        raise ConfigError("run is missing: give the directory of a run, run=DIR")
+    return _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
 
 
 def _typed(plain: Any, kind: type[ConfigT]) -> ConfigT:
