@@ -44,6 +44,9 @@ SMALL = {
 }
 
 
+RESUMED = ["rmt", "text rmt", "text transformer_xl"]  # in another number of processes
+
+
 def trainings(corpus: Path) -> dict[str, list[str]]:
     """The overrides of each, by name."""
     text = ["task=text", f"task.data_dir={corpus}", "task.segment_length=8", "task.num_segments=2", "trainer.stop_at_accuracy=null"]
@@ -72,6 +75,34 @@ def train(config: Config, join: Any = None) -> None:
     run.train(config, None, (), join)
 
 
+class Stopped(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def stop(config: Config, join: Any = None) -> None:
+    """Train, and stop in step 11, behind the checkpoint of step 8."""
+    from memlab.training.answering import AnsweringModule
+    from memlab.training.reading import ReadingModule
+
+    originals = {kind: kind.training_step for kind in (AnsweringModule, ReadingModule)}
+
+    def training_step(self: Any, *args: Any) -> Any:
+        if self.global_step == 10:
+            raise Stopped
+        return originals[type(self)](self, *args)
+
+    try:
+        for kind in originals:
+            kind.training_step = training_step  # type: ignore[method-assign]
+        train(config, join)
+    except Stopped:
+        return
+    finally:
+        for kind, original in originals.items():
+            kind.training_step = original  # type: ignore[method-assign]
+    raise AssertionError("it did not stop")
+
+
 def losses(run_dir: Path) -> list[dict[str, float]]:
     """All that was logged but for speeds, and then the test's metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -89,6 +120,11 @@ def main() -> None:
         processes = Processes.join(place, others, gpu=False)
         for name, words in trainings(directory / "corpus").items():
             train(config(words, directory / "ddp" / name, "ddp"), lambda _: processes)
+        for name in RESUMED:
+            words = trainings(directory / "corpus")[name]
+            stop(config(words, directory / "two to one" / name, "ddp"), lambda _: processes)
+            again = config(words, directory / "one to two" / name, "ddp").model_copy(update={"resume": "auto"})
+            train(again, lambda _: processes)
         Processes.leave()
 
 
