@@ -60,6 +60,8 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
         )
+    if config.trainer.precision == "64-true":
+        model = model.double()  # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
     if isinstance(task, TextTask):
