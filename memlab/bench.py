@@ -8,10 +8,14 @@ from omegaconf import DictConfig
 
 from memlab import cli
 from memlab.config import BenchConfig, check
+from memlab.errors import ConfigError
 
 
 def check_bench(composed: DictConfig) -> BenchConfig:
-    return check(composed, BenchConfig)
+    config = check(composed, BenchConfig)
+    if config.trainer.strategy != "single":
+        raise ConfigError(f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or trainer=gpu")
+    return config
 
 
 def job(config: BenchConfig) -> int:

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from memlab import launch
 from memlab.config import unknown_key
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.paths import config_dir
@@ -47,7 +48,7 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
-        _or_exit(command, lambda: _preflight(command, arguments, check, unused))
+        _or_exit(command, lambda: _preflight(command, arguments, check, unused), told=launch.rank() == 0)
 
     @hydra.main(version_base="1.3", config_path=config_dir(), config_name=command)
     def main(composed: DictConfig) -> None:
@@ -72,14 +73,15 @@ def _is_override(word: str) -> bool:
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
-def _or_exit(command: str, work: Callable[[], Any]) -> Any:
+def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
     """The result of `work`; a mistake of the user's ends the process with one message and no traceback."""
     try:
         return work()
     except UserError as error:
         if os.environ.get("MEMLAB_TRACEBACK"):
             raise
-        print(f"memlab.{command}: error: {error}", file=sys.stderr)
+        if told:
+            print(f"memlab.{command}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -91,6 +93,8 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
     """
     if arguments.config_name or arguments.config_path:
         raise ConfigError(f"--config-name and --config-path: memlab.{command} has one root; add your own files with --config-dir")
+    if arguments.multirun and launch.by_torchrun():
+        raise ConfigError("--multirun under torchrun: every process would go through all jobs; leave torchrun out and use trainer=ddp")
     search = [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
     with initialize_config_dir(config_dir(), version_base="1.3"):
         try:

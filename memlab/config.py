@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memlab import schema
+from memlab import launch, schema
 from memlab.errors import ConfigError, suggestion
 from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from memlab.tasks.base import SyntheticTask, Task
@@ -20,7 +20,10 @@ class Section(BaseModel):
 
 
 class TrainerConfig(Section):
-    accelerator: Literal["cpu", "gpu"]
+    accelerator: Literal["cpu", "gpu", "auto"]
+    strategy: Literal["single", "ddp"]
+    devices: Positive | None
+    num_nodes: Positive
     precision: Literal["32-true", "64-true", "bf16-mixed"]
     threads: Positive | None
     max_steps: Positive
@@ -28,6 +31,16 @@ class TrainerConfig(Section):
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
+
+    @property
+    def known_size(self) -> int | None:
+        """How many processes train together; None = that depends on the GPUs of this machine.
+
+        Raises:
+            ConfigError: it is another number than torchrun started.
+        """
+        name = f"trainer={self.accelerator if self.strategy == 'single' else self.strategy}"
+        return launch.known_size(name, self.strategy, self.devices, self.num_nodes)
 
     @property
     def val_interval(self) -> int:
@@ -207,8 +220,8 @@ def _check_together(config: Config, task: Task) -> None:
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
         raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
-    if config.model.get("memory") == "shuffled" and task.batch_size < 2:
-        raise ConfigError("model.memory=shuffled reads the memory of another sample of the batch; task.batch_size=1 has none")
+    if (size := config.trainer.known_size) is not None:
+        check_shares(config, task, size)
     if isinstance(task, SyntheticTask):
         if config.curriculum.grow:
             task.stages()
@@ -217,6 +230,23 @@ def _check_together(config: Config, task: Task) -> None:
         raise ConfigError(f"curriculum=grow: task={config.task['name']} is text, which has no shorter samples; use curriculum=off")
     if config.trainer.stop_at_accuracy is not None:
         raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
+
+
+def check_shares(config: Config, task: Task, size: int) -> None:
+    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if task.batch_size % size:
+        raise ConfigError(f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share them evenly")
+    if config.model.get("memory") == "shuffled" and task.batch_size // size < 2:
+        where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
+        raise ConfigError(f"model.memory=shuffled reads the memory of another sample of the batch; {where}")
+    if isinstance(task, SyntheticTask):
+        for name in ("validation_size", "test_size"):
+            if getattr(task, name) < size:
+                raise ConfigError(f"task.{name}={getattr(task, name)}: each of the {size} processes reads at least one sample")
 
 
 def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:

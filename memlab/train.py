@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
-from memlab import cli
+from memlab import cli, launch
 from memlab.config import Config, check
 from memlab.tracking import resume
 
 
 def job(config: Config) -> int:
-    origin = resume.find(config)
-    from memlab.training.run import train  # torch and lightning take seconds to import; --help and mistakes do without
+    words, t = sys.argv[1:], config.trainer
+    place = launch.find(t.strategy, t.devices, t.num_nodes, t.accelerator)
+    origin = None
+    if place.rank:
+        warnings.simplefilter("ignore")  # the first process tells them
+    else:
+        origin = resume.find(config)
+        if origin.result is not None and not place.outside:
+            place = launch.Place()  # there is nothing to do for others
+    with launch.others(place, words, t.threads) as others:  # they import while this one does
+        from memlab.training.processes import Processes  # torch and lightning take seconds to import; --help and mistakes do without
+        from memlab.training.run import train
 
-    train(config, origin, sys.argv[1:])
+        train(config, origin, words, lambda gpu: Processes.join(place, others, gpu))
+        Processes.leave()
     return 0
 
 

@@ -8,7 +8,7 @@ first position of each answer segment; here nothing of the answer is ever given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ class Score:
     right_tokens: int = 0
     samples: int = 0
     right_samples: int = 0
+
+    @classmethod
+    def of(cls, parts: Sequence[Score]) -> Score:
+        """Of all samples of several scores."""
+        return cls(*(sum(counts) for counts in zip(*map(astuple, parts), strict=True)))
 
     def add(self, predicted_BA: Tensor, answer_BA: Tensor) -> None:
         right = predicted_BA == answer_BA

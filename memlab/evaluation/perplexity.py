@@ -9,6 +9,7 @@ word perplexity   exp(nats / words), whatever the tokens are, as the README of P
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ class Tally:
         self.first = first
         self.nats_R = torch.zeros(64, dtype=torch.float64)
         self.tokens_R = torch.zeros(64, dtype=torch.long)
+
+    @classmethod
+    def of(cls, parts: Sequence[Tally]) -> Tally:
+        """Of all that several tallies have read."""
+        whole = cls(parts[0].first)
+        for part in parts:
+            whole.nats_R += part.nats_R
+            whole.tokens_R += part.tokens_R
+        return whole
 
     @property
     def nats(self) -> float:

@@ -16,7 +16,9 @@ from memlab.config import Config
 from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
+_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
 _FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+_FREE |= _PROCESSES
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
@@ -80,7 +82,7 @@ def _newest(config: Config, parent: Path) -> Path | None:
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(values).items() if key not in ("run_dir", "resume")}
+    return {key: value for key, value in flatten(values).items() if key not in {"run_dir", "resume", *_PROCESSES}}
 
 
 def _checked(config: Config, directory: Path, named: str) -> Origin:
@@ -104,9 +106,9 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
         listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another run_dir")
-    if "trainer.threads" in keys:
+    if rounding := [k for k in keys if k == "trainer.threads" or (k in _PROCESSES and k in before)]:
         print(
-            "memlab: trainer.threads differs from before: sums may be rounded otherwise, and losses differ in the last bits",
+            f"memlab: {', '.join(rounding)} differs from before: sums may be rounded otherwise, and losses differ in the last bits",
             file=sys.stderr,
         )
     return Origin(directory, result)

@@ -25,14 +25,17 @@ class RunDirectory:
         path: where.
         config: becomes `config.yaml`.
         continues: whether the directory holds a run that is to go on; else it must hold none.
+        ours: False = another process of the same training has claimed it; this one only reads there.
 
     Raises:
         UserError: the directory already holds a run (or none, if one is to go on), another process works in it, or it cannot be made.
     """
 
-    def __init__(self, path: str | Path, config: Config, continues: bool = False) -> None:
+    def __init__(self, path: str | Path, config: Config, continues: bool = False, ours: bool = True) -> None:
         self.path = Path(path).absolute()
         self._lock = FileLock(self.path / ".lock")
+        if not ours:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)

@@ -16,7 +16,8 @@ from memlab.splits import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream
-from memlab.training.module import MemoryModule
+from memlab.training.module import MemoryModule, at_least_float32
+from memlab.training.processes import Processes
 
 
 class AnsweringModule(MemoryModule):
@@ -29,8 +30,8 @@ class AnsweringModule(MemoryModule):
 
     headline = "accuracy"
 
-    def __init__(self, model: Model, config: Config, stream: TrainingStream) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: Model, config: Config, stream: TrainingStream, processes: Processes) -> None:
+        super().__init__(model, config, processes)
         self.stream = stream
         self.scores: dict[str, Score] = {}
         self.losses: list[tuple[float, int]] = []
@@ -55,12 +56,14 @@ class AnsweringModule(MemoryModule):
         output = self.read(batch)
         logits_BAV, targets_BA = self.answers(batch, output.logits)
         logits_AV, targets_A = logits_BAV.flatten(0, 1), targets_BA.flatten()
-        loss = F.cross_entropy(logits_AV.float(), targets_A)
-        self.train_metrics = {
+        # every process has as many targets: the mean over processes, which is what the gradients get, is that of the whole batch
+        loss = F.cross_entropy(at_least_float32(logits_AV), targets_A)
+        metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
             **output.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
         }
+        self.train_metrics = self.processes.means(metrics)
         return loss
 
     def start_evaluation(self) -> None:
@@ -69,7 +72,7 @@ class AnsweringModule(MemoryModule):
 
     def evaluate(self, batch: TensorBatch) -> None:
         output = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths)
-        logits_BAV, truth_BA = self.answers(batch, output.logits.float())
+        logits_BAV, truth_BA = self.answers(batch, at_least_float32(output.logits))
         self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
         if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
@@ -79,7 +82,9 @@ class AnsweringModule(MemoryModule):
         self.scores["free"].add(predicted_BA, truth_BA)
 
     def evaluated(self, split: Held) -> dict[str, float]:
-        values, weights = zip(*self.losses, strict=True)
+        everyone = self.processes.gather((self.losses, self.scores))
+        values, weights = zip(*(loss for losses, _ in everyone for loss in losses), strict=True)
+        self.scores = {name: Score.of([scores[name] for _, scores in everyone]) for name in self.scores}
         return {
             "accuracy": self.scores["free"].accuracy,
             "exact_match": self.scores["free"].exact_match,
@@ -123,5 +128,5 @@ class AnsweringModule(MemoryModule):
     def own_state(self) -> dict[str, Any]:
         return {"position": self.stream.position}
 
-    def load_own_state(self, saved: dict[str, Any]) -> None:
-        self.stream.position = saved["position"]
+    def load_own_state(self, saved: list[dict[str, Any]]) -> None:
+        self.stream.position = saved[0]["position"]

@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from memlab import schema
-from memlab.config import Config, GrowingCurriculum, build_task
+from memlab.config import Config, GrowingCurriculum, build_task, check_shares
 from memlab.errors import ConfigError
 from memlab.models.base import Encoder, Model
 from memlab.tasks.base import SyntheticTask, Task
 from memlab.tasks.text import TextTask
+from memlab.training import random_state
 from memlab.training.answering import AnsweringModule
 from memlab.training.checkpoints import AtomicCheckpointIO
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import EvaluationBatches, TextBatches, TextStream, TrainingStream
 from memlab.training.module import MemoryModule
+from memlab.training.processes import Processes, Started
 from memlab.training.reading import ReadingModule
 
 
@@ -36,28 +40,37 @@ class Parts:
     test: EvaluationBatches | TextBatches
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, processes: Processes | None = None) -> Parts:
     """Build task, model and module from a configuration, with the weights that its seed gives.
+
+    Args:
+        processes: those that train together; None = this one alone.
 
     Raises:
         ConfigError: values that are possible one by one do not go together.
         UserError: what the task reads is not there, or cannot be read.
     """
+    processes = Processes() if processes is None else processes
     L.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config)
+    check_shares(config, task, processes.size)
     task.prepare()
     model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
         )
+    if config.trainer.precision == "64-true":
+        model = model.double()  # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+    if processes.rank:
+        random_state.begin(config.seed, processes.rank, 0)
     if isinstance(task, TextTask):
-        return _reading(config, task, model)
+        return _reading(config, task, model, processes)
     assert isinstance(task, SyntheticTask)
-    return _answering(config, task, model)
+    return _answering(config, task, model, processes)
 
 
-def _reading(config: Config, task: TextTask, model: Model) -> Parts:
+def _reading(config: Config, task: TextTask, model: Model, processes: Processes) -> Parts:
     name, text = config.model["name"], config.task["name"]
     if isinstance(model, Encoder):
         raise ConfigError(f"model={name} answers once for each sample and does not predict text; task={text} needs a decoder")
@@ -66,12 +79,12 @@ def _reading(config: Config, task: TextTask, model: Model) -> Parts:
             f"model={name} as configured keeps every token of a document, and the documents of task={text} are long; "
             "use model=transformer_xl with a long model.mem_len"
         )
-    stream = TextStream(task, config.trainer.max_steps, config.seed)
-    module = ReadingModule(model, config, stream)
-    return Parts(task, model, module, stream, TextBatches(task, "validation"), TextBatches(task, "test"))
+    stream = TextStream(task, config.trainer.max_steps, config.seed, processes)
+    module = ReadingModule(model, config, stream, processes)
+    return Parts(task, model, module, stream, TextBatches(task, "validation", processes), TextBatches(task, "test", processes))
 
 
-def _answering(config: Config, task: SyntheticTask, model: Model) -> Parts:
+def _answering(config: Config, task: SyntheticTask, model: Model, processes: Processes) -> Parts:
     answers_once = isinstance(model, Encoder)
     if answers_once and task.answer_tokens > 1:
         raise ConfigError(
@@ -83,18 +96,28 @@ def _answering(config: Config, task: SyntheticTask, model: Model) -> Parts:
         curriculum = Curriculum(task.stages(answers_once), threshold, config.curriculum.stage_steps)
     else:
         curriculum = Curriculum([task])
-    stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed)
-    module = AnsweringModule(model, config, stream)
-    return Parts(task, model, module, stream, EvaluationBatches(curriculum, "validation"), EvaluationBatches(task, "test"))
+    validation, test = EvaluationBatches(curriculum, "validation", processes), EvaluationBatches(task, "test", processes)
+    stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed, processes)
+    return Parts(task, model, AnsweringModule(model, config, stream, processes), stream, validation, test)
 
 
-def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], **more: Any) -> L.Trainer:
+def trainer(
+    config: Config, loggers: list[Logger], callbacks: list[L.Callback], processes: Processes | None = None, **more: Any
+) -> L.Trainer:
     """Lightning's Trainer, as every command uses it; `more` are further arguments of it."""
     quiet()
     t = config.trainer
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if processes is not None and processes.size > 1:
+        place = processes.place
+        plugins.append(Started(place))
+        # Which parameters take part in a step depends on the curriculum's stage and on where documents begin (a learned initial memory), so
+        # they are looked for in each. One that takes part in no process has no gradient, as in one process.
+        strategy = DDPStrategy(find_unused_parameters=True)
+        more |= {"strategy": strategy, "num_nodes": place.nodes, "use_distributed_sampler": False}
     return L.Trainer(
-        accelerator=t.accelerator,
-        devices=1,
+        accelerator="gpu" if on_gpu(config) else "cpu",
+        devices=1 if processes is None else processes.place.local_size,
         precision=t.precision,
         max_steps=t.max_steps,
         max_epochs=-1,
@@ -104,7 +127,7 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], 
         gradient_clip_val=config.optim.gradient_clip,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         enable_checkpointing=False,  # Lightning's own callback; ours is `Checkpoints`
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -113,10 +136,18 @@ def trainer(config: Config, loggers: list[Logger], callbacks: list[L.Callback], 
     )
 
 
+def on_gpu(config: Config) -> bool:
+    """Whether this configuration trains on GPUs, here."""
+    accelerator = config.trainer.accelerator
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+
+
 def quiet() -> None:
     """Leave out Lightning's hints and advertisements: what a person has to know is said by memlab itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Each process logs what all of them measured together, so there is nothing to sync.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log", module="lightning.*")
     # Lightning 2.6 uses what torch 2.13 deprecates, does not know that our streams begin where a checkpoint left them, and does not want a
     # step for validation where a benchmark has none.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")

@@ -26,9 +26,14 @@ class Conductor(L.Callback):
 
 
 class StepClock(L.Callback):
-    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step, without validation."""
+    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step, without validation.
 
-    def __init__(self) -> None:
+    Args:
+        processes: how many read as many tokens each.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
         self.steps: list[float] = []
         self.seconds = 0.0
         self.tokens = 0
@@ -47,7 +52,7 @@ class StepClock(L.Callback):
         now = time.perf_counter()
         self.steps.append(now - self.last)
         self.seconds += now - self.last
-        self.tokens += batch.tokens_BT.numel()
+        self.tokens += batch.tokens_BT.numel() * self.processes
         self.last = now
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -22,7 +22,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from memlab.config import TrainerConfig
 from memlab.errors import UserError
 from memlab.tracking.run_directory import RunDirectory
-from memlab.training.signals import Signals
+from memlab.training.processes import Processes
+from memlab.training.signals import Ended, Signals
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -128,8 +129,9 @@ class Checkpoints(L.Callback):
         began: `time.perf_counter()` when this process began with the run.
     """
 
-    def __init__(self, directory: RunDirectory, config: TrainerConfig, signals: Signals, began: float) -> None:
+    def __init__(self, directory: RunDirectory, config: TrainerConfig, signals: Signals, processes: Processes, began: float) -> None:
         self.directory = directory
+        self.processes = processes
         self.config = config
         self.signals = signals
         self.best: float | None = None  # score
@@ -142,11 +144,19 @@ class Checkpoints(L.Callback):
         return {name: self.spent[name] + now - self.began[name] for name in self.spent}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.signals.take_back()
         self.signals.held = True
 
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.signals.take_back()
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.signals.take_back()
+
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._leave_if_asked()  # what came behind the last step was saved there
         self.signals.held = False
-        self.signals.leave_if_asked()  # what came behind the last step was saved there
+        self.signals.leave_if_asked()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.signals.held = False
@@ -165,10 +175,16 @@ class Checkpoints(L.Callback):
             self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
-        if self.config.saves_after(trainer.global_step) or trainer.should_stop or self.signals.asked:
+        asked = self.signals.agree(self.processes)
+        if self.config.saves_after(trainer.global_step) or trainer.should_stop or asked:
             self._sync_metrics()
             trainer.save_checkpoint(self.directory.checkpoints / LAST)
-        self.signals.leave_if_asked()
+        if asked:
+            raise Ended(asked)
+
+    def _leave_if_asked(self) -> None:
+        if asked := self.signals.agree(self.processes):
+            raise Ended(asked)
 
     def _sync_metrics(self) -> None:
         """The lines until here are never lost once there is a checkpoint that counts on them."""

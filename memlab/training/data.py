@@ -16,11 +16,15 @@ from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum
+from memlab.training.processes import Processes
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tensors:
-    """A batch of a task, its arrays as tensors under the same names."""
+    """A batch of a task, its arrays as tensors under the same names.
+
+    Not frozen: with trainer.precision=64-true Lightning copies it field by field.
+    """
 
     @classmethod
     def of(cls, batch: Any) -> Self:
@@ -32,7 +36,7 @@ class _Tensors:
         return replace(self, **{name: v.to(device, **transfer) for name, v in values.items() if isinstance(v, Tensor)})
 
 
-@dataclass(frozen=True)
+@dataclass
 class TensorBatch(_Tensors):
     """`memlab.tasks.base.Batch` as tensors."""
 
@@ -47,7 +51,7 @@ class TensorBatch(_Tensors):
         return [bool(part.any()) for part in self.answer_BT.split(list(self.segment_lengths), dim=1)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReadingBatch(_Tensors):
     """`memlab.text.streams.StreamBatch` as tensors."""
 
@@ -76,13 +80,15 @@ class TrainingStream:
     Args:
         steps: batches to give at most.
         seed: which stream.
+        processes: each gives its share of every batch.
     """
 
-    def __init__(self, curriculum: Curriculum, steps: int, seed: int) -> None:
+    def __init__(self, curriculum: Curriculum, steps: int, seed: int, processes: Processes) -> None:
         self.curriculum = curriculum
         self.steps = steps
         self.seed = seed
-        self.position = 0  # samples given so far
+        self.processes = processes
+        self.position = 0  # samples given so far, by all processes
 
     def __len__(self) -> int:
         return self.steps
@@ -90,30 +96,31 @@ class TrainingStream:
     def __iter__(self) -> Iterator[TensorBatch]:
         while True:
             task = self.curriculum.task
-            batch = task.batch("train", self.position, task.batch_size, self.seed)
+            own = self.processes.share(task.batch_size)
+            batch = task.batch("train", self.position + own.start, len(own), self.seed)
             self.position += task.batch_size
             yield TensorBatch.of(batch)
 
 
 class EvaluationBatches:
-    """The fixed samples of a split, of one task or of a curriculum's present stage."""
+    """This process's share of the fixed samples of a split, of one task or of a curriculum's present stage."""
 
-    def __init__(self, source: SyntheticTask | Curriculum, split: Split, batch_size: int = 256) -> None:
+    def __init__(self, source: SyntheticTask | Curriculum, split: Split, processes: Processes, batch_size: int = 256) -> None:
         self.source = source
         self.split: Split = split
         task = source.task if isinstance(source, Curriculum) else source
-        self.size = task.size(split) or 0
+        self.own = processes.share(task.size(split) or 0)
         self.batch_size = batch_size
         self.made: dict[int, list[TensorBatch]] = {}  # validation comes back to the same samples many times
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-len(self.own) // self.batch_size)
 
     def __iter__(self) -> Iterator[TensorBatch]:
         task = self.source.task if isinstance(self.source, Curriculum) else self.source
         if id(task) not in self.made:
-            starts = range(0, self.size, self.batch_size)
-            counts = (min(self.batch_size, self.size - start) for start in starts)
+            starts = range(self.own.start, self.own.stop, self.batch_size)
+            counts = (min(self.batch_size, self.own.stop - start) for start in starts)
             self.made[id(task)] = [TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)]
         return iter(self.made[id(task)])
 
@@ -124,13 +131,14 @@ class TextStream:
     Args:
         steps: batches to give at most.
         seed: which order of documents.
+        processes: each gives its rows of every batch.
     """
 
-    def __init__(self, task: TextTask, steps: int, seed: int) -> None:
+    def __init__(self, task: TextTask, steps: int, seed: int, processes: Processes) -> None:
         self.task = task
         self.steps = steps
         self.seed = seed
-        self.rows = range(task.batch_size)
+        self.rows = processes.share(task.batch_size)
         self.position: list[Any] | None = None  # behind the last batch that was trained on, which says itself where that is
 
     def __len__(self) -> int:
@@ -142,12 +150,14 @@ class TextStream:
 
 
 class TextBatches:
-    """A split's documents, each read once."""
+    """A split's documents, each read once, in the rows of one process or another. There are as many batches in each process."""
 
-    def __init__(self, task: TextTask, split: Held) -> None:
+    def __init__(self, task: TextTask, split: Held, processes: Processes) -> None:
         self.task = task
+        self.processes = processes
         self.split: Held = split
 
     def __iter__(self) -> Iterator[ReadingBatch]:
-        for batch in self.task.evaluation(self.split, range(self.task.evaluation_rows(self.split))):
+        rows = self.processes.share(self.task.evaluation_rows(self.split))
+        for batch in self.task.evaluation(self.split, rows):
             yield ReadingBatch.of(batch)

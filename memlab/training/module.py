@@ -6,31 +6,37 @@
 from __future__ import annotations
 
 import abc
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from memlab.config import Config
 from memlab.models.base import Model
 from memlab.splits import Held
 from memlab.training import finite, optimizers, random_state
+from memlab.training.processes import Processes
 
 
 class MemoryModule(L.LightningModule, abc.ABC):
     """Base of the two. A subclass gives Lightning's steps, and these words and figures.
 
     Attributes:
-        train_metrics: of the last step, by their names in every tracker; numbers of several parts are averaged where they are logged.
+        processes: those that train together.
+        train_metrics: of the last step and all processes, by their names in every tracker; numbers of several parts are averaged where
+            they are logged.
         headline: the metric that people look at first, without its split.
     """
 
     headline: ClassVar[str]
 
-    def __init__(self, model: Model, config: Config) -> None:
+    def __init__(self, model: Model, config: Config, processes: Processes) -> None:
         super().__init__()
         self.model = model
+        self.processes = processes
         self.config = config
         self.save_hyperparameters({"config": config.model_dump()})
         self.train_metrics: dict[str, Tensor] = {}
@@ -89,8 +95,8 @@ class MemoryModule(L.LightningModule, abc.ABC):
         """What a checkpoint keeps of each process: its place in the data, and what its rows carry."""
 
     @abc.abstractmethod
-    def load_own_state(self, saved: dict[str, Any]) -> None:
-        """Go on from there."""
+    def load_own_state(self, saved: list[dict[str, Any]]) -> None:
+        """Go on from there, with this process's part of what all processes kept, by rank. They may have been more or fewer."""
 
     def on_validation_epoch_start(self) -> None:
         self.start_evaluation()
@@ -113,14 +119,23 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = {**self.own_state(), "random": random_state.collect(self.device)}
-        checkpoint["memlab"] = {"common": self.common_state(), "processes": [own]}
+        checkpoint["memlab"] = {"common": self.common_state(), "processes": self.processes.gather(own)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["memlab"]
-        own = saved["processes"][self.global_rank]
+        before, now = len(saved["processes"]), self.processes.size
         self.load_common_state(saved["common"])
-        self.load_own_state(own)
-        self._random = own["random"]
+        self.load_own_state(saved["processes"])
+        if before == now:
+            self._random = saved["processes"][self.processes.rank]["random"]
+            return
+        random_state.begin(self.config.seed, self.processes.rank, checkpoint["global_step"])
+        if self.processes.leads:
+            print(
+                f"memlab: the checkpoint is of {before} process{'es' * (before > 1)}, now there {'are' if now > 1 else 'is'} {now}: rows "
+                "and what they carry are dealt out anew; sums are rounded otherwise, and dropout draws other numbers",
+                file=sys.stderr,
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._random is not None:  # not before: whatever is set up at the start may draw, and did not between two steps of one run
@@ -136,3 +151,8 @@ class MemoryModule(L.LightningModule, abc.ABC):
         trainer = self.config.trainer
         optimizer, scheduler = optimizers.build(self.model, self.config.optim, trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """For the loss: half precision is too coarse for it, and double precision is kept."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,6 +9,17 @@ import numpy as np
 import torch
 
 
+def begin(seed: int, rank: int, step: int) -> None:
+    """Begin to draw numbers that no other process draws, nor this one at another step.
+
+    Weights are drawn before, from the seed alone: they are the same in every process.
+    """
+    words = np.random.SeedSequence((seed, rank, step)).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[2]))
+
+
 def collect(device: torch.device) -> dict[str, Any]:
     """The states of torch (and of the GPU that is trained on), numpy and Python now."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

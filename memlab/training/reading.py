@@ -6,7 +6,7 @@ Reading a document in one row or another, beside whatever other documents, gives
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from memlab.splits import Held
 from memlab.tasks.text import TextTask
 from memlab.training import truncation
 from memlab.training.data import ReadingBatch, TextStream
-from memlab.training.module import MemoryModule
+from memlab.training.module import MemoryModule, at_least_float32
+from memlab.training.processes import Processes
 
 
 class ReadingModule(MemoryModule):
@@ -34,8 +35,8 @@ class ReadingModule(MemoryModule):
 
     headline = "bits_per_byte"
 
-    def __init__(self, model: Model, config: Config, stream: TextStream) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: Model, config: Config, stream: TextStream, processes: Processes) -> None:
+        super().__init__(model, config, processes)
         self.stream = stream
         self.carried: State | None = None  # behind the last training step; None = nothing has been read
         self.saved: dict[str, Any] | None = None  # the same out of a checkpoint, before the model is on its device
@@ -61,9 +62,11 @@ class ReadingModule(MemoryModule):
         output = self.read(batch, self.carried, self.config.bptt_depth)
         self.carried = output.state.detach()
         self.stream.position = batch.position
-        self.tokens += batch.counted
-        loss = losses(output.logits, batch).sum() / batch.counted
-        self.train_metrics = {"train/loss": loss.detach(), **output.diagnostics}
+        # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of all of them
+        counted = self.processes.sum(batch.counted)
+        self.tokens += counted
+        loss = losses(output.logits, batch).sum() * self.processes.size / counted
+        self.train_metrics = self.processes.means({"train/loss": loss.detach(), **output.diagnostics})
         return loss
 
     def start_evaluation(self) -> None:
@@ -71,12 +74,15 @@ class ReadingModule(MemoryModule):
         self.tally = Tally(self.task.segment_lengths[0])
 
     def evaluate(self, batch: ReadingBatch) -> None:
+        if not len(batch.tokens_BT):  # more processes than documents
+            return
         output = self.read(batch, self.read_so_far, None)
         self.read_so_far = output.state
         self.tally.add(losses(output.logits, batch), batch.counts_BT, batch.positions())
 
     def evaluated(self, split: Held) -> dict[str, float]:
         amounts = self.task.amounts(split)
+        self.tally = Tally.of(self.processes.gather(self.tally))
         if self.tally.tokens != amounts.tokens:
             raise RuntimeError(f"{self.tally.tokens} tokens were read of the {amounts.tokens} in {split}")
         return self.tally.metrics(amounts.bytes, amounts.words)
@@ -114,14 +120,28 @@ class ReadingModule(MemoryModule):
         self.tokens = saved["tokens"]
 
     def own_state(self) -> dict[str, Any]:
-        carried = None if self.carried is None else self.carried.map(Tensor.clone).to_dict()  # a slice is saved with all it is cut from
+        # a slice would be saved with all that it is cut from
+        carried = None if self.carried is None else self.carried.map(lambda t: t.cpu().clone()).to_dict()
         return {"position": self.stream.position, "carried": carried}
 
-    def load_own_state(self, saved: dict[str, Any]) -> None:
-        self.stream.position, self.saved = saved["position"], saved["carried"]
+    def load_own_state(self, saved: list[dict[str, Any]]) -> None:
+        if saved[0]["carried"] is not None:
+            rows = self.stream.rows
+            self.stream.position = [row for own in saved for row in own["position"]][rows.start : rows.stop]
+            self.saved = dealt([own["carried"] for own in saved], rows)
+
+
+def dealt(parts: Sequence[Any], rows: range) -> Any:
+    """Some rows out of the states of several processes, as `State.to_dict` gives them."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: dealt([part[key] for part in parts], rows) for key in first}
+    if isinstance(first, list):  # of layers
+        return [dealt(layer, rows) for layer in zip(*parts, strict=True)]
+    return torch.cat(list(parts))[rows.start : rows.stop].clone()
 
 
 def losses(logits_BTV: Tensor, batch: ReadingBatch) -> Tensor:
     """Nats of each target [B, T]; 0 where it does not count."""
-    nats_T = F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), reduction="none")
+    nats_T = F.cross_entropy(at_least_float32(logits_BTV.flatten(0, 1)), batch.targets_BT.flatten(), reduction="none")
     return torch.where(batch.counts_BT, nats_T.view_as(batch.targets_BT), 0.0)

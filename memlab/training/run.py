@@ -10,11 +10,12 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
@@ -30,55 +31,65 @@ from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
 from memlab.training import checkpoints
-from memlab.training.build import Parts, build, trainer
+from memlab.training.build import Parts, build, on_gpu, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
 from memlab.training.checkpoints import BEST, LAST, Checkpoints
 from memlab.training.finite import DivergedError
+from memlab.training.processes import Followed, Processes
 from memlab.training.signals import Ended, Signals
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def train(config: Config, origin: Origin | None = None, words: Sequence[str] = ()) -> dict[str, Any]:
+def train(
+    config: Config, origin: Origin | None = None, words: Sequence[str] = (), join: Callable[[bool], Processes] | None = None
+) -> dict[str, Any]:
     """Train as configured, from the beginning or from a checkpoint, and return what `result.json` holds.
 
     Args:
         origin: what `memlab.tracking.resume.find` said of this configuration; None = ask it.
         words: the command line behind `memlab.train`, to say with which one the run can be continued.
+        join: gives the processes that train together, told whether on GPUs; None = this one alone. All of them call `train`; the first
+            says with which configuration, writes all files, and has a result, the others return {}.
 
     Raises:
-        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the disk is full.
+        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the disk is full; or another
+            process is gone.
         DivergedError: the loss or the gradient is not finite.
         SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done up to then is in the run directory.
     """
     began = time.perf_counter()
-    origin = resume.find(config) if origin is None else origin
-    if origin.directory is not None:
-        if origin.result is not None:
-            return say_finished(origin.directory, origin.result)
-        config = config.model_copy(update={"run_dir": str(origin.directory)})
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer=gpu: torch sees no GPU; use trainer=cpu")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     with Signals() as signals:
         try:
-            parts = build(config)
-            if isinstance(config.tracking, MLflowTracking):
-                mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
-            directory = RunDirectory(config.run_dir, config, continues=origin.directory is not None)
+            processes = Processes() if join is None else join(on_gpu(config))
+            signals.told = processes.leads
+            config, origin = processes.first(lambda: (config, resume.find(config) if origin is None else origin))
+            if origin.directory is not None:
+                if origin.result is not None:
+                    return say_finished(origin.directory, origin.result) if processes.leads else {}
+                config = config.model_copy(update={"run_dir": str(origin.directory)})
+            parts = processes.each(lambda: build(config, processes))
+            directory = claim(config, origin.directory is not None, processes)
         except Ended as ended:  # nothing has been begun
             raise SystemExit(128 + ended.signal) from None
         try:
-            return _train_in(directory, config, parts, signals, began, origin.directory is not None)
+            return _train_in(directory, config, parts, signals, processes, began, origin.directory is not None)
         except Ended as ended:
             how = f"continue with: {command(words, directory.path)}"
-            if ended.signal == signal.SIGINT:
+            if not processes.leads:
+                pass
+            elif ended.signal == signal.SIGINT:
                 print(f"\nmemlab: interrupted; what was done so far is in {directory.path}\nmemlab: {how}", file=sys.stderr)
             else:
                 print(f"memlab: SIGTERM: saved; {how}", file=sys.stderr)
             raise SystemExit(128 + ended.signal) from None
         except DivergedError as error:
+            if not processes.leads:
+                raise Followed from None
             raise DivergedError(f"{error}. {kept(directory)}") from None
         except OSError as error:
             if error.errno not in _DISK_FULL:
@@ -89,9 +100,31 @@ def train(config: Config, origin: Origin | None = None, words: Sequence[str] = (
             directory.release()
 
 
-def _train_in(directory: RunDirectory, config: Config, parts: Parts, signals: Signals, began: float, continues: bool) -> dict[str, Any]:
+def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory:
+    """The run's directory, which the first process makes or takes for all of them.
+
+    Raises:
+        UserError: it cannot be used, or MLflow's store cannot.
+    """
+    claimed: list[RunDirectory] = []
+
+    def take() -> Path:
+        if isinstance(config.tracking, MLflowTracking):
+            mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
+        claimed.append(RunDirectory(config.run_dir, config, continues))
+        return claimed[0].path
+
+    path = processes.first(take)
+    return claimed[0] if claimed else RunDirectory(path, config, ours=False)
+
+
+def _train_in(
+    directory: RunDirectory, config: Config, parts: Parts, signals: Signals, processes: Processes, began: float, continues: bool
+) -> dict[str, Any]:
     """Train in a directory that is ours, with an MLflow run that ends as this does."""
-    checkpoint = go_on(directory) if continues else None
+    checkpoint = processes.first(lambda: go_on(directory) if continues else None)
+    if not processes.leads:
+        return _run(config, parts, directory, None, signals, processes, began, checkpoint)
     signals.held = True  # or MLflow would keep a run of which nobody here knows
     tracker = start_tracking(config, config.tracking, directory) if isinstance(config.tracking, MLflowTracking) else None
     print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
@@ -99,7 +132,7 @@ def _train_in(directory: RunDirectory, config: Config, parts: Parts, signals: Si
     try:
         signals.held = False
         signals.leave_if_asked()
-        result = _run(config, parts, directory, tracker, signals, began, checkpoint)
+        result = _run(config, parts, directory, tracker, signals, processes, began, checkpoint)
         status = "FINISHED"
     except Ended:
         status = "KILLED"
@@ -147,26 +180,35 @@ def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    config: Config, parts: Parts, directory: RunDirectory, tracker: Tracker | None, signals: Signals, began: float, checkpoint: Path | None
+    config: Config,
+    parts: Parts,
+    directory: RunDirectory,
+    tracker: Tracker | None,
+    signals: Signals,
+    processes: Processes,
+    began: float,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
-    clock = StepClock()
-    keeper = Checkpoints(directory, config.trainer, signals, began)
-    reports = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
+    clock = StepClock(processes.size)
+    keeper = Checkpoints(directory, config.trainer, signals, processes, began)
+    reports: list[L.Callback] = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
-    lightning = trainer(config, loggers, [clock, *reports, Conductor(), keeper])
-
-    lightning.fit(parts.module, parts.stream, parts.validation, ckpt_path=checkpoint, weights_only=True)
-    steps = lightning.global_step
-    train_seconds, fitted = keeper.seconds()["train_seconds"], time.perf_counter()
-    if not config.trainer.validates_after(steps) and not lightning.should_stop:
-        lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
-
+    if not processes.leads:
+        reports, loggers = [], []
+    lightning = trainer(config, loggers, [clock, *reports, Conductor(), keeper], processes)
     try:
-        chosen = checkpoints.read(directory.checkpoints / BEST)
-    except checkpoints.DamagedError as error:
-        raise UserError(f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test") from None
-    parts.module.load_state_dict(chosen["state_dict"])
-    lightning.test(parts.module, parts.test, verbose=False)
+        lightning.fit(parts.module, parts.stream, parts.validation, ckpt_path=checkpoint, weights_only=True)
+        steps = lightning.global_step
+        train_seconds, fitted = keeper.seconds()["train_seconds"], time.perf_counter()
+        if not config.trainer.validates_after(steps) and not lightning.should_stop:
+            lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
+        chosen = processes.each(lambda: read_best(directory))
+        parts.module.load_state_dict(chosen["state_dict"])
+        lightning.test(parts.module, parts.test, verbose=False)
+    except RuntimeError as error:
+        raise processes.lost(error) from None
+    if not processes.leads:
+        return {}
     metrics = {k: float(v) for k, v in lightning.callback_metrics.items() if k.startswith("test/")}
     logged = read_metrics(directory.metrics)
     headline = f"val/{parts.module.headline}"
@@ -188,6 +230,7 @@ def _run(
             "tokens_per_second": clock.tokens / clock.seconds,
         },
         "steps": steps,
+        "processes": processes.size,
         "resumed_at": directory.facts()["resumed_at"],
         "best_step": chosen["global_step"],
         **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
@@ -201,6 +244,18 @@ def _run(
         finish_tracking(tracker, result, directory)
     directory.write_result(result)
     return result
+
+
+def read_best(directory: RunDirectory) -> dict[str, Any]:
+    """The checkpoint that is tested.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return checkpoints.read(directory.checkpoints / BEST)
+    except checkpoints.DamagedError as error:
+        raise UserError(f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test") from None
 
 
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:

@@ -11,7 +11,10 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from memlab.training.processes import Processes
 
 
 class Ended(BaseException):
@@ -30,11 +33,15 @@ class Signals:
     """Handles both signals while it is entered; does nothing outside the main thread, where Python allows no handlers.
 
     Attributes:
-        held: SIGTERM waits, for who holds it calls `leave_if_asked` where the run can be left without loss.
+        held: SIGTERM waits, for who holds it calls `leave_if_asked` or `agree` where the run can be left without loss.
+
+    Args:
+        told: whether this process is the one that prints.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: bool = True) -> None:
         self.held = False
+        self.told = told
         self.received: int | None = None
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -48,10 +55,14 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @property
-    def asked(self) -> bool:
-        """Whether the run shall end as soon as it has saved."""
-        return self.received is not None
+    def take_back(self) -> None:
+        """Handle the signals again, and alone: Lightning's handler for SIGTERM talks to other processes, whatever they are doing."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def agree(self, processes: Processes) -> int:
+        """The signal by which any process was asked to end the run as soon as it has saved, or 0; all processes get the same answer."""
+        return processes.largest(self.received or 0)
 
     def leave_if_asked(self) -> None:
         """All is saved.
@@ -72,6 +83,7 @@ class Signals:
             return
         self.received = number
         if number == signal.SIGTERM and self.held:
-            print("\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once", file=sys.stderr, flush=True)
+            if self.told:
+                print("\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once", file=sys.stderr, flush=True)
             return
         raise Ended(number)
