@@ -26,6 +26,7 @@ from memlab.training import checkpoints
 from memlab.training.answering import AnsweringModule
 from memlab.training.build import build
 from memlab.training.data import EvaluationBatches
+from memlab.training.processes import Processes
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _best(directory: Path) -> dict[str, Any]:
 @torch.no_grad()
 def _metrics(module: AnsweringModule, task: SyntheticTask) -> dict[str, float]:
     module.start_evaluation()
-    batches = EvaluationBatches(task, "test")
+    batches = EvaluationBatches(task, "test", Processes())
     for batch in track(
         batches, description=f"{task.num_segments} segments", total=len(batches), transient=True, console=Console(stderr=True)
     ):
