@@ -54,6 +54,7 @@ def test_multirun_starts_each_process_once(tmp_path: Path) -> None:
     assert "Warning" not in err and "Traceback" not in err and "[rank" not in err, err
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     process = start(tmp_path, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
     out, err = process.communicate(timeout=280)
@@ -63,6 +64,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert out.count("run directory") == 1 and err.count("step     12/12") == 1
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_under_torchrun(tmp_path: Path) -> None:
     process = start(tmp_path, "task.batch_size=9", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
     _, err = process.communicate(timeout=280)
