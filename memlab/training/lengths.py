@@ -119,8 +119,10 @@ def _track(trained: Config, directory: Path, measured: list[dict[str, Any]]) -> 
 def _table(result: dict[str, Any], chance: float) -> Table:
     trained = f"trained with {result['trained_segments']} segments"
     title = f"{result['model']} on {result['task']}, seed {result['seed']}, {trained}; chance {chance:.3f}"
-    table = Table(title=title, title_justify="left")
-    for column in ("segments", "tokens", "accuracy", "teacher-forced", "whole answers", "carried state", "compression, carried", "peak"):
+    said = "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; state: what is carried for\n"
+    said += "one document; carried, peak: a full cache over the state, and over all that is held while a segment is read"
+    table = Table(title=title, title_justify="left", caption=said, caption_justify="left")
+    for column in ("segments", "tokens", "accuracy", "forced", "whole", "state", "carried", "peak"):
         table.add_column(column, justify="right")
     for length in result["lengths"]:
         cost = length["memory"]
