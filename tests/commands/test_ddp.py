@@ -73,7 +73,7 @@ def test_a_mistake_is_told_once_under_torchrun(tmp_path: Path) -> None:
 
 
 ENDS = [
-    (signal.SIGTERM, 1, 143, "SIGTERM: saved; continue with: python -m memlab.train"),
+    pytest.param(signal.SIGTERM, 1, 143, "SIGTERM: saved; continue with: python -m memlab.train", marks=pytest.mark.slow),
     pytest.param(signal.SIGINT, 0, 130, "interrupted; what was done so far", marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, 0, 143, "SIGTERM: saved; continue with: python -m memlab.train", marks=pytest.mark.slow),
     pytest.param(signal.SIGKILL, 1, 2, "was ended by SIGKILL, and the training with it", marks=pytest.mark.slow),
