@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memlab import launch, schema
 from memlab.errors import ConfigError, suggestion
 from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
 
@@ -73,6 +74,9 @@ class NoCurriculum(Section):
 
 class GrowingCurriculum(Section):
     grow: Literal[True]
+    by: growth.By = "task"
+    sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    mixed: bool = False
     threshold: Fraction | None
     stage_steps: Positive | None
 
@@ -222,12 +226,19 @@ def _check_together(config: Config, task: Task) -> None:
         raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
     if (size := config.trainer.known_size) is not None:
         check_shares(config, task, size)
+    if isinstance(config.curriculum, GrowingCurriculum):
+        growth.stages(task, config.curriculum.by, config.curriculum.sizes)
     if isinstance(task, SyntheticTask):
-        if config.curriculum.grow:
-            task.stages()
         return
-    if config.curriculum.grow:
-        raise ConfigError(f"curriculum=grow: task={config.task['name']} is text, which has no shorter samples; use curriculum=off")
+    if isinstance(config.curriculum, GrowingCurriculum):
+        name = config.task["name"]
+        if config.curriculum.threshold is not None:
+            raise ConfigError(f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no accuracy; use null")
+        if config.curriculum.stage_steps is None:
+            raise ConfigError(
+                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage could end; give the steps "
+                "of a stage, or use curriculum=off"
+            )
     if config.trainer.stop_at_accuracy is not None:
         raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
 

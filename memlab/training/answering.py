@@ -99,7 +99,7 @@ class AnsweringModule(MemoryModule):
         return f"stage {self.curriculum.words}"
 
     def place_metrics(self) -> dict[str, float]:
-        return {"curriculum/stage": self.curriculum.stage + 1, "curriculum/segments": self.curriculum.task.num_segments}
+        return self.curriculum.metrics
 
     def short_words(self) -> str:
         return f"accuracy {self.train_metrics['train/accuracy'].item():.3f}"

@@ -20,6 +20,7 @@ from memlab.models.base import Model, Output
 from memlab.splits import Held
 from memlab.tasks.text import TextTask
 from memlab.training import truncation
+from memlab.training.curriculum import Curriculum
 from memlab.training.data import ReadingBatch, TextStream
 from memlab.training.module import MemoryModule, at_least_float32
 from memlab.training.processes import Processes
@@ -48,6 +49,10 @@ class ReadingModule(MemoryModule):
     def task(self) -> TextTask:
         return self.stream.task
 
+    @property
+    def curriculum(self) -> Curriculum:
+        return self.stream.curriculum
+
     def on_train_start(self) -> None:
         if self.saved is not None:
             template = self.model.init_state(len(self.stream.rows)).detach()
@@ -61,7 +66,7 @@ class ReadingModule(MemoryModule):
     def training_step(self, batch: ReadingBatch, batch_index: int) -> Tensor:
         output = self.read(batch, self.carried, self.config.bptt_depth)
         self.carried = output.state.detach()
-        self.stream.position = batch.position
+        self.stream.trained_on(batch)
         # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of all of them
         counted = self.processes.sum(batch.counted)
         self.tokens += counted
@@ -91,10 +96,11 @@ class ReadingModule(MemoryModule):
         return -metrics["loss"]
 
     def place(self) -> str:
-        return f"{self.tokens:,} tokens"
+        stage = f"stage {self.curriculum.words}, " if len(self.curriculum.stages) > 1 else ""
+        return f"{stage}{self.tokens:,} tokens"
 
     def place_metrics(self) -> dict[str, float]:
-        return {"train/tokens": self.tokens}
+        return {"train/tokens": self.tokens, **self.curriculum.metrics}
 
     def short_words(self) -> str:
         return ""
@@ -103,21 +109,25 @@ class ReadingModule(MemoryModule):
         return f"{metrics['val/bits_per_byte']:.4f} bits per byte  (perplexity {metrics['val/perplexity']:.2f})"
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> bool:
+        self.curriculum.update(step, None)
         return False
 
     def report(self) -> dict[str, Any]:
         test = self.task.amounts("test")
         return {
             "tokens": self.tokens,
+            "stages": len(self.curriculum.stages),
+            "stages_began_at": self.curriculum.began_at,
             "test_read": {"documents": test.documents, "tokens": test.tokens, "bytes": test.bytes, "words": test.words},
             "by_position": self.tally.by_position(),
         }
 
     def common_state(self) -> dict[str, Any]:
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "batches": self.stream.batches, "curriculum": self.curriculum.state_dict()}
 
     def load_common_state(self, saved: dict[str, Any]) -> None:
-        self.tokens = saved["tokens"]
+        self.tokens, self.stream.batches = saved["tokens"], saved["batches"]
+        self.curriculum.load_state_dict(saved["curriculum"])
 
     def own_state(self) -> dict[str, Any]:
         # a slice would be saved with all that it is cut from
