@@ -32,6 +32,7 @@ class TrainerConfig(Section):
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
+    recompute: Literal["none", "segment", "block"] = "none"
 
     @property
     def known_size(self) -> int | None:
@@ -124,13 +125,24 @@ class FormsConfig(Section):
     heads: Positive
 
 
-class BenchConfig(Config):
-    """A measurement of speed: a run's configuration, and how it is repeated."""
+class MemoryConfig(Section):
+    models: Annotated[list[str], Field(min_length=1)] | None
+    segments: Annotated[list[Positive], Field(min_length=1)]
+    segment_length: Positive
+    batch_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
 
-    suite: Literal["overhead", "forms"]
+
+class BenchConfig(Config):
+    """A measurement of speed or memory: a run's configuration, and how it is repeated."""
+
+    suite: Literal["overhead", "forms", "memory"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig
+    memory: MemoryConfig
 
 
 class ShowConfig(Section):

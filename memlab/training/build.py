@@ -63,6 +63,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
         )
     if config.trainer.precision == "64-true":
         model = model.double()  # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+    model.stack.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
     if isinstance(task, TextTask):
