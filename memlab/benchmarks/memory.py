@@ -138,29 +138,30 @@ def title(result: dict[str, Any]) -> str:
     )
 
 
-def columns(result: dict[str, Any], times: str) -> tuple[list[str], list[list[str]]]:
-    """The figures at the largest number of segments: head and rows. `times` is the form of a ratio of times."""
+def columns(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The figures at the largest number of segments: head and rows."""
     head = ["model", "state, kB", "none, MB", "block, MB", "segment, MB", "block / none", "segment / none", "time, block", "time, segment"]
     rows = []
     for name, measured in result["models"].items():
         peaks = [f"{measured['peak_bytes'][way][-1] / 1e6:.1f}" for way in WAYS]
         ratios = [f"{measured['memory_ratio'][way]:.3f}" for way in WAYS[1:]]
-        shown = [times.format(**measured["time_ratio"][way]) for way in WAYS[1:]]
-        rows.append([name, f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *shown])
+        times = ["{median:.2f} ({min:.2f} .. {max:.2f})".format(**measured["time_ratio"][way]) for way in WAYS[1:]]
+        rows.append([name, f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *times])
     return head, rows
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    head, rows = columns(result, "{median:.2f}")
     table = Table(title=f"memory at {result['segments'][-1]} segments: {title(result)}", title_justify="left")
-    for column in head:
+    for column in ("model", "none, MB", "block", "segment", "time, block", "time, segment"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for row in rows:
-        table.add_row(*row)
+    for name, measured in result["models"].items():
+        memory = [f"{measured['memory_ratio'][way]:.3f}" for way in WAYS[1:]]
+        times = [f"{measured['time_ratio'][way]['median']:.2f}" for way in WAYS[1:]]
+        table.add_row(name, f"{measured['peak_bytes']['none'][-1] / 1e6:.1f}", *memory, *times)
     table.caption = (
-        "peak: bytes at their highest beyond parameters, gradients and tokens, by trainer.recompute; state: carried, of the whole batch\n"
-        f"time: over that of none, median of {result['repeats']} interleaved passes"
+        "by trainer.recompute: bytes at their highest beyond parameters, gradients and tokens, and over\n"
+        f"those of none; time over that of none, median of {result['repeats']} interleaved passes"
     )
     table.caption_justify = "left"
     return table
@@ -168,7 +169,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     """The same, and the peaks at every number of segments, for a page."""
-    head, rows = columns(result, "{median:.2f} ({min:.2f} .. {max:.2f})")
+    head, rows = columns(result)
     lines = [f"At {result['segments'][-1]} segments; {title(result)}; {result['repeats']} interleaved passes.", ""]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += ["Peak in MB by number of segments:", "", f"| model | recompute | {' | '.join(map(str, result['segments']))} |"]

@@ -71,7 +71,7 @@ def activations(result: dict[str, Any], directory: Path) -> None:
         for way, peaks in measured["peak_bytes"].items():
             axes.plot(result["segments"], [peak / 1e6 for peak in peaks], label=way, marker=".")
         axes.set(title=name, xscale="log", yscale="log", xticks=result["segments"], xticklabels=result["segments"])
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(models) :]:
         axes.set_visible(False)

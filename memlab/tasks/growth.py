@@ -40,7 +40,9 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
     assert isinstance(task, SyntheticTask)
     if by == "task":
         if sizes is not None:
-            raise ConfigError(f"curriculum.sizes={list(sizes)}: {name} has stages of its own; use curriculum.by=segments|length|segment_length")
+            raise ConfigError(
+                f"curriculum.sizes={list(sizes)}: {name} has stages of its own; use curriculum.by=segments|length|segment_length"
+            )
         return task.stages(one_answer)
     if by == "segments":
         return _sized(by, sizes, task.num_segments, range(1, task.num_segments + 1), task.at, name)
@@ -48,9 +50,7 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
     return _sized(by, sizes, task.length, halves, task.at_length if by == "length" else task.stretched, name)
 
 
-def _sized(
-    by: str, sizes: Sequence[int] | None, own: int, usual: Sequence[int], make: Callable[[int], Any], name: str
-) -> tuple[Any, ...]:
+def _sized(by: str, sizes: Sequence[int] | None, own: int, usual: Sequence[int], make: Callable[[int], Any], name: str) -> tuple[Any, ...]:
     if sizes is None:
         made = possible(make, usual)
         if len(made) < 2 and own > 1:
