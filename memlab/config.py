@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memlab import launch, schema
 from memlab.errors import ConfigError, suggestion
 from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
 
@@ -31,6 +32,7 @@ class TrainerConfig(Section):
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
+    recompute: Literal["none", "segment", "block"] = "none"
 
     @property
     def known_size(self) -> int | None:
@@ -73,6 +75,9 @@ class NoCurriculum(Section):
 
 class GrowingCurriculum(Section):
     grow: Literal[True]
+    by: growth.By = "task"
+    sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    mixed: bool = False
     threshold: Fraction | None
     stage_steps: Positive | None
 
@@ -120,13 +125,24 @@ class FormsConfig(Section):
     heads: Positive
 
 
-class BenchConfig(Config):
-    """A measurement of speed: a run's configuration, and how it is repeated."""
+class MemoryConfig(Section):
+    models: Annotated[list[str], Field(min_length=1)] | None
+    segments: Annotated[list[Positive], Field(min_length=1)]
+    segment_length: Positive
+    batch_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
 
-    suite: Literal["overhead", "forms"]
+
+class BenchConfig(Config):
+    """A measurement of speed or memory: a run's configuration, and how it is repeated."""
+
+    suite: Literal["overhead", "forms", "memory"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig
+    memory: MemoryConfig
 
 
 class ShowConfig(Section):
@@ -222,12 +238,19 @@ def _check_together(config: Config, task: Task) -> None:
         raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
     if (size := config.trainer.known_size) is not None:
         check_shares(config, task, size)
+    if isinstance(config.curriculum, GrowingCurriculum):
+        growth.stages(task, config.curriculum.by, config.curriculum.sizes)
     if isinstance(task, SyntheticTask):
-        if config.curriculum.grow:
-            task.stages()
         return
-    if config.curriculum.grow:
-        raise ConfigError(f"curriculum=grow: task={config.task['name']} is text, which has no shorter samples; use curriculum=off")
+    if isinstance(config.curriculum, GrowingCurriculum):
+        name = config.task["name"]
+        if config.curriculum.threshold is not None:
+            raise ConfigError(f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no accuracy; use null")
+        if config.curriculum.stage_steps is None:
+            raise ConfigError(
+                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage could end; give the steps "
+                "of a stage, or use curriculum=off"
+            )
     if config.trainer.stop_at_accuracy is not None:
         raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
 
