@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from typing import Any, Self
+from typing import Self
 
 from memlab.errors import ConfigError
 from memlab.tasks.base import SyntheticTask

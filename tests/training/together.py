@@ -54,6 +54,10 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     every |= {name: [f"model={name}", *SMALL.get(name, []), *COPY] for name in ("infini_delta", "memorizing")}
     every["rmt_encoder"] = ["model=rmt_encoder", *SMALL["rmt_encoder"], *PAIRS]
     every["text rmt"] = ["model=rmt", *SMALL["rmt"], *text]
+    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]  # the same sizes in all processes
+    every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
+    every["text rmt mixed"] = ["model=rmt", *SMALL["rmt"], *text, *mixed]
+    every["infini_delta blocks"] = ["model=infini_delta", *COPY, "trainer.recompute=block"]
     every["text transformer_xl"] = ["model=transformer_xl", *SMALL["transformer_xl"], *text]
     return every
 
