@@ -33,6 +33,7 @@ class TrainerConfig(Section):
     checkpoint_every: Positive | None
     log_every: Positive
     recompute: Literal["none", "segment", "block"] = "none"
+    recompute_together: Positive | None = None
 
     @property
     def known_size(self) -> int | None:
@@ -232,6 +233,12 @@ def build_task(config: Config | ShowConfig) -> Task:
 
 def _check_together(config: Config, task: Task) -> None:
     """Combinations across groups."""
+    trainer = config.trainer
+    if trainer.recompute_together is not None and trainer.recompute != "segment":
+        raise ConfigError(
+            f"trainer.recompute_together={trainer.recompute_together} counts segments, and trainer.recompute={trainer.recompute} has none; "
+            "use null, or trainer.recompute=segment"
+        )
     depth = config.bptt_depth
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"

@@ -56,13 +56,14 @@ def run(config: BenchConfig) -> dict[str, Any]:
 def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
     """Peak bytes of each way at each number of segments, seconds of each way at the largest, and bytes of the state carried there."""
     sizes = config.memory
+    together = truncation.together(model, config.trainer.recompute_together)
     peaks: dict[str, list[int]] = {way: [] for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
 
     def step(way: str, segments: int) -> Callable[[], None]:
         generator = torch.Generator().manual_seed(config.seed)
         tokens = torch.randint(forms.VOCABULARY, (sizes.batch_size, segments * sizes.segment_length), generator=generator).to(device)
-        return lambda: one_pass(model, tokens, sizes.segment_length, way)
+        return lambda: one_pass(model, tokens, sizes.segment_length, way, together)
 
     for way in WAYS:
         step(way, sizes.segments[0])()  # makes the gradients' tensors, and warms up
@@ -78,7 +79,7 @@ def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str
         tokens_BSN = torch.zeros(sizes.batch_size, sizes.segments[-1], sizes.segment_length, dtype=torch.long, device=device)
         state_bytes = model(tokens_BSN).state.nbytes
     return {
-        "parallel_form": model.parallel is not None,
+        "together": together,
         "peak_bytes": peaks,
         "seconds": seconds,
         "state_bytes": state_bytes,
@@ -87,7 +88,7 @@ def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str
     }
 
 
-def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str) -> None:
+def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, together: int) -> None:
     """Forward and backward of the next-token loss. The gradients' tensors stay."""
     model.zero_grad(set_to_none=False)
     model.stack.recompute = way == "block"
@@ -100,7 +101,7 @@ def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str) -> 
         return (F.cross_entropy(logits_BnV.flatten(0, 1), targets_Bn.flatten(), reduction="none").view_as(targets_Bn),)
 
     lengths = [segment_length] * (tokens_BT.shape[1] // segment_length)
-    truncation.keep(model, tokens_BT, lengths, nats, recompute=way == "segment").values[0].mean().backward()
+    truncation.keep(model, tokens_BT, lengths, nats, recompute=together if way == "segment" else 0).values[0].mean().backward()
 
 
 def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
@@ -140,13 +141,24 @@ def title(result: dict[str, Any]) -> str:
 
 def columns(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The figures at the largest number of segments: head and rows."""
-    head = ["model", "state, kB", "none, MB", "block, MB", "segment, MB", "block / none", "segment / none", "time, block", "time, segment"]
+    head = [
+        "model",
+        "together",
+        "state, kB",
+        "none, MB",
+        "block, MB",
+        "segment, MB",
+        "block / none",
+        "segment / none",
+        "time, block",
+        "time, segment",
+    ]
     rows = []
     for name, measured in result["models"].items():
         peaks = [f"{measured['peak_bytes'][way][-1] / 1e6:.1f}" for way in WAYS]
         ratios = [f"{measured['memory_ratio'][way]:.3f}" for way in WAYS[1:]]
         times = ["{median:.2f} ({min:.2f} .. {max:.2f})".format(**measured["time_ratio"][way]) for way in WAYS[1:]]
-        rows.append([name, f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *times])
+        rows.append([name, str(measured["together"]), f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *times])
     return head, rows
 
 

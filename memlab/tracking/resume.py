@@ -18,7 +18,7 @@ from memlab.errors import UserError
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
 _PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
 _FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
-_FREE |= _PROCESSES | {"trainer.recompute"}
+_FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 _ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
@@ -108,7 +108,9 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
         listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another run_dir")
-    if rounding := [k for k in keys if k in ("trainer.threads", "trainer.recompute") or (k in _PROCESSES and k in before)]:
+    if rounding := [
+        k for k in keys if k in ("trainer.threads", "trainer.recompute", "trainer.recompute_together") or (k in _PROCESSES and k in before)
+    ]:
         print(
             f"memlab: {', '.join(rounding)} differs from before: sums may be rounded otherwise, and losses differ in the last bits",
             file=sys.stderr,

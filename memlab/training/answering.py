@@ -62,7 +62,7 @@ class AnsweringModule(MemoryModule):
             score,
             depth=depth,
             wanted=batch.answer_segments if depth is not None else None,
-            recompute=self.config.trainer.recompute == "segment",
+            recompute=self.recompute,
         )
 
     def answers(self, batch: TensorBatch, logits: Tensor) -> tuple[Tensor, Tensor]:

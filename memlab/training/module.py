@@ -17,7 +17,7 @@ from torch import Tensor
 from memlab.config import Config
 from memlab.models.base import Model
 from memlab.splits import Held
-from memlab.training import finite, optimizers, random_state
+from memlab.training import finite, optimizers, random_state, truncation
 from memlab.training.processes import Processes
 
 
@@ -41,6 +41,12 @@ class MemoryModule(L.LightningModule, abc.ABC):
         self.save_hyperparameters({"config": config.model_dump()})
         self.train_metrics: dict[str, Tensor] = {}
         self._random: dict[str, Any] | None = None  # out of a checkpoint, until the first step
+
+    @property
+    def recompute(self) -> int:
+        """Segments that are recomputed together in training; 0 = none are."""
+        trainer = self.config.trainer
+        return truncation.together(self.model, trainer.recompute_together) if trainer.recompute == "segment" else 0
 
     @abc.abstractmethod
     def place(self) -> str:

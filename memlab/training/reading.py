@@ -60,7 +60,7 @@ class ReadingModule(MemoryModule):
             self.carried = template.from_dict(self.saved).map(lambda tensor: tensor.to(self.device))
             self.saved = None
 
-    def read(self, batch: ReadingBatch, state: State | None, depth: int | None = None, recompute: bool = False) -> Kept:
+    def read(self, batch: ReadingBatch, state: State | None, depth: int | None = None, recompute: int = 0) -> Kept:
         """Nats of each target of a step, [B, T], 0 where it does not count; and the state behind it."""
 
         def score(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
@@ -73,7 +73,7 @@ class ReadingModule(MemoryModule):
         return truncation.keep(self.model, tokens_BT, lengths, score, state, depth, begins_BS=begins_BS, recompute=recompute)
 
     def training_step(self, batch: ReadingBatch, batch_index: int) -> Tensor:
-        kept = self.read(batch, self.carried, self.config.bptt_depth, self.config.trainer.recompute == "segment")
+        kept = self.read(batch, self.carried, self.config.bptt_depth, self.recompute)
         self.carried = kept.state.detach()
         self.stream.trained_on(batch)
         # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of all of them

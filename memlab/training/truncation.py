@@ -13,6 +13,7 @@ Recomputing segments (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174
 each segment is read in a call of its own, of which only the carried state and what the loss needs are kept. Its activations are made
 again when the gradient comes by. So a further segment adds one state to the memory, and not its activations; the numbers are the same.
 What the loss needs of [B, N, V] logits is taken within that call (`Keep`), or the logits of all segments would soon weigh most.
+A model with a parallel form reads some segments in each such call: it is quicker, and fewer states are kept, which may be large.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ from memlab.models.base import Model, Output
 
 # What is kept of the logits [B, n, V] of the tokens from `start` on: tensors [B, ..], joined along their second dimension afterwards.
 Keep = Callable[[Tensor, int], tuple[Tensor, ...]]
+
+
+TOGETHER = 4  # segments that a model with a parallel form reads in a recomputed call
+
+
+def together(model: Model, wish: int | None = None) -> int:
+    """How many segments are recomputed together, if nobody wishes otherwise."""
+    return wish or (1 if model.parallel is None else TOGETHER)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def fold(
         outputs.append(model(tokens_BSN, carried))
         return outputs[-1].state
 
-    return outputs, _through(model, segments, state, begins_BS, call, one_by_one=False)
+    return outputs, _through(model, segments, state, begins_BS, call)
 
 
 def _through(
@@ -80,18 +89,26 @@ def _through(
     state: State | None,
     begins_BS: Tensor | None,
     call: Callable[[Tensor, State, int], State],
-    one_by_one: bool,
+    most: int = 0,
 ) -> State:
-    """The calls of a fold, each of [B, S', N] tokens, the state before them, and how many tokens came before; the last state."""
+    """The calls of a fold, each of [B, S', N] tokens, the state before them, and how many tokens came before; the last state.
+
+    Args:
+        most: segments in a call; 0 = any number.
+    """
     carried = model.init_state(segments[0].shape[0]) if state is None else state
     starts = [0, *itertools.accumulate(part.shape[1] for part in segments)]
-    resets = [begins_BS is not None and bool(begins_BS[:, s].any()) for s in range(len(segments))]
-    parts = (one_by_one or resets[s] or s == 0 or segments[s].shape != segments[s - 1].shape for s in range(len(segments)))
-    for _, run in itertools.groupby(zip(itertools.accumulate(parts), range(len(segments)), strict=True), key=lambda pair: pair[0]):
-        together = [s for _, s in run]
-        if begins_BS is not None and resets[together[0]]:
-            carried = carried.reset(begins_BS[:, together[0]], model.init_state(len(begins_BS)))
-        carried = call(torch.stack([segments[s] for s in together], dim=1), carried, starts[together[0]])
+    calls: list[list[int]] = []  # the segments of each
+    for s, part in enumerate(segments):
+        begins = begins_BS is not None and bool(begins_BS[:, s].any())
+        if begins or s == 0 or part.shape != segments[s - 1].shape or len(calls[-1]) == most:
+            calls.append([])
+        calls[-1].append(s)
+    for group in calls:
+        first = group[0]
+        if begins_BS is not None and bool(begins_BS[:, first].any()):
+            carried = carried.reset(begins_BS[:, first], model.init_state(len(begins_BS)))
+        carried = call(torch.stack([segments[s] for s in group], dim=1), carried, starts[first])
     return carried
 
 
@@ -103,7 +120,7 @@ def read(
     depth: int | None = None,
     wanted: Sequence[bool] | None = None,
     begins_BS: Tensor | None = None,
-    recompute: bool = False,
+    recompute: int = 0,
 ) -> Output:
     """`keep` of all logits: [B, T, V], the state after the last segment, diagnostics. For arguments see there."""
     kept = keep(model, tokens_BT, segment_lengths, everything, state, depth, wanted, begins_BS, recompute)
@@ -119,7 +136,7 @@ def keep(
     depth: int | None = None,
     wanted: Sequence[bool] | None = None,
     begins_BS: Tensor | None = None,
-    recompute: bool = False,
+    recompute: int = 0,
 ) -> Kept:
     """Read whole samples, or a step's part of streams of documents, with a given back-propagation depth.
 
@@ -135,7 +152,8 @@ def keep(
         wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without gradient
             where that saves work.
         begins_BS: bool; where documents begin, see `fold`.
-        recompute: whether activations of segments are made again for the gradient, and not kept.
+        recompute: so many segments at a time (see `together`) are read in a call whose activations are made again for the gradient;
+            0 = all activations are kept.
     """
     segments = tokens_BT.split(list(segment_lengths), dim=1)
     count = len(segments)
@@ -157,7 +175,7 @@ def keep(
             skipped = min(left, tokens_BSN.shape[1])
             left -= skipped
             arguments = (tokens_BSN, carried, starts[first] + start, skipped)
-            again = recompute and torch.is_grad_enabled()
+            again = recompute > 0 and torch.is_grad_enabled()
             kept = checkpoint(one_call, *arguments, use_reentrant=False) if again else one_call(*arguments)
             if skipped < tokens_BSN.shape[1]:
                 found.append(kept)
@@ -165,7 +183,7 @@ def keep(
 
         begins = None if begins_BS is None else begins_BS[:, first:end]
         with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-            return _through(model, segments[first:end], before, begins, call, one_by_one=recompute)
+            return _through(model, segments[first:end], before, begins, call, most=recompute)
 
     if depth is None or depth >= count - 1:
         return _joined(found, run(0, count, state))

@@ -56,6 +56,7 @@ MISTAKES = {
     "curriculum.sizes=[1,4]": ["curriculum.sizes=[1, 4]", "stages of its own"],
     "curriculum.by=tokens": ["curriculum.by='tokens'", "segment_length"],
     "curriculum=mixed curriculum.by=segments curriculum.sizes=[0,4]": ["curriculum.sizes", "greater than or equal to 1"],
+    "trainer.recompute_together=2": ["trainer.recompute_together=2", "trainer.recompute=none"],
     "trainer.recompute=layer": ["trainer.recompute='layer'", "segment"],
     "task=text trainer.stop_at_accuracy=0.9": ["trainer.stop_at_accuracy=0.9", "null"],
     "task=text model.bptt_depth=8": ["model.bptt_depth=8", "0..7 or null"],

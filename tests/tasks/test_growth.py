@@ -68,7 +68,11 @@ def test_the_last_stage_is_the_task(by: Any) -> None:
         assert len(stages) > 1 and [s.tokens for s in stages] == sorted({s.tokens for s in stages})
         for stage in stages:
             assert sum(stage.segment_lengths) == stage.tokens and stage.vocab_size == task.vocab_size
-            assert stage.num_segments == task.num_segments if by == "segment_length" else max(stage.segment_lengths) <= max(task.segment_lengths)
+            assert (
+                stage.num_segments == task.num_segments
+                if by == "segment_length"
+                else max(stage.segment_lengths) <= max(task.segment_lengths)
+            )
         last, whole = stages[-1].batch("train", 5, 4), task.batch("train", 5, 4)
         assert np.array_equal(last.tokens_BT, whole.tokens_BT) and last.segment_lengths == whole.segment_lengths
 

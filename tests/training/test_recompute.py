@@ -84,13 +84,18 @@ def in_mid_document(model: Model) -> State:
 
 @cases_of_models
 def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(file: Path, options: dict[str, Any]) -> None:
-    """Of the parallel form too; with carried state and rows that begin a document; at every depth; to float64's precision."""
+    """Of the parallel form too; one segment at a time and two; carried state, rows that begin a document; to float64's precision."""
     model = model_of(file, options, dropout=0.0)
     begun = in_mid_document(model)
-    for depth, state in [(None, begun), *([(0, None), (1, begun)] if model.carries else []), *([] if options else [(None, None), (3, begun)])]:
+    for depth, state in [
+        (None, begun),
+        *([(0, None), (1, begun)] if model.carries else []),
+        *([] if options else [(None, None), (3, begun)]),
+    ]:
         if depth is None or model.carries:
             plain = outcome(model, state, depth=depth)
-            assert_same(outcome(model, state, depth=depth, recompute=True), plain, 1e-11)
+            for together in (1, 2):
+                assert_same(outcome(model, state, depth=depth, recompute=together), plain, 1e-11)
     assert any(plain[name].abs().max() > 1e-6 for name in plain if name.startswith("gradient"))
 
 
@@ -104,14 +109,14 @@ def test_recomputed_segments_are_the_same_with_dropout(
     if depth is not None and not model.carries:
         pytest.skip("carries nothing")
     state = in_mid_document(model)
-    recomputed = outcome(model, state, depth=depth, recompute=True)
-    other_masks = outcome(model, state, seed=6, depth=depth, recompute=True)
+    recomputed = outcome(model, state, depth=depth, recompute=1)
+    other_masks = outcome(model, state, seed=6, depth=depth, recompute=1)
     drawn_behind = torch.rand(1)
     monkeypatch.setattr(truncation, "checkpoint", lambda function, *arguments, use_reentrant: function(*arguments))
-    kept = outcome(model, state, depth=depth, recompute=True)
+    kept = outcome(model, state, depth=depth, recompute=1)
     assert_same(recomputed, kept, 0.0)
     assert not torch.equal(other_masks["values"], kept["values"])
-    outcome(model, state, seed=6, depth=depth, recompute=True)
+    outcome(model, state, seed=6, depth=depth, recompute=1)
     assert torch.equal(torch.rand(1), drawn_behind), "what is drawn after it is the same too"
 
 
@@ -119,7 +124,7 @@ def test_recomputed_segments_are_the_same_with_dropout(
 def test_recomputed_blocks_are_the_same_with_dropout(file: Path, options: dict[str, Any]) -> None:
     """Bit for bit, in the form that the model has; alone, and within recomputed segments."""
     model = model_of(file, options, dropout=0.3)
-    for how in ({"depth": None}, {"depth": None, "recompute": True}, *([{"depth": 1}] if model.carries else [])):
+    for how in ({"depth": None}, {"depth": None, "recompute": 1}, *([{"depth": 1}] if model.carries else [])):
         model.stack.recompute = False
         kept = outcome(model, in_mid_document(model), **how)
         model.stack.recompute = True
@@ -139,21 +144,35 @@ def reads(monkeypatch: pytest.MonkeyPatch, model: Model, name: str) -> list[int]
     return seen
 
 
+def test_how_many_are_recomputed_together() -> None:
+    """All have equal lengths here; a document that begins, and another length, begin another call."""
+    model = model_of(next(case.values[0] for case in cases() if case.values[0].stem == "infini"), {}, dropout=0.0)
+    assert truncation.together(model) == 4 and truncation.together(model, 3) == 3
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        seen = reads(monkeypatch, model, "parallel")
+        with torch.no_grad():
+            truncation.read(model, torch.zeros(1, 22, dtype=torch.long), [2] * 11, recompute=4)
+            assert seen == [4, 4, 3]
+            seen.clear()
+            truncation.read(model, tokens(), LENGTHS, begins_BS=begins(), recompute=4)
+            assert seen == [2, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "parallel")])
 def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else nothing would be recomputed; and without gradient nothing is."""
     file = next(case.values[0] for case in cases() if case.values[0].stem == name)
     model = model_of(file, {}, dropout=0.0)
     seen = reads(monkeypatch, model, form)
-    outcome(model, None, recompute=True)
+    outcome(model, None, recompute=1)
     assert seen == [1] * 2 * len(LENGTHS)
     seen.clear()
     with torch.no_grad():
-        truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), recompute=True)
+        truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), recompute=1)
     assert seen == [1] * len(LENGTHS)
 
 
-def saved_bytes(model: Model, segments: int, recompute: bool) -> int:
+def saved_bytes(model: Model, segments: int, recompute: int) -> int:
     """Bytes that a forward pass leaves for the gradient, each storage once, without the parameters."""
     storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
 
@@ -172,5 +191,5 @@ def saved_bytes(model: Model, segments: int, recompute: bool) -> int:
 def test_a_further_segment_leaves_no_activations_behind() -> None:
     """`suite=memory` measures all that is held; here, what autograd saves outside of the segments."""
     model = model_of(next(case.values[0] for case in cases() if case.values[0].stem == "rmt"), {}, dropout=0.0)
-    growth = {how: saved_bytes(model, 12, how) - saved_bytes(model, 4, how) for how in (False, True)}
-    assert growth[True] < growth[False] / 50
+    growth = {how: saved_bytes(model, 12, how) - saved_bytes(model, 4, how) for how in (0, 1)}
+    assert growth[1] < growth[0] / 50
