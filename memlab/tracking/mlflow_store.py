@@ -208,7 +208,7 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def log_dataset(self, task: Mapping[str, Any]) -> None:
-        """The run's task as the data that it is trained and tested on. Written out plainly: MLflow's own classes load and hash real data."""
+        """The run's task as the data that it is trained and tested on. Not by MLflow's own classes: they load and hash real data."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         content = json.dumps({key: value for key, value in task.items() if key not in _NOT_DATA}, sort_keys=True)

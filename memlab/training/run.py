@@ -319,7 +319,9 @@ def description(result: dict[str, Any]) -> str:
     m, cost = result["metrics"], result["memory"]
     chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
     headline = f"accuracy {m['test/accuracy']:.4f}{chance}" if "test/accuracy" in m else f"{m['test/bits_per_byte']:.4f} bits per byte"
-    carried = f"carries {size(cost['state_bytes'])}, {ratio(cost['compression_carry'])} less than a full cache after {cost['tokens']:,} tokens"
+    carried = (
+        f"carries {size(cost['state_bytes'])}, {ratio(cost['compression_carry'])} less than a full cache after {cost['tokens']:,} tokens"
+    )
     if not cost["state_bytes"]:
         carried = "carries nothing from segment to segment"
     command = f"\n\n```\n{result['command']}\n```" if result["command"] else ""
