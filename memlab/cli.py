@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -195,11 +196,17 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
         for override in values:
             if not override.key_or_group.startswith("hydra"):
                 _check_key(override, chosen)
-        composed = presets.settle(compose(command, [*job, *search]), _keys(job), loader.get_group_options("model") if not search else None)
+        composed = presets.settle(compose(command, [*job, *search]), _keys(job), _models(search))
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return composed
+
+
+def _models(search: list[str]) -> set[str]:
+    """Names of all files of `model/`, those in the user's own --config-dir too."""
+    own = Path("".join(search).removeprefix("hydra.searchpath=[file://").removesuffix("]"), "model") if search else None
+    return {*GlobalHydra.instance().config_loader().get_group_options("model"), *(f.stem for f in (own.glob("*.yaml") if own else ()))}
 
 
 def _check_key(override: Override, chosen: DictConfig) -> None:

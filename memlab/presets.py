@@ -27,7 +27,7 @@ def swept(hydra_config: Any, given: Collection[str]) -> list[str]:
     """The sweeps of a preset as overrides, but for the keys that the command line gives."""
     params = OmegaConf.to_container(hydra_config.sweeper.params or OmegaConf.create({}))
     assert isinstance(params, dict)
-    return [f"{key}={value}" for key, value in params.items() if key not in given]
+    return [f"{key!s}={value}" for key, value in params.items() if key not in given]
 
 
 def settle(composed: DictConfig, given: Collection[str], models: Collection[str] | None = None) -> DictConfig:
@@ -45,7 +45,7 @@ def settle(composed: DictConfig, given: Collection[str], models: Collection[str]
         return composed
     for key in section:
         if key not in _KEYS:
-            raise ConfigError(f"unknown key 'experiment.{key}': a preset has {' and '.join(_KEYS)}")
+            raise ConfigError(f"unknown key 'experiment.{key!s}': a preset has {' and '.join(_KEYS)}")
     per_model = section.get("per_model") or {}
     for name in per_model:
         if models is not None and name not in models:

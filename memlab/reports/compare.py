@@ -21,7 +21,7 @@ from memlab.reports import comparison_tables as tables
 from memlab.reports import page
 from memlab.reports.comparison import Comparison
 from memlab.reports.comparison import compare as sort
-from memlab.tracking import multirun, stored_runs
+from memlab.tracking import mlflow_store, multirun, stored_runs
 from memlab.tracking.mlflow_store import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun
 
@@ -55,10 +55,18 @@ def compare(config: CompareConfig) -> Comparison:
     directory = _write(comparison, config, name)
     console.print()
     tables.to_terminal(comparison, console)
-    if config.track and config.runs is None:
-        _track(client, experiment.experiment_id, comparison, directory)
+    charts = None
+    if config.runs is None:
+        first = comparison.tables[0]
+        uri, order = absolute_uri(config.tracking.uri), f"summary/test_{first.metric}"
+        charts = mlflow_store.page_of(uri, experiment.experiment_id, order, ascending=not first.higher_is_better)
+        if config.track:
+            _track(client, experiment.experiment_id, comparison, directory, charts)
     console.print(f"tables  {directory}/table.md, groups.csv, runs.csv", soft_wrap=True)
     console.print(f"page    {(directory / 'index.html').as_uri()}", soft_wrap=True)
+    if charts is not None:
+        start = f" (after: mlflow ui --backend-store-uri {uri})" if uri.startswith(SQLITE) else ""
+        console.print(f"mlflow  {charts}{start}", soft_wrap=True)
     if config.open and not webbrowser.open((directory / "index.html").as_uri()):
         print("memlab: warning: no browser could be started; open the page by hand", file=sys.stderr)
     return comparison
@@ -174,7 +182,7 @@ def _by_id(client: Any, run_id: str, uri: str) -> StoredRun | LeftOut:
     return stored_runs.from_mlflow(client, run)
 
 
-def _track(client: Any, experiment_id: str, comparison: Comparison, directory: Path) -> None:
+def _track(client: Any, experiment_id: str, comparison: Comparison, directory: Path, charts: str) -> None:
     """Keep the report in MLflow: with the multirun that all these runs are jobs of, else as the experiment's run `comparison`."""
     from mlflow.exceptions import MlflowException
 
@@ -191,7 +199,8 @@ def _track(client: Any, experiment_id: str, comparison: Comparison, directory: P
         first = "1_pareto.png" if len(comparison.tables) > 1 else "pareto.png"
         figure = f"\n\n![figure](get-artifact?path=comparison%2Ffigures%2F{first}&run_uuid={target})"
         note = tables.to_markdown(comparison)
-        client.set_tag(target, "mlflow.note.content", (note if len(note) < 4000 else comparison.tables[0].verdict) + figure)
+        note = note if len(note) < 4000 else comparison.tables[0].verdict
+        client.set_tag(target, "mlflow.note.content", f"{note}\n\n[Charts of all runs](#{charts.partition('#')[2]}){figure}")
     except (MlflowException, OSError) as error:
         print(f"memlab: warning: the page is not in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
 

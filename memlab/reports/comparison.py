@@ -143,8 +143,7 @@ class Table:
         if ahead:
             said += f" It is better than {listed(ahead)} (p ≤ {LEVEL}, {test})."
         if level:
-            said += f" The difference to {listed(level)} may be chance"
-            said += f" (p > {LEVEL})." if ahead else f" ({test})."
+            said += f" Its lead over {listed(level)} is not significant ({'p > ' + str(LEVEL) if ahead else test})."
         if self.pairs and not any(pair.significant for pair in self.pairs):
             least = min(pair.possible for pair in self.pairs)
             if least * len(self.pairs) > LEVEL:

@@ -6,6 +6,7 @@ and dark pages hides. In the page a figure takes its colours from the page's sty
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
@@ -19,7 +20,7 @@ from memlab.reports.comparison import Table, words
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _INK, _GRID = "#1b1b1b", "#d0d0d0"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -70,11 +71,8 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         said = "Free-running accuracy by number of segments; dashed: the number in training. Points are seeds, lines their means."
         wanted.append(("segments", said, why, _segments))
     else:
-        why = (
-            None
-            if any(run.result.get("by_position") for group in table.groups for run in group.runs)
-            else "no run has its loss by position"
-        )
+        read = any(run.result.get("by_position") for group in table.groups for run in group.runs)
+        why = None if read else "no run has its loss by position"
         said = "Bits per byte by position in the test documents, mean over seeds; each range is as long as all before it."
         wanted.append(("position", said, why, _position))
     for axis in ("tokens", "seconds"):
@@ -83,7 +81,7 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         note = " With a curriculum: of samples of the full size, from where it came to them." if table.metric == "accuracy" else ""
         machine = " Seconds are comparable on one machine only, with nothing beside them." if axis == "seconds" else ""
         said = f"Validation loss against {axis} of training, a line for each seed.{note}{machine}"
-        wanted.append((f"loss_by_{axis}", said, why, lambda axes, t, axis=axis: _loss(axes, t, axis)))
+        wanted.append((f"loss_by_{axis}", said, why, functools.partial(_loss, axis=axis)))
     drawn, missing = [], []
     for name, caption, why, fill in wanted:
         if why is None:

@@ -80,6 +80,14 @@ def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
         client.create_experiment(name, artifact_location=artifacts)
 
 
+def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
+    """The address of an experiment's charts in MLflow's UI, all trainings side by side: sorted by a metric, it does not hide them under
+    their multiruns. Of a SQLite store, where `mlflow ui` shows it."""
+    server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
+    order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
+
+
 def holds(uri: str, run_id: str) -> bool:
     """Whether a run is in the store, and not deleted."""
     from mlflow import MlflowClient

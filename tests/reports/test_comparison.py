@@ -35,7 +35,7 @@ def test_groups_over_seeds_by_hand(tmp_path: Path) -> None:
     (pair,) = table.pairs
     assert pair.p == pair.adjusted == pair.possible == pytest.approx(0.1) and not pair.significant
     assert pair.difference == pytest.approx(2.94 / 3 - 0.11)
-    assert "may be chance" in table.verdict and "smallest p they can give is 0.1" in table.verdict and "4 seeds" in table.verdict
+    assert "is not significant" in table.verdict and "smallest p they can give is 0.1" in table.verdict and "4 seeds" in table.verdict
     row = dict(zip(tables.columns(table), tables.cells(table, best), strict=True))
     assert row["accuracy"] == "0.9800" and row["each seed"] == "1.0000 0.9900 0.9500" and row["n"] == "3" and row["seconds"] == "20"
     assert row["state"] == "3.0 KiB" and row["carried"] == "18.0 ×"
@@ -47,7 +47,7 @@ def test_a_winner_needs_seeds(tmp_path: Path) -> None:
         run(tmp_path / f"plain{seed}", "transformer", seed, 0.1 + seed / 100)
     (table,) = compared(tmp_path).tables
     assert table.pairs[0].p == pytest.approx(2 / 70) and table.pairs[0].significant
-    assert "It is better than transformer" in table.verdict and "chance" not in table.verdict
+    assert "It is better than transformer" in table.verdict and "not significant" not in table.verdict
 
 
 def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
