@@ -199,7 +199,8 @@ def _track(client: Any, experiment_id: str, comparison: Comparison, directory: P
         first = "1_pareto.png" if len(comparison.tables) > 1 else "pareto.png"
         figure = f"\n\n![figure](get-artifact?path=comparison%2Ffigures%2F{first}&run_uuid={target})"
         note = tables.to_markdown(comparison)
-        note = note if len(note) < 4000 else comparison.tables[0].verdict
+        said = "\n\n".join(f"**{table.title}**: {table.verdict}" for table in comparison.tables)  # first: the UI folds what is longer
+        note = f"{said}\n\n{note}" if len(said) + len(note) < 4500 else said[:4500]
         client.set_tag(target, "mlflow.note.content", f"{note}\n\n[Charts of all runs](#{charts.partition('#')[2]}){figure}")
     except (MlflowException, OSError) as error:
         print(f"memlab: warning: the page is not in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)

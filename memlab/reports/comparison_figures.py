@@ -260,8 +260,8 @@ def _segments(axes: Any, table: Table) -> None:
     axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
     axes.minorticks_off()
     trained = {run.config.get("task.num_segments") for group in table.groups for run in group.runs}
-    for segments in trained - {None}:
-        axes.axvline(float(str(segments)), color=_INK, linewidth=0.8, linestyle="--")
+    for length in trained - {None}:
+        axes.axvline(float(str(length)), color=_INK, linewidth=0.8, linestyle="--")
     axes.set(xlabel="segments", ylabel="accuracy, free-running")
     _accuracy_axis(axes, table, "y")
 

@@ -308,7 +308,8 @@ def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDire
     single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
     single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
     measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
-    tracker.log_metrics({**result["metrics"], **single, **measured}, step=result["steps"])
+    # MLflow draws what has step 0 alone as bars beside each other, anything else as a line over steps
+    tracker.log_metrics({**result["metrics"], **single, **measured}, step=0)
     tracker.log_artifacts(directory.figures, "figures")
     tracker.log_text(json.dumps(result, indent=2) + "\n", "result.json")
     tracker.describe(description(result))
@@ -320,7 +321,7 @@ def description(result: dict[str, Any]) -> str:
     chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
     headline = f"accuracy {m['test/accuracy']:.4f}{chance}" if "test/accuracy" in m else f"{m['test/bits_per_byte']:.4f} bits per byte"
     carried = (
-        f"carries {size(cost['state_bytes'])}, {ratio(cost['compression_carry'])} less than a full cache after {cost['tokens']:,} tokens"
+        f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after {cost['tokens']:,} tokens"
     )
     if not cost["state_bytes"]:
         carried = "carries nothing from segment to segment"
