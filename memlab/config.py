@@ -168,6 +168,22 @@ class EvaluateConfig(Section):
     threads: Positive | None
 
 
+class StoreConfig(Section):
+    uri: str
+
+
+class CompareConfig(Section):
+    """Which runs are compared, and where the report goes."""
+
+    experiment: str | None
+    runs: Annotated[list[str], Field(min_length=1)] | None
+    filter: str | None
+    tracking: StoreConfig
+    out: str | None
+    track: bool
+    open: bool
+
+
 NOT_SHOWN = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use to `memlab.show`
 ConfigT = TypeVar("ConfigT", bound=Section)
 RunT = TypeVar("RunT", bound=Config)
@@ -208,6 +224,20 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
     if composed.get("run") is None:
         raise ConfigError("run is missing: give the directory of a run, run=DIR")
     return _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
+
+
+def check_compare(composed: DictConfig) -> CompareConfig:
+    """The typed configuration of `memlab.compare`.
+
+    Raises:
+        ConfigError: as `check`, or keys contradict each other.
+    """
+    config = _typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
+    if config.runs is not None and config.experiment is not None:
+        raise ConfigError("experiment and runs are both given: runs=[..] names each run, so leave experiment out")
+    if config.runs is not None and config.filter is not None:
+        raise ConfigError("filter chooses among the runs of an experiment; with runs=[..] there is nothing to choose")
+    return config
 
 
 def _typed(plain: Any, kind: type[ConfigT]) -> ConfigT:

@@ -10,6 +10,8 @@ main thread) never lands within a transaction and leaves the database locked, an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -17,19 +19,23 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from memlab.errors import UserError
+from memlab.tracking import multirun
 from memlab.tracking.resume import flatten
 
 SQLITE = "sqlite:///"
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call
+_NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")  # of a task: how its samples are read, not what they are
 
 
 def absolute_uri(uri: str) -> str:
@@ -56,7 +62,7 @@ def prepare(uri: str, experiment: str) -> None:
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{database}.lock"):
+            with _lock(uri):
                 _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
         else:
             _make_experiment(MlflowClient(uri), experiment, None)
@@ -64,9 +70,22 @@ def prepare(uri: str, experiment: str) -> None:
         raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
 
 
+def _lock(uri: str) -> AbstractContextManager[Any]:
+    """Held by one process of this machine at a time; a server puts its own requests in order."""
+    return FileLock(f"{uri.removeprefix(SQLITE)}.lock") if uri.startswith(SQLITE) else nullcontext()
+
+
 def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
     if client.get_experiment_by_name(name) is None:
         client.create_experiment(name, artifact_location=artifacts)
+
+
+def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
+    """The address of an experiment's charts in MLflow's UI, all trainings side by side: sorted by a metric, it does not hide them under
+    their multiruns. Of a SQLite store, where `mlflow ui` shows it."""
+    server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
+    order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
 
 
 def holds(uri: str, run_id: str) -> bool:
@@ -141,7 +160,15 @@ class Tracker(MLFlowLogger):
 
         flat = dict(sorted(flatten(parameters).items()))
         params = [Param(key, str(value)) for key, value in flat.items()]
-        self._writer.submit(lambda: self.experiment.log_batch(self.run_id, params=params)).result()
+
+        def work() -> None:
+            client = self._mlflow_client
+            found = client.get_experiment_by_name(self._experiment_name)
+            if found and (parent := multirun.parent(client, found.experiment_id, _lock(self.uri))):
+                self.tags = {**(self.tags or {}), multirun.PARENT: parent}
+            self.experiment.log_batch(self.run_id, params=params)
+
+        self._writer.submit(work).result()
 
     @rank_zero_only
     def go_on(self) -> None:
@@ -183,6 +210,28 @@ class Tracker(MLFlowLogger):
         self._write(lambda: self.experiment.log_artifacts(self.run_id, str(directory), under))
 
     @rank_zero_only
+    def log_text(self, text: str, name: str) -> None:
+        """Store a file of this content with the run."""
+        self._write(lambda: self.experiment.log_text(self.run_id, text, name))
+
+    @rank_zero_only
+    def log_dataset(self, task: Mapping[str, Any]) -> None:
+        """The run's task as the data that it is trained and tested on. Not by MLflow's own classes: they load and hash real data."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        content = json.dumps({key: value for key, value in task.items() if key not in _NOT_DATA}, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        dataset = Dataset(task["name"], digest, "memlab", content)
+        context = [InputTag("mlflow.data.context", "training")]
+        self._write(lambda: self.experiment.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)]))
+
+    @rank_zero_only
+    def describe(self, text: str, figure: str = "figures/learning_curve.png") -> None:
+        """What the UI's page of the run says first, in Markdown, with a figure among the artifacts."""
+        note = f"{text}\n\n![{figure}](get-artifact?path={quote(figure)}&run_uuid={self.run_id})"
+        self._write(lambda: self.experiment.set_tag(self.run_id, "mlflow.note.content", note))
+
+    @rank_zero_only
     def log_artifact(self, file: Path, under: str) -> None:
         """Store a file with the run."""
         self._write(lambda: self.experiment.log_artifact(self.run_id, str(file), under))
@@ -194,6 +243,7 @@ class Tracker(MLFlowLogger):
     def end(self, status: str) -> None:
         """Write what is still to be written, and end the run as FINISHED, FAILED or KILLED."""
         self._write(lambda: self.experiment.set_terminated(self.run_id, status))
+        self._write(self._end_parent)
         self._writer.shutdown(wait=True)
         if self.failures:
             print(
@@ -201,6 +251,12 @@ class Tracker(MLFlowLogger):
                 "metrics.jsonl has everything",
                 file=sys.stderr,
             )
+
+    def _end_parent(self) -> None:
+        run = self.experiment.get_run(self.run_id)
+        if multirun.is_job() and (parent := run.data.tags.get(multirun.PARENT)):
+            with _lock(self.uri):
+                multirun.child_ended(self.experiment, run.info.experiment_id, parent)
 
     def _write(self, write: Callable[[], object]) -> None:
         def attempt() -> None:
