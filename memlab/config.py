@@ -22,11 +22,12 @@ class Section(BaseModel):
 
 class TrainerConfig(Section):
     accelerator: Literal["cpu", "gpu", "auto"]
-    strategy: Literal["single", "ddp"]
+    strategy: Literal["single", "ddp", "fsdp"]
     devices: Positive | None
     num_nodes: Positive
     precision: Literal["32-true", "64-true", "bf16-mixed"]
     threads: Positive | None
+    accumulate: Positive = 1
     max_steps: Positive
     stop_at_accuracy: Fraction | None
     val_every: Positive
@@ -293,15 +294,20 @@ def _check_together(config: Config, task: Task) -> None:
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes.
+    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes, and read in parts.
 
     Raises:
         ConfigError: they cannot.
     """
     if task.batch_size % size:
         raise ConfigError(f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share them evenly")
-    if config.model.get("memory") == "shuffled" and task.batch_size // size < 2:
+    parts = config.trainer.accumulate
+    if task.batch_size // size % parts:
+        rows = f"the {task.batch_size // size} rows of each process" if size > 1 else "the rows of a step"
+        raise ConfigError(f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into {parts} parts")
+    if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2:
         where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
+        where += f" with trainer.accumulate={parts}" * (parts > 1)
         raise ConfigError(f"model.memory=shuffled reads the memory of another sample of the batch; {where}")
     if isinstance(task, SyntheticTask):
         for name in ("validation_size", "test_size"):

@@ -16,7 +16,7 @@ from memlab.config import Config
 from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
-_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
+_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accumulate"}
 _FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
 _FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 _ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack

@@ -16,7 +16,7 @@ from memlab.splits import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream
-from memlab.training.module import MemoryModule, at_least_float32
+from memlab.training.module import MemoryModule, added, at_least_float32
 from memlab.training.processes import Processes
 from memlab.training.truncation import Kept
 
@@ -34,6 +34,8 @@ class AnsweringModule(MemoryModule):
     def __init__(self, model: Model, config: Config, stream: TrainingStream, processes: Processes) -> None:
         super().__init__(model, config, processes)
         self.stream = stream
+        self.batch: TensorBatch | None = None  # of the step in progress, and what its rows gave so far
+        self.read_rows: list[dict[str, Tensor]] = []
         self.scores: dict[str, Score] = {}
         self.losses: list[tuple[float, int]] = []
 
@@ -70,20 +72,31 @@ class AnsweringModule(MemoryModule):
         answer_T = batch.answer_BT[0]
         return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[:, answer_T]
 
-    def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
-        kept = self.score_answers(batch)
+    def begin_step(self, batch: TensorBatch) -> None:
+        self.batch, self.read_rows = batch, []
+
+    def step_loss(self, rows: range) -> Tensor:
+        assert self.batch is not None
+        kept = self.score_answers(self.batch.part(rows))
         nats_BA, right_BA = kept.values if isinstance(self.model, Decoder) else (value[:, -1:] for value in kept.values)
-        # every process has as many targets: the mean over processes, which is what the gradients get, is that of the whole batch
+        # every row of every process has as many targets: means of means are the mean over the whole batch
         loss = nats_BA.mean()
         metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": right_BA.float().mean(),
             **kept.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
         }
+        share = len(rows) / len(self.batch.tokens_BT)
+        self.read_rows.append({name: value * share for name, value in metrics.items()})
+        return loss * share
+
+    def end_step(self) -> None:
+        assert self.batch is not None
+        metrics = added(self.read_rows)
         if self.curriculum.mixed:
-            metrics["train/segments"] = loss.new_tensor(len(batch.segment_lengths))
+            metrics["train/segments"] = metrics["train/loss"].new_tensor(len(self.batch.segment_lengths))
         self.train_metrics = self.processes.means(metrics)
-        return loss
+        self.batch = None
 
     def start_evaluation(self) -> None:
         self.scores = {"free": Score(), "forced": Score()}

@@ -27,6 +27,7 @@ from memlab.training.data import EvaluationBatches, TextBatches, TextStream, Tra
 from memlab.training.module import MemoryModule
 from memlab.training.processes import Processes, Started
 from memlab.training.reading import ReadingModule
+from memlab.training.sharding import ShardedStrategy
 
 
 @dataclass
@@ -118,10 +119,12 @@ def trainer(
     if processes is not None and processes.size > 1:
         place = processes.place
         plugins.append(Started(place))
+        more |= {"num_nodes": place.nodes, "use_distributed_sampler": False}
         # Which parameters take part in a step depends on the curriculum's stage and on where documents begin (a learned initial memory), so
         # they are looked for in each. One that takes part in no process has no gradient, as in one process.
-        strategy = DDPStrategy(find_unused_parameters=True)
-        more |= {"strategy": strategy, "num_nodes": place.nodes, "use_distributed_sampler": False}
+        more["strategy"] = ShardedStrategy() if t.strategy == "fsdp" else DDPStrategy(find_unused_parameters=True)
+        if t.strategy == "fsdp":
+            more["inference_mode"] = False  # weights that are gathered in a validation are used in the steps behind it
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
         devices=1 if processes is None else processes.place.local_size,

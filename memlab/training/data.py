@@ -32,6 +32,11 @@ class _Tensors:
         values = {f.name: getattr(batch, f.name) for f in fields(cls)}
         return cls(**{name: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for name, v in values.items()})
 
+    def part(self, rows: range) -> Self:
+        """The same for some rows only."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v[rows.start : rows.stop] for name, v in values.items() if isinstance(v, Tensor | list)})
+
     def to(self, device: torch.device, **transfer: Any) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: v.to(device, **transfer) for name, v in values.items() if isinstance(v, Tensor)})

@@ -7,11 +7,13 @@ Reading a document in one row or another, beside whatever other documents, gives
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from memlab.config import Config
 from memlab.evaluation.perplexity import Tally
@@ -19,12 +21,23 @@ from memlab.layers.state import State
 from memlab.models.base import Model
 from memlab.splits import Held
 from memlab.tasks.text import TextTask
-from memlab.training import truncation
+from memlab.training import sharding, truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import ReadingBatch, TextStream
-from memlab.training.module import MemoryModule, at_least_float32
+from memlab.training.module import MemoryModule, added, at_least_float32
 from memlab.training.processes import Processes
 from memlab.training.truncation import Kept
+
+
+@dataclass
+class _Step:
+    """A training step in progress: its batch, how many targets count in those of all processes, and what its rows gave so far."""
+
+    batch: ReadingBatch
+    counted: int
+    resets: list[bool] | None
+    states: list[State] = field(default_factory=list)
+    metrics: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 class ReadingModule(MemoryModule):
@@ -43,6 +56,7 @@ class ReadingModule(MemoryModule):
         self.carried: State | None = None  # behind the last training step; None = nothing has been read
         self.saved: dict[str, Any] | None = None  # the same out of a checkpoint, before the model is on its device
         self.tokens = 0  # that counted in the loss so far
+        self.step: _Step | None = None  # in progress
         self.read_so_far: State | None = None  # within a validation or test
         self.tally: Tally = Tally(1)
 
@@ -60,7 +74,14 @@ class ReadingModule(MemoryModule):
             self.carried = template.from_dict(self.saved).map(lambda tensor: tensor.to(self.device))
             self.saved = None
 
-    def read(self, batch: ReadingBatch, state: State | None, depth: int | None = None, recompute: int = 0) -> Kept:
+    def read(
+        self,
+        batch: ReadingBatch,
+        state: State | None,
+        depth: int | None = None,
+        recompute: int = 0,
+        resets: Sequence[bool] | None = None,
+    ) -> Kept:
         """Nats of each target of a step, [B, T], 0 where it does not count; and the state behind it."""
 
         def score(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
@@ -70,20 +91,38 @@ class ReadingModule(MemoryModule):
             return (torch.where(batch.counts_BT[:, now], nats.view_as(targets_Bn), 0.0),)
 
         tokens_BT, lengths, begins_BS = batch.tokens_BT, batch.segment_lengths, batch.begins_BS
-        return truncation.keep(self.model, tokens_BT, lengths, score, state, depth, begins_BS=begins_BS, recompute=recompute)
+        return truncation.keep(self.model, tokens_BT, lengths, score, state, depth, None, begins_BS, recompute, resets)
 
-    def training_step(self, batch: ReadingBatch, batch_index: int) -> Tensor:
-        kept = self.read(batch, self.carried, self.config.bptt_depth, self.recompute)
-        self.carried = kept.state.detach()
-        self.stream.trained_on(batch)
+    def begin_step(self, batch: ReadingBatch) -> None:
+        self.step = _Step(batch, self.processes.sum(batch.counted), self.resets(batch))
+
+    def resets(self, batch: ReadingBatch) -> list[bool] | None:
+        """The segments with which a document begins in a row of any process, if all are to read the same segments together."""
+        if not sharding.shared(self):
+            return None
+        return [any(begins) for begins in zip(*self.processes.gather(batch.begins_BS.any(0).tolist()), strict=True)]
+
+    def step_loss(self, rows: range) -> Tensor:
+        assert self.step is not None
+        batch = self.step.batch.part(rows)
+        state = None if self.carried is None else self.carried.map(lambda t: t[rows.start : rows.stop])
+        kept = self.read(batch, state, self.config.bptt_depth, self.recompute, self.step.resets)
+        self.step.states.append(kept.state.detach())
         # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of all of them
-        counted = self.processes.sum(batch.counted)
-        self.tokens += counted
-        loss = kept.values[0].sum() * self.processes.size / counted
-        self.train_metrics = self.processes.means({"train/loss": loss.detach(), **kept.diagnostics})
-        if self.curriculum.mixed:
-            self.train_metrics["train/segments"] = loss.new_tensor(len(batch.segment_lengths))
+        loss = kept.values[0].sum() * self.processes.size / self.step.counted
+        share = len(rows) / len(self.step.batch.tokens_BT)
+        self.step.metrics.append({"train/loss": loss.detach(), **{name: value * share for name, value in kept.diagnostics.items()}})
         return loss
+
+    def end_step(self) -> None:
+        assert self.step is not None
+        self.carried = joined(self.step.states)
+        self.stream.trained_on(self.step.batch)
+        self.tokens += self.step.counted
+        self.train_metrics = self.processes.means(added(self.step.metrics))
+        if self.curriculum.mixed:
+            self.train_metrics["train/segments"] = self.train_metrics["train/loss"].new_tensor(len(self.step.batch.segment_lengths))
+        self.step = None
 
     def start_evaluation(self) -> None:
         self.read_so_far = None
@@ -150,6 +189,12 @@ class ReadingModule(MemoryModule):
             rows = self.stream.rows
             self.stream.position = [row for own in saved for row in own["position"]][rows.start : rows.stop]
             self.saved = dealt([own["carried"] for own in saved], rows)
+
+
+def joined(states: Sequence[State]) -> State:
+    """The rows of several states, one after another."""
+    joined: State = states[0] if len(states) == 1 else pytree.tree_map(lambda *rows: torch.cat(rows), *states)
+    return joined
 
 
 def dealt(parts: Sequence[Any], rows: range) -> Any:

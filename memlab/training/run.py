@@ -31,7 +31,7 @@ from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
-from memlab.training import checkpoints
+from memlab.training import checkpoints, sharding
 from memlab.training.build import Parts, build, on_gpu, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
 from memlab.training.checkpoints import BEST, LAST, Checkpoints
@@ -210,7 +210,7 @@ def _run(
         if not config.trainer.validates_after(steps) and not lightning.should_stop:
             lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
         chosen = processes.each(lambda: read_best(directory))
-        parts.module.load_state_dict(chosen["state_dict"])
+        sharding.load_weights(parts.module, chosen["state_dict"])
         lightning.test(parts.module, parts.test, verbose=False)
     except RuntimeError as error:
         raise processes.lost(error) from None

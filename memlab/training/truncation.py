@@ -62,7 +62,11 @@ def everything(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
 
 
 def fold(
-    model: Model, segments: Sequence[Tensor], state: State | None = None, begins_BS: Tensor | None = None
+    model: Model,
+    segments: Sequence[Tensor],
+    state: State | None = None,
+    begins_BS: Tensor | None = None,
+    resets: Sequence[bool] | None = None,
 ) -> tuple[list[Output], State]:
     """Read segments in order, neighbours of equal length between which no document begins in one call.
 
@@ -70,6 +74,8 @@ def fold(
         segments: token ids [B, N_s], the lengths N_s may differ.
         state: what was carried so far; None = a document begins in every row.
         begins_BS: bool; the rows in which a document begins with a segment, whose state is reset before it. None = nowhere.
+        resets: the segments before which states are reset, in no row if no document begins; None = those that `begins_BS` tells. Other
+            processes may need one where this one does not.
 
     Returns:
         One output for each call (logits [B, S', N, V], S' segments of one length), and the state after the last segment.
@@ -80,7 +86,7 @@ def fold(
         outputs.append(model(tokens_BSN, carried))
         return outputs[-1].state
 
-    return outputs, _through(model, segments, state, begins_BS, call)
+    return outputs, _through(model, segments, state, begins_BS, resets, call)
 
 
 def _through(
@@ -88,6 +94,7 @@ def _through(
     segments: Sequence[Tensor],
     state: State | None,
     begins_BS: Tensor | None,
+    resets: Sequence[bool] | None,
     call: Callable[[Tensor, State, int], State],
     most: int = 0,
 ) -> State:
@@ -98,15 +105,16 @@ def _through(
     """
     carried = model.init_state(segments[0].shape[0]) if state is None else state
     starts = [0, *itertools.accumulate(part.shape[1] for part in segments)]
+    if resets is None:
+        resets = [begins_BS is not None and bool(begins_BS[:, s].any()) for s in range(len(segments))]
     calls: list[list[int]] = []  # the segments of each
     for s, part in enumerate(segments):
-        begins = begins_BS is not None and bool(begins_BS[:, s].any())
-        if begins or s == 0 or part.shape != segments[s - 1].shape or len(calls[-1]) == most:
+        if resets[s] or s == 0 or part.shape != segments[s - 1].shape or len(calls[-1]) == most:
             calls.append([])
         calls[-1].append(s)
     for group in calls:
         first = group[0]
-        if begins_BS is not None and bool(begins_BS[:, first].any()):
+        if begins_BS is not None and resets[first]:
             carried = carried.reset(begins_BS[:, first], model.init_state(len(begins_BS)))
         carried = call(torch.stack([segments[s] for s in group], dim=1), carried, starts[first])
     return carried
@@ -137,6 +145,7 @@ def keep(
     wanted: Sequence[bool] | None = None,
     begins_BS: Tensor | None = None,
     recompute: int = 0,
+    resets: Sequence[bool] | None = None,
 ) -> Kept:
     """Read whole samples, or a step's part of streams of documents, with a given back-propagation depth.
 
@@ -151,7 +160,7 @@ def keep(
         depth: k, see above; None = full depth.
         wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without gradient
             where that saves work.
-        begins_BS: bool; where documents begin, see `fold`.
+        begins_BS, resets: where documents begin, see `fold`.
         recompute: so many segments at a time (see `together`) are read in a call whose activations are made again for the gradient;
             0 = all activations are kept.
     """
@@ -182,8 +191,9 @@ def keep(
             return kept.state
 
         begins = None if begins_BS is None else begins_BS[:, first:end]
+        agreed = None if resets is None else resets[first:end]
         with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-            return _through(model, segments[first:end], before, begins, call, most=recompute)
+            return _through(model, segments[first:end], before, begins, agreed, call, most=recompute)
 
     if depth is None or depth >= count - 1:
         return _joined(found, run(0, count, state))
