@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from memlab import launch, presets
 from memlab.config import unknown_key
 from memlab.errors import ConfigError, UserError, suggestion
+from memlab.jobs import Jobs
 from memlab.paths import config_dir
 from memlab.tracking import multirun
 
@@ -64,19 +64,15 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
     def main(composed: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"\nmemlab.{command} {' '.join(overrides)}", flush=True)
-            if status := subprocess.run([sys.executable, "-m", f"memlab.{command}", *overrides], check=False).returncode:
-                failed.append(f"{' '.join(overrides)} (exit status {status})")
+            jobs.run(overrides)
         else:
             status = _or_exit(command, lambda: job(check(presets.settle(composed, _keys(overrides)))))
             if status:
                 sys.exit(status)
 
-    failed: list[str] = []
+    jobs = Jobs(command)
     main()
-    if failed:
-        sys.exit(f"memlab.{command}: {len(failed)} of the jobs failed:\n  " + "\n  ".join(failed))
-    sys.exit(0)
+    sys.exit(jobs.end())
 
 
 def _is_override(word: str) -> bool:
