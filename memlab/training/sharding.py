@@ -85,7 +85,9 @@ def _like(own: Any, whole: Any) -> Any:
     """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the same shape."""
     if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
         return whole
-    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    part = distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
+    copied = part.to_local().clone()  # or it would keep the whole in memory
+    return DTensor.from_local(copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride())
 
 
 def whole(value: Any) -> Any:
@@ -111,6 +113,7 @@ class ShardedStrategy(DDPStrategy):
         self.precision_plugin.convert_module(module)
         if not isinstance(module, FSDPModule):
             shard(module, module.model.stack.blocks, self.root_device, self.world_size)
+            self.model_to_device()  # it is there, block by block; Lightning is to know
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
