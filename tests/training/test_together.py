@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -38,26 +39,33 @@ def write_corpus(directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes do together, in `together.double`."""
-    return started(tmp_path_factory.mktemp("pair"), "double")
+    return started(tmp_path_factory, "double")
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for `together.single`."""
-    return started(tmp_path_factory.mktemp("single"), "single")
+    return started(tmp_path_factory, "single")
 
 
-def started(directory: Path, mode: str) -> Path:
-    write_corpus(directory / "corpus")
-    done = run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.together", directory, mode)
-    assert done.returncode == 0, done.stderr
-    (directory / "told").write_text(done.stderr)
+def started(factory: pytest.TempPathFactory, mode: str) -> Path:
+    """Once for all of pytest's workers."""
+    base = factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"together-{mode}"
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            write_corpus(directory / "corpus")
+            done = run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.together", directory, mode)
+            (directory / "told").write_text(done.stderr)
+            (directory / "status").write_text(str(done.returncode))
+    assert (directory / "status").read_text() == "0", (directory / "told").read_text()
     return directory
 
 
 def alone(pair: Path, name: str) -> Path:
     """The same training in one process."""
-    place = pair / "one" / name
+    place = pair / f"one {os.environ.get('PYTEST_XDIST_WORKER', '')}" / name
     if not place.exists():
         together.train(together.config(together.trainings(pair / "corpus")[name], place, "cpu"))
     return place
