@@ -18,11 +18,12 @@ from memlab.training import checkpoints
 from tests.training import together
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # the first test waits for both processes
 
 
 def run(*words: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=560)
 
 
 def write_corpus(directory: Path) -> Path:
@@ -93,6 +94,12 @@ def test_weights_and_optimizer_are_shared_out(pair: Path) -> None:
 @pytest.mark.parametrize("name", together.PARTS)
 def test_a_step_in_parts_in_two_processes(place: str, name: str, pair: Path) -> None:
     compare(alone(pair, name), pair / place / name)
+
+
+@pytest.mark.parametrize(("name", "again"), together.RECOMPUTED)
+def test_recomputed_under_fsdp(name: str, again: str, pair: Path) -> None:
+    """Blocks are gathered once more, for activations that are made again."""
+    compare(alone(pair, name), pair / f"fsdp, {again}s again" / name)
 
 
 @pytest.mark.parametrize("name", together.MOVED)

@@ -50,6 +50,7 @@ SMALL = {
 
 
 PARTS = ["rmt", "text rmt"]  # also with trainer.accumulate
+RECOMPUTED = [("rmt", "segment"), ("text rmt", "segment"), ("infini_delta", "block")]
 MOVED = ["rmt", "text rmt"]  # from one to another of these, after so many steps:
 STATIONS = ["cpu", "ddp", "fsdp", "cpu", "fsdp", "ddp", "cpu"]
 STOPS = [2, 5, 9, 12, 14, 18]
@@ -61,6 +62,7 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     names = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
     every = {name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if "encoder" in name else COPY)] for name in names}
     text = ["task=text", f"task.data_dir={corpus}", "task.segment_length=8", "task.num_segments=2", "trainer.stop_at_accuracy=null"]
+    every["rmt in windows"] = [*every["rmt"], "model.bptt_depth=1"]
     every["text rmt"] = ["model=rmt", *SMALL["rmt"], *text]
     mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]  # the same sizes in all processes
     every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
@@ -154,6 +156,8 @@ def double(directory: Path, processes: Any) -> None:
     for name in PARTS:
         both(config(every[name], directory / "ddp in 2 parts" / name, "ddp", accumulate=2))
         both(config(every[name], directory / "fsdp in 4 parts" / name, "fsdp", accumulate=4))
+    for name, again in RECOMPUTED:
+        both(config(every[name], directory / f"fsdp, {again}s again" / name, "fsdp", recompute=again))
     for name in MOVED:
         place = directory / "moved" / name
         for number, (station, at) in enumerate(zip(STATIONS, [*STOPS, None], strict=True)):
