@@ -85,7 +85,7 @@ def _like(own: Any, whole: Any) -> Any:
     """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the same shape."""
     if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
         return whole
-    part = distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
+    part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     copied = part.to_local().clone()  # or it would keep the whole in memory
     return DTensor.from_local(copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride())
 
