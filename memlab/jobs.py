@@ -33,18 +33,18 @@ class Jobs:
     def run(self, overrides: Sequence[str]) -> None:
         """Run one job, unless the end was asked for."""
         words = shlex.join(overrides)
-        if self.asked is not None:
+        if self._told():
             self.waiting.append(words)
             return
         print(f"\nmemlab.{self.command} {words}", flush=True)
         if not self._before:  # from the first job on, until `end`
             self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         self._process = subprocess.Popen([sys.executable, "-m", f"memlab.{self.command}", *overrides])
-        if self.asked is not None:  # while it was being started
-            self._pass_on(self.asked)
+        if number := self._told():  # while it was being started
+            self._pass_on(number)
         status = self._process.wait()
         self._process = None
-        if self.asked is not None and status:
+        if self._told() and status:
             self.waiting.insert(0, words)
         elif status:
             self.failed.append(f"{words} (exit status {status})")
@@ -63,6 +63,10 @@ class Jobs:
             return told[0] if told else 0
         print("\n".join(told), file=sys.stderr, flush=True)
         return 128 + self.asked
+
+    def _told(self) -> int:
+        """The signal by which the end was asked for, or 0. (A call: a signal may come at any moment.)"""
+        return self.asked or 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = number if self.asked is None else self.asked

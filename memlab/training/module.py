@@ -131,7 +131,7 @@ class MemoryModule(L.LightningModule, abc.ABC):
             sharding.accumulate(self, more=True)
             part = self.step_loss(rows)
             with torch.autocast(self.device.type, enabled=False):  # as in Lightning's backward pass
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
         sharding.accumulate(self, more=False)
         loss = self.step_loss(parts[-1])
         if len(parts) > 1 and self.processes.size > 1 and not sharding.shared(self):
@@ -209,7 +209,7 @@ class _Taking(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad, *(None for _ in ctx.needs_input_grad[1:])
 
 

@@ -132,7 +132,7 @@ class ShardedStrategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`."""
-        state = super().optimizer_state(optimizer)
+        state: dict[str, Any] = super().optimizer_state(optimizer)
         return {**state, "state": {number: self._collected(values) for number, values in state["state"].items()}}
 
     def _collected(self, values: Mapping[str, Any]) -> dict[str, Any]:

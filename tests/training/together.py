@@ -49,9 +49,11 @@ SMALL = {
 }
 
 
-PARTS = ["rmt", "text rmt"]  # also with trainer.accumulate
-RECOMPUTED = [("rmt", "segment"), ("text rmt", "segment"), ("infini_delta", "block")]
-MOVED = ["rmt", "text rmt"]  # from one to another of these, after so many steps:
+# What is trained in the default run of the tests, and in the slow one.
+DDP = (["rmt", "infini_delta", "text rmt"], ["transformer", "transformer_xl", "rmt_encoder", "memorizing", "text transformer_xl"])
+PARTS = (["text rmt"], ["rmt"])  # with trainer.accumulate
+RECOMPUTED = ([("text rmt", "segment")], [("rmt", "segment"), ("infini_delta", "block")])
+MOVED = (["text rmt"], ["rmt"])  # from one to another of these, after so many steps:
 STATIONS = ["cpu", "ddp", "fsdp", "cpu", "fsdp", "ddp", "cpu"]
 STOPS = [2, 5, 9, 12, 14, 18]
 ISSUE = ["transformer", "transformer_xl", "rmt", "rmt_encoder", "infini_delta", "memorizing"]  # in single precision, in rows of 32
@@ -151,14 +153,30 @@ def double(directory: Path, processes: Any) -> None:
     with held(directory / "held.json", processes):
         for name, words in every.items():
             both(config(words, directory / "fsdp" / name, "fsdp"))
-    for name in [*ISSUE, "text rmt", "text transformer_xl"]:
+    words = [*every["text rmt"], "model.dropout=0.2", "trainer.checkpoint_every=4"]
+    both(config(words, directory / "dropout" / "whole", "fsdp"))
+    stop(config(words, directory / "dropout" / "resumed", "fsdp"), 14, lambda _: processes)
+    both(config(words, directory / "dropout" / "resumed", "fsdp").model_copy(update={"resume": "auto"}))
+    for strategy in ("ddp", "fsdp"):
+        diverged(config(every["rmt"], directory / "diverged" / strategy, strategy), processes)
+    some(0, directory, processes)
+
+
+def some(which: int, directory: Path, processes: Any) -> None:
+    """The default (0) or the slow part (1) of what there is a choice of."""
+
+    def both(config: Config) -> None:
+        train(config, lambda _: processes)
+
+    every = trainings(directory / "corpus")
+    for name in DDP[which]:
         both(config(every[name], directory / "ddp" / name, "ddp"))
-    for name in PARTS:
+    for name in PARTS[which]:
         both(config(every[name], directory / "ddp in 2 parts" / name, "ddp", accumulate=2))
         both(config(every[name], directory / "fsdp in 4 parts" / name, "fsdp", accumulate=4))
-    for name, again in RECOMPUTED:
+    for name, again in RECOMPUTED[which]:
         both(config(every[name], directory / f"fsdp, {again}s again" / name, "fsdp", recompute=again))
-    for name in MOVED:
+    for name in MOVED[which]:
         place = directory / "moved" / name
         for number, (station, at) in enumerate(zip(STATIONS, [*STOPS, None], strict=True)):
             there = config(every[name], place, station, checkpoint_every=1)
@@ -167,12 +185,6 @@ def double(directory: Path, processes: Any) -> None:
             if station != "cpu" or processes.leads:
                 train(there, join) if at is None else stop(there, at, join)
             processes.sum(0)  # all are here
-    words = [*every["text rmt"], "model.dropout=0.2", "trainer.checkpoint_every=4"]
-    both(config(words, directory / "dropout" / "whole", "fsdp"))
-    stop(config(words, directory / "dropout" / "resumed", "fsdp"), 14, lambda _: processes)
-    both(config(words, directory / "dropout" / "resumed", "fsdp").model_copy(update={"resume": "auto"}))
-    for strategy in ("ddp", "fsdp"):
-        diverged(config(every["rmt"], directory / "diverged" / strategy, strategy), processes)
 
 
 @contextlib.contextmanager
@@ -222,7 +234,8 @@ def diverged(config: Config, processes: Any) -> None:
 
 
 def single(directory: Path, processes: Any) -> None:
-    """In the precisions that people use."""
+    """In the precisions that people use; and the slow part in double precision."""
+    some(1, directory, processes)
     every = trainings(directory / "corpus")
     for name in ISSUE:
         for strategy in ("ddp", "fsdp"):
