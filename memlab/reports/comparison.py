@@ -15,11 +15,10 @@ from functools import cached_property
 from typing import Any
 
 from memlab.evaluation.statistics import LEVEL, Spread, holm, pareto_front, permutation_p, seeds_needed, smallest_p
+from memlab.tracking.resume import ADDED, FREE
 from memlab.tracking.stored_runs import LeftOut, StoredRun
 
-# What does not change what is learned or measured; see `memlab.tracking.resume` for the same question about a run that goes on.
-_NOISE = {"seed", "run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
-_NOISE |= {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
+_NOISE = FREE | {"seed"}  # what changes nothing of what is learned and measured, and the seed
 _NO_TEST = {"task.batch_size", "task.validation_size", "task.validation_documents", "task.validation_bytes"}
 # Text is judged by bits per byte of whole documents, however they are cut and tokenized
 _NO_TEST_OF_TEXT = {"task.segment_length", "task.num_segments", "task.tokenizer", "task.bpe_size"}
@@ -215,7 +214,15 @@ def _table(title: str, runs: Sequence[StoredRun], left_out: Sequence[LeftOut]) -
 
 
 def _frozen(config: Mapping[str, Any], without: set[str]) -> frozenset[tuple[str, str]]:
-    return frozenset((k, str(v)) for k, v in config.items() if k not in without and not k.startswith("tracking."))
+    """For telling configurations apart; a key that older runs do not have yet counts as its default."""
+    told = (k for k in config if k not in without and not k.startswith("tracking.") and _value(k, config) is not None)
+    return frozenset((k, str(config[k])) for k in told)
+
+
+def _value(key: str, config: Mapping[str, Any]) -> Any:
+    """None where a key is null, absent, or newer than some runs and at its default."""
+    value = config.get(key)
+    return None if key in ADDED and value == ADDED[key] else value
 
 
 def _setting(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
@@ -232,14 +239,11 @@ def _test_of(run: StoredRun) -> dict[str, Any]:
 def _differing(configs: Sequence[Mapping[str, Any]], without: Callable[[str], bool] = lambda key: False) -> list[str]:
     """Keys whose values are not the same everywhere."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [k for k in keys if not without(k) and len({str(config.get(k, _ABSENT)) for config in configs}) > 1]
-
-
-_ABSENT = "none"
+    return [k for k in keys if not without(k) and len({str(_value(k, config)) for config in configs}) > 1]
 
 
 def _short(key: str, config: Mapping[str, Any]) -> str:
-    value = config.get(key, _ABSENT)
+    value = config.get(key, ADDED.get(key))
     return f"{key.rpartition('.')[2]}={'null' if value is None else value}"
 
 
@@ -281,8 +285,8 @@ def _budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
     for run in runs:
         said = []
         for key in keys:
-            usual, _ = Counter(str(config.get(key, _ABSENT)) for config in configs).most_common(1)[0]
-            if str(run.config.get(key, _ABSENT)) != usual:
+            usual, _ = Counter(str(config.get(key, ADDED.get(key))) for config in configs).most_common(1)[0]
+            if str(run.config.get(key, ADDED.get(key))) != usual:
                 said.append(f"{_short(key, run.config)}, others {'null' if usual == 'None' else usual}")
         size = int(run.result.get("parameters", 0))
         if median and abs(size / median - 1) > _PARAMETERS:

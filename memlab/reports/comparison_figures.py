@@ -285,8 +285,9 @@ def _position(axes: Any, table: Table) -> None:
 def _loss(axes: Any, table: Table, axis: str) -> None:
     for at, group in enumerate(table.groups):
         for run in group.runs:
-            last = run.result.get("stages")  # earlier stages of a curriculum have easier samples, and so another loss
-            lines = [line for line in run.lines if f"val/{axis}" in line and line.get("val/stage", last) == last]
+            # earlier stages of a curriculum have easier samples, and so another loss; text has the same documents in all of them
+            last = run.result.get("stages") if table.metric == "accuracy" else None
+            lines = [line for line in run.lines if f"val/{axis}" in line and last in (None, line.get("val/stage", last))]
             points = [(line[f"val/{axis}"], line["val/loss"]) for line in lines]
             if points:
                 axes.plot(*zip(*points, strict=True), linewidth=1, alpha=0.85, markersize=5, markevery=[len(points) - 1], **look(at))

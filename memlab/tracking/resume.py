@@ -17,9 +17,9 @@ from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
 _PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accumulate"}
-_FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
-_FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
-_ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
+FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
+ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
@@ -90,9 +90,9 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
     """The run in a directory, if this configuration may continue it."""
     result = _result(directory)
     now = flatten(config.model_dump())
-    before = {key: value for key, value in _ADDED.items() if key in now} | flatten(_saved(directory))
+    before = {key: value for key, value in ADDED.items() if key in now} | flatten(_saved(directory))
     keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
-    differing = [k for k in keys if k not in _FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
+    differing = [k for k in keys if k not in FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
     if differing == ["trainer.max_steps"] and now["trainer.max_steps"] > before["trainer.max_steps"]:
         if result is not None:
             raise UserError(

@@ -65,6 +65,15 @@ def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
     assert few.groups[2].differs == ("lr=0.002, others 0.001",)
 
 
+def test_runs_from_before_a_key_was_there(tmp_path: Path) -> None:
+    """A key that older runs lack is no difference while it has its default, or none."""
+    run(tmp_path / "old", "rmt", 0, 0.5)
+    run(tmp_path / "new", "rmt", 1, 0.6, trainer__recompute="none", curriculum__by="task", curriculum__sizes=None)
+    run(tmp_path / "other", "rmt", 1, 0.6, curriculum__by="length")
+    (table,) = compared(tmp_path).tables
+    assert {group.label: group.scores.n for group in table.groups} == {"rmt, by=task": 2, "rmt, by=length": 1}
+
+
 def test_other_budgets_and_sizes_are_said(tmp_path: Path) -> None:
     for model in ("rmt", "infini", "transformer"):
         run(tmp_path / model, model, 0, 0.5)
