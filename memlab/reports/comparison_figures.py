@@ -74,6 +74,7 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         read = any(run.result.get("by_position") for group in table.groups for run in group.runs)
         why = None if read else "no run has its loss by position"
         said = "Bits per byte by position in the test documents, mean over seeds; each range is as long as all before it."
+        said += " A token counts with the mean bytes of all tokens."
         wanted.append(("position", said, why, _position))
     for axis in ("tokens", "seconds"):
         known = any(f"val/{axis}" in line for group in table.groups for run in group.runs for line in run.lines)

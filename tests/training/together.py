@@ -137,10 +137,10 @@ def replaced(name: str, at: int, other: Any) -> Iterator[None]:
 
 
 def losses(run_dir: Path) -> list[dict[str, float]]:
-    """All that was logged but for speeds, and then the test's metrics."""
+    """All that was logged but for speeds and times, and then the test's metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     lines.append(json.loads((run_dir / "result.json").read_text())["metrics"])
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
 
 def double(directory: Path, processes: Any) -> None:
