@@ -1,4 +1,4 @@
-"""`python -m memlab.evaluate run=DIR lengths=[4,8,16]`: a trained run on samples of other lengths, with what its memory costs there."""
+"""`python -m memlab.evaluate run=DIR lengths=[4,8,4096]`: a trained run at other lengths, under controls, or on an endless stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from memlab.config import EvaluateConfig, check_evaluate
 
 
 def job(config: EvaluateConfig) -> int:
-    from memlab.training.lengths import evaluate
+    from memlab.evaluation.run import evaluate
 
     evaluate(config)
     return 0
