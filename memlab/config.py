@@ -173,7 +173,6 @@ class EvaluateConfig(Section):
     lengths: Annotated[list[Positive], Field(min_length=1)] | None
     samples: Positive | None
     max_tokens: Positive | None
-    depth_bins: Positive
     documents: Positive | None
     bytes: Positive | None
     stream: Positive | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from memlab import cli
 from memlab.config import EvaluateConfig, check_evaluate
 
@@ -9,7 +11,14 @@ from memlab.config import EvaluateConfig, check_evaluate
 def job(config: EvaluateConfig) -> int:
     from memlab.evaluation.run import evaluate
 
-    evaluate(config)
+    try:
+        evaluate(config)
+    except KeyboardInterrupt:
+        print(
+            "\nmemlab.evaluate: interrupted; what was finished is in evaluation.json, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

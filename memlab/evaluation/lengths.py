@@ -19,11 +19,12 @@ from memlab.models.base import Model
 from memlab.tasks.base import SyntheticTask
 
 ROWS = 256  # of a batch at most
+DEPTHS = 10  # parts of the sample, by where the fact stands, whose accuracy is told
 _TOKENS = 1 << 22  # of a batch that are generated at once
 _BYTES = 1 << 30  # that a batch's states and open segments may take
 
 
-def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequence[str], depth_bins: int) -> dict[str, Any]:
+def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequence[str]) -> dict[str, Any]:
     """Read the first `samples` test samples of a task; what is found is an entry of `lengths` in `evaluation.json` (see `record.py`).
 
     Args:
@@ -55,7 +56,7 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
         "batch_size": max(rows),
         **figures[PLAIN],
         "controls": {name: figures[name] for name in conditions if name != PLAIN},
-        "depth": by_depth(answers[PLAIN], depths, depth_bins),
+        "depth": by_depth(answers[PLAIN], depths),
         "memory": {key: value for key, value in curve[-1].items() if key != "segments"},
         "memory_curve": curve,
         "seconds": seconds,
@@ -64,7 +65,7 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
     }
 
 
-def by_depth(answers: Answers, depths: Sequence[float], bins: int) -> list[dict[str, Any]] | None:
+def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> list[dict[str, Any]] | None:
     """Accuracy by where the fact stands, in bins of equal width; those without a sample are left out. None = the task does not say."""
     if not depths:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     else:
         _check_kind(config, run)
         done = _text(config, run, run.task) if isinstance(run.task, TextTask) else _lengths(config, run)
-    _track(config, run, done)
+    if done.new:
+        _track(config, run, (), done.drawn)
     console = Console(highlight=False)
     done.show(console)
     console.print(f"written to  {done.record.file}", soft_wrap=True)
@@ -53,10 +54,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclass
 class Done:
-    """What has been found: what is new for MLflow, the figures, and what prints it."""
+    """What has been found: whether any of it is new, the figures, and what prints it."""
 
     record: Record
-    points: Points
+    new: bool
     drawn: list[Path]
     show: Callable[[Console], None]
 
@@ -68,24 +69,25 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
     samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in asked]
     for number in samples:
         lengths.check(number, config.controls)
-    record, points = _record(run), Points()
+    record, new = _record(run), False
     entries: list[dict[str, Any]] = []
     for t, number in zip(asked, samples, strict=True):
         key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": number}
         entry = record.find("lengths", **key)
         if conditions := _missing(config, entry):
-            found = lengths.measure(run.model, t, number, conditions, config.depth_bins)
+            found = lengths.measure(run.model, t, number, conditions)
             entries.append(record.add("lengths", {**found, **_about(run)}))
-            points += _points(entries[-1])
+            _track(config, run, _points(entries[-1]))  # at once: an evaluation may be stopped before its next length
+            new = True
         elif entry is not None:
             entries.append(entry)
     whole = record.whole()
     drawn = _draw_lengths(run, whole, best(whole["lengths"]) or entries)
-    return Done(record, points, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size))
+    return Done(record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size))
 
 
 def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
-    record, points = _record(run), Points()
+    record, new = _record(run), False
     key = {**_origin(run), "documents": task.documents["test"], "bytes": task.bytes["test"]}
     entry = record.find("texts", **key) or {}
     if conditions := _missing(config, entry):
@@ -93,26 +95,30 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
         points = [("eval/loss_by_position", r["loss"], r["from"]) for r in entry["by_position"]]
         for name, control in entry["controls"].items():
             points += [(f"eval/loss_by_position_{name}", r["loss"], r["from"]) for r in control["by_position"]]
+        _track(config, run, points)
+        new = True
     folder, title = run.found.directory / "figures", _title(run)
     drawn = [folder / "evaluation_loss_by_position.png", folder / "memory_by_tokens.png"]
     figures.loss_by_position(entry, title, drawn[0])
     figures.memory_by_tokens(entry["memory_curve"], title, drawn[1])
     whole = record.whole()
-    return Done(record, points, drawn, lambda console: tables.print_text(console, whole, entry))
+    return Done(record, new, drawn, lambda console: tables.print_text(console, whole, entry))
 
 
 def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
     streaming.check(run.model, tokens)
-    record, points = _record(run), Points()
+    record = _record(run)
     key = {**_about(run), "tokens": tokens, "segment_length": max(run.task.segment_lengths), "threads": torch.get_num_threads()}
     entry = None if config.again else record.find("streams", **key)
+    new = entry is None
     if entry is None:
         entry = record.add("streams", {**streaming.stream(run.model, run.task, tokens), **key})
-        points = [(f"eval/stream_{name}", p[name], p["tokens"]) for p in entry["points"] for name in ("tokens_per_second", "peak_memory")]
+        names = ("tokens_per_second", "peak_memory")
+        _track(config, run, [(f"eval/stream_{name}", point[name], point["tokens"]) for point in entry["points"] for name in names])
     drawn = [run.found.directory / "figures" / "streaming.png"]
     figures.streaming(entry, _title(run), drawn[0])
     whole = record.whole()
-    return Done(record, points, drawn, lambda console: tables.print_stream(console, whole, entry))
+    return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
@@ -167,13 +173,13 @@ def _by_segments(name: str) -> str:
     return f"accuracy_by_segments{name.removeprefix('accuracy')}" if name.startswith("accuracy") else f"{name}_by_segments"
 
 
-def _track(config: EvaluateConfig, run: Trained, done: Done) -> None:
+def _track(config: EvaluateConfig, run: Trained, points: Sequence[tuple[str, float, int]], drawn: Sequence[Path] = ()) -> None:
     """The same in the run's MLflow run, if there is one; of the checkpoint by which the run is judged alone."""
     tracking = run.config.tracking
-    if not (run.found.best and done.points and isinstance(tracking, MLflowTracking)):
+    if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
-    finished_runs.add(uri, finished_runs.mlflow_run_id(run.found.directory), done.points, [(f, "figures") for f in done.drawn])
+    finished_runs.add(uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn])
 
 
 def _check_kind(config: EvaluateConfig, run: Trained) -> None:

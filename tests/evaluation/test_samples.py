@@ -160,9 +160,9 @@ def test_the_memory_on_the_way_is_that_of_a_document_of_that_length(name: str, c
 def test_figures_of_a_length_do_not_depend_on_how_it_is_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     task = copy(None)
     model = build("rmt", task.vocab_size)
-    whole = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF], 10)
+    whole = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF])
     monkeypatch.setattr(lengths, "ROWS", 2)
-    parts = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF], 10)
+    parts = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF])
     assert (whole["batch_size"], parts["batch_size"]) == (9, 2)
     for key in ("accuracy", "exact_match", "accuracy_teacher_forced", "intervals", "memory", "memory_curve", "depth"):
         assert whole[key] == parts[key], key
