@@ -40,7 +40,7 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     """Open a run.
 
     Args:
-        changes: other values of its task's configuration; those of keys that the task does not have are left out.
+        changes: other values of its task's configuration; None, and keys that the task does not have, are left out.
 
     Raises:
         UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not there.
@@ -51,7 +51,7 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     except checkpoint_file.DamagedError as error:
         raise UserError(f"{file} is damaged ({error})") from None
     config = _configuration(found, checkpoint)
-    own = {key: value for key, value in (changes or {}).items() if key in config.task}
+    own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
