@@ -89,7 +89,7 @@ def measure(model: Model, printed: str) -> dict[str, Any]:
     }
 
 
-def counted_as_printed(model: Any, state: State) -> int:
+def counted_as_printed(model: Any, state: Any) -> int:
     """What the paper counts: see above."""
     if isinstance(model, TransformerXL):
         return numbers(*(past.seen for past in model.begin(state).past))
