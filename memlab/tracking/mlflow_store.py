@@ -99,25 +99,6 @@ def holds(uri: str, run_id: str) -> bool:
         return False
 
 
-def add_points(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]]) -> None:
-    """Add (name, value, step) to a run that has ended; where it cannot be had, a warning says so.
-
-    Args:
-        run_id: None = the run is not in MLflow.
-    """
-    if run_id is None:
-        return
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-    from mlflow.exceptions import MlflowException
-
-    now = int(time.time() * 1000)
-    try:
-        MlflowClient(absolute_uri(uri)).log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in points])
-    except (MlflowException, OSError) as error:
-        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {_first_line(error)}", file=sys.stderr)
-
-
 class Tracker(MLFlowLogger):
     """Lightning's MLflow logger with our names and endings.
 
