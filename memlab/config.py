@@ -31,6 +31,7 @@ class TrainerConfig(Section):
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
+    test: bool
 
     @property
     def known_size(self) -> int | None:
@@ -85,6 +86,7 @@ class MLflowTracking(Section):
     mlflow: Literal[True]
     uri: str
     experiment: str
+    parent_run: str | None
 
 
 class Config(Section):
@@ -93,6 +95,7 @@ class Config(Section):
     seed: NonNegative
     run_dir: str
     resume: str = "never"
+    experiment_file: str | None = None
     model: dict[str, Any]
     task: dict[str, Any]
     trainer: TrainerConfig

@@ -10,8 +10,6 @@ main thread) never lands within a transaction and leaves the database locked, an
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
 from argparse import Namespace
@@ -20,64 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from memlab.errors import UserError
+from memlab.tracking.mlflow_client import absolute_uri, first_line, holds, prepare
 from memlab.tracking.resume import flatten
 
-SQLITE = "sqlite:///"
+__all__ = ["Tracker", "absolute_uri", "add_points", "holds", "prepare"]
+
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call
-
-
-def absolute_uri(uri: str) -> str:
-    """The tracking URI with a SQLite file's path made absolute, so that it means the same from every directory."""
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
-
-
-def prepare(uri: str, experiment: str) -> None:
-    """Make the store and the experiment if they are not there yet, one process at a time.
-
-    MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
-
-    Raises:
-        UserError: the store cannot be reached or written.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    uri = absolute_uri(uri)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        if uri.startswith(SQLITE):
-            database = Path(uri.removeprefix(SQLITE))
-            database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{database}.lock"):
-                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
-        else:
-            _make_experiment(MlflowClient(uri), experiment, None)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
-
-
-def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
-    if client.get_experiment_by_name(name) is None:
-        client.create_experiment(name, artifact_location=artifacts)
-
-
-def holds(uri: str, run_id: str) -> bool:
-    """Whether a run is in the store, and not deleted."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return bool(MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
 
 
 def add_points(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]]) -> None:
@@ -96,7 +46,7 @@ def add_points(uri: str, run_id: str | None, points: Iterable[tuple[str, float, 
     try:
         MlflowClient(absolute_uri(uri)).log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in points])
     except (MlflowException, OSError) as error:
-        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {_first_line(error)}", file=sys.stderr)
+        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {first_line(error)}", file=sys.stderr)
 
 
 class Tracker(MLFlowLogger):
@@ -109,6 +59,7 @@ class Tracker(MLFlowLogger):
         parameters: nested configuration; becomes dotted parameter names.
         tags: `memlab.model` and the like.
         run_id: of the run that is continued (see `holds`); None = a new run.
+        parent: of the run under which MLflow shows this one.
     """
 
     def __init__(
@@ -119,7 +70,10 @@ class Tracker(MLFlowLogger):
         parameters: Mapping[str, Any],
         tags: dict[str, str],
         run_id: str | None = None,
+        parent: str | None = None,
     ) -> None:
+        if parent is not None:
+            tags = {**tags, "mlflow.parentRunId": parent}
         super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id)
         self.uri = uri
         self.failures: list[Exception] = []
@@ -197,7 +151,7 @@ class Tracker(MLFlowLogger):
         self._writer.shutdown(wait=True)
         if self.failures:
             print(
-                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {_first_line(self.failures[0])}; "
+                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {first_line(self.failures[0])}; "
                 "metrics.jsonl has everything",
                 file=sys.stderr,
             )
@@ -215,7 +169,3 @@ class Tracker(MLFlowLogger):
 def _mark(line: Mapping[str, float]) -> str:
     """What tells a training step's line from a validation's; the result's numbers, at the end, have neither."""
     return next((mark for mark in _MARKS if mark in line), "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,8 @@ from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
 _PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
-_FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+_NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
+_FREE = {*_NEVER, "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
 _FREE |= _PROCESSES
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
@@ -82,7 +83,7 @@ def _newest(config: Config, parent: Path) -> Path | None:
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(values).items() if key not in {"run_dir", "resume", *_PROCESSES}}
+    return {key: value for key, value in flatten(values).items() if key not in _NEVER | _PROCESSES}
 
 
 def _checked(config: Config, directory: Path, named: str) -> Origin:

@@ -91,7 +91,8 @@ class MetricsLog(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
         place = {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
-        log(trainer, {**validation_metrics(trainer), **place}, trainer.global_step)
+        score = {"val/score": float(trainer.callback_metrics["val/score"])}
+        log(trainer, {**validation_metrics(trainer), **score, **place}, trainer.global_step)
 
 
 class ProgressReport(L.Callback):

@@ -204,7 +204,8 @@ def _run(
             lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
         chosen = processes.each(lambda: read_best(directory))
         parts.module.load_state_dict(chosen["state_dict"])
-        lightning.test(parts.module, parts.test, verbose=False)
+        if config.trainer.test:
+            lightning.test(parts.module, parts.test, verbose=False)
     except RuntimeError as error:
         raise processes.lost(error) from None
     if not processes.leads:
@@ -213,8 +214,11 @@ def _run(
     logged = read_metrics(directory.metrics)
     headline = f"val/{parts.module.headline}"
     at_best = next(m for m in logged if m["step"] == chosen["global_step"] and headline in m)
-    metrics[headline] = at_best[headline]
+    metrics |= {name: at_best[name] for name in (headline, "val/score") if name in at_best}
     at_best = {name: value for name, value in at_best.items() if name in ("val/stage", "val/tokens")}
+    report = parts.module.report()
+    if not config.trainer.test:  # these are the test's
+        report = {name: value for name, value in report.items() if name not in ("test_read", "by_position")}
     result = {
         "status": "finished",
         "model": config.model["name"],
@@ -234,7 +238,7 @@ def _run(
         "resumed_at": directory.facts()["resumed_at"],
         "best_step": chosen["global_step"],
         **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
-        **parts.module.report(),
+        **report,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "versions": versions(),
         "mlflow_run_id": tracker.run_id if tracker else None,
@@ -266,7 +270,7 @@ def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirec
     if known is not None and not mlflow_store.holds(uri, known):
         print(f"memlab: the MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
         known = None
-    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known)
+    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known, tracking.parent_run)
     directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
     if directory.metrics.exists():
