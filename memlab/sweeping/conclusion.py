@@ -22,7 +22,6 @@ from memlab.errors import UserError
 from memlab.sweeping import figures, tracking
 from memlab.sweeping.claims import Arm
 from memlab.sweeping.plan import Plan
-from memlab.sweeping.store import Store
 from memlab.sweeping.table import duration, state
 from memlab.sweeping.training import Following
 from memlab.sweeping.worker import Order
@@ -30,6 +29,8 @@ from memlab.tracking.run_directory import write_whole
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+    from memlab.sweeping.driver import Asked
 
 
 def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
@@ -49,11 +50,12 @@ def counts(arms: Sequence[Arm]) -> dict[str, int]:
     return {name: states.count(name) for name in ("complete", "pruned", "failed")}
 
 
-def conclude(plan: Plan, order: Order, store: Store, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float) -> dict[str, Any]:
+def conclude(plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked) -> dict[str, Any]:
     """Do all that comes behind the last trial, and write it down; it may be done again.
 
     Raises:
         UserError: no trial is complete, or a final training failed.
+        Interrupted: someone asked the sweep to end; its trainings have saved.
     """
     spec, directory = plan.spec, plan.run_dir
     chosen = {arm.value: choose(spec.objectives[0].direction, arm) for arm in arms}
@@ -72,7 +74,7 @@ def conclude(plan: Plan, order: Order, store: Store, arms: Sequence[Arm], shares
     if spec.arms:
         _write_best(directory / "best.yaml", plan, first["best"])
     drawn = figures.draw(spec, arms, directory / "figures")
-    _final(plan, order, shares, arms, chosen, by_arm)
+    _final(plan, order, shares, arms, chosen, by_arm, asked)
     total = {name: sum(own["trials"][name] for own in by_arm.values()) for name in ("complete", "pruned", "failed")}
     result: dict[str, Any] = {
         "status": "finished",
@@ -148,6 +150,7 @@ def _final(
     arms: Sequence[Arm],
     chosen: Mapping[Any, FrozenTrial],
     by_arm: dict[str, dict[str, Any]],
+    asked: Asked,
 ) -> None:
     """Train the best of each arm, and its base alone, with fresh seeds; here the test is read. Adds to `by_arm`."""
     final = plan.spec.final
@@ -162,7 +165,7 @@ def _final(
             if final.default:
                 jobs.append((arm.value, "final_default", {}, seed, place / "default" / f"seed_{seed}"))
     print(f"memlab: the best is trained anew with seeds {final.seeds}, and tested: {len(jobs)} trainings", file=sys.stderr)
-    stop = threading.Event()
+    failed = threading.Event()
     slots: queue.Queue[Sequence[str]] = queue.Queue()
     for share in shares:
         slots.put(share)
@@ -175,7 +178,7 @@ def _final(
             words = order.words(arm, parameters, seed, run_dir, test=True)
             began = time.monotonic()
             training = Following(order.command, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts)
-            ended = training.run(stop.is_set, lambda step, metrics: False)
+            ended = training.run(lambda: failed.is_set() or bool(asked.number), lambda step, metrics: False)
         finally:
             slots.put(share)
         name = f"{'' if arm is None else f'{arm} '}{'best' if what == 'final' else 'default'}, seed {seed}"
@@ -191,10 +194,11 @@ def _final(
         futures = [pool.submit(work, job) for job in jobs]
         try:
             results = [future.result() for future in futures]
-        except BaseException:
-            stop.set()
+        except UserError:
+            failed.set()
             for future in futures:
                 future.cancel()
+            asked.leave()
             raise
     for arm in arms:
         for what in ("final", "final_default"):

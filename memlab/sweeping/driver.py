@@ -7,7 +7,6 @@ the same storage, and the sweep goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from memlab import launch
 from memlab.errors import UserError
 from memlab.experiment import word
 from memlab.sweeping import conclusion, table, tracking
-from memlab.sweeping.claims import Arm, Claims, TooManyFailedError
+from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.plan import Plan, gpus
 from memlab.sweeping.store import Store, open_study
 from memlab.sweeping.worker import FAILED, STOPPED, Order
@@ -35,9 +34,38 @@ _WAIT = 150.0  # seconds that workers have to let their trainings save
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+
+class Asked:
+    """Whether Ctrl-C or SIGTERM has come. Nothing is raised where that happens: a transaction cut short would leave the storage locked.
+
+    A second Ctrl-C ends this process at once, and everything with it.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Asked:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # it may come while another line is being printed
+            print("\nmemlab: the sweep ends as soon as its trainings have saved; Ctrl-C ends it at once", file=sys.stderr, flush=True)
+
+    def leave(self) -> None:
+        """
+        Raises:
+            Interrupted: it has come.
+        """
+        if self.number:
+            raise Interrupted
 
 
 def run(plan: Plan) -> int:
@@ -46,7 +74,11 @@ def run(plan: Plan) -> int:
     Raises:
         UserError: it cannot begin, or it cannot go on.
     """
-    signals = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    with Asked() as asked:
+        return _run(plan, asked)
+
+
+def _run(plan: Plan, asked: Asked) -> int:
     order: Order | None = None
     try:
         store, arms = _open(plan)
@@ -58,31 +90,24 @@ def run(plan: Plan) -> int:
         order = _order(plan, store, arms)
         (plan.run_dir / "result.json").unlink(missing_ok=True)
         began = time.time()
+        asked.leave()
         _announce(plan, store, arms)
-        Pool(order, shares, store, arms).run()
+        Pool(order, shares, store, arms, asked).run()
         _check_done(order, store, arms)
         with store.lock("final", wait=False) as held:
             if not held:
                 print("memlab: all trials have ended; another machine of this sweep trains the best and writes the result", file=sys.stderr)
                 return 0
-            result = conclusion.conclude(plan, order, store, arms, shares, began)
+            result = conclusion.conclude(plan, order, arms, shares, began, asked)
         conclusion.show(result, plan.run_dir)
         return 0
-    except Interrupted as interrupted:
+    except Interrupted:
         _end_tracking(order, "KILLED")
-        print("\nmemlab: interrupted; the same command goes on with the sweep", file=sys.stderr)
-        return 128 + interrupted.number
+        print("memlab: interrupted; the same command goes on with the sweep", file=sys.stderr)
+        return 128 + asked.number
     except UserError:
         _end_tracking(order, "FAILED")
         raise
-    finally:
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends this process at once, and everything with it
-    raise Interrupted(number)
 
 
 def _end_tracking(order: Order | None, status: str) -> None:
@@ -198,8 +223,8 @@ class Pool:
         shares: the GPUs of each; as many entries as workers.
     """
 
-    def __init__(self, order: Order, shares: Sequence[Sequence[str]], store: Store, arms: Sequence[Arm]) -> None:
-        self.order, self.shares, self.store, self.arms = order, shares, store, arms
+    def __init__(self, order: Order, shares: Sequence[Sequence[str]], store: Store, arms: Sequence[Arm], asked: Asked) -> None:
+        self.order, self.shares, self.store, self.arms, self.asked = order, shares, store, arms, asked
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.started: dict[int, float] = {}
         self.deaths = dict.fromkeys(range(len(shares)), 0)
@@ -209,6 +234,7 @@ class Pool:
 
         Raises:
             UserError: workers cannot work.
+            Interrupted: someone asked the sweep to end; its trainings have saved.
         """
         shown = table.Shown(self.order, self.arms, len(self.shares))
         try:
@@ -216,6 +242,7 @@ class Pool:
                 for worker in range(len(self.shares)):
                     self._start(worker)
                 while self.processes:
+                    self.asked.leave()
                     self._look()
                     with contextlib.suppress(UserError):  # the workers say so if the storage stays away
                         self.store.patiently(shown.update, patience=0)
@@ -277,7 +304,6 @@ class Pool:
 
     def _end(self, gently: bool) -> None:
         if gently:
-            print("\nmemlab: the trainings save and end; Ctrl-C again ends them at once", file=sys.stderr)
             for process in self.processes.values():
                 process.terminate()
             deadline = time.monotonic() + _WAIT
@@ -289,13 +315,3 @@ class Pool:
                 process.kill()
             process.wait()
         self.processes.clear()
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file in one piece."""
-    from memlab.tracking.run_directory import write_whole
-
-    write_whole(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-__all__ = ["Pool", "TooManyFailedError", "run"]

@@ -113,6 +113,13 @@ class Store:
                 self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
         return self._backend
 
+    def close(self) -> None:
+        """Let go of all connections; what was opened in it cannot be used any more."""
+        if self._backend is not None:
+            self._backend.remove_session()
+            self._backend.engine.dispose()
+            self._backend = None
+
     def _arguments(self) -> dict[str, Any]:
         return {"timeout": 60} if self.file is not None else {"connect_timeout": 10, "options": _KEEPALIVE}
 

@@ -1,0 +1,29 @@
+"""The sweep's own process with stand-in trainings: reads an order, starts so many workers, and ends with the status of a command."""
+
+from __future__ import annotations
+
+import sys
+
+from memlab.errors import UserError
+from memlab.sweeping import driver
+from memlab.sweeping.worker import Order
+
+
+def main() -> int:
+    order = Order.model_validate_json(sys.stdin.read())
+    workers = int(sys.argv[1])
+    store, arms = order.open()
+    try:
+        with driver.Asked() as asked:
+            driver.Pool(order, [[] for _ in range(workers)], store, arms, asked).run()
+        driver._check_done(order, store, arms)
+    except driver.Interrupted:
+        return 128 + asked.number
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
