@@ -97,7 +97,7 @@ class Store:
         """Optuna's storage; its tables are made by one process at a time.
 
         Raises:
-            UserError: it cannot be reached.
+            UserError: the directory of its file cannot be made.
         """
         if self._backend is None:
             quiet()
@@ -109,7 +109,7 @@ class Store:
                 except OSError as error:
                     raise UserError(f"storage={self.name}: {error.strerror}: {self.file.parent}") from None
             arguments = {"connect_args": self._arguments(), "pool_pre_ping": True}
-            with self._told(), self.lock("tables"):
+            with self.lock("tables"):
                 self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
         return self._backend
 
@@ -204,6 +204,8 @@ class Store:
             try:
                 return work()
             except (StorageInternalError, DBAPIError, TimeoutError) as error:
+                if patience <= 0:
+                    raise UserError(f"storage={self.name} cannot be used: {self._reason(error)}") from None
                 if time.monotonic() > deadline:
                     raise UserError(f"storage={self.name} has been gone for {patience:.0f} s: {self._reason(error)}") from None
                 if not told:

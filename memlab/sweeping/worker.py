@@ -62,13 +62,12 @@ class Order(BaseModel):
     def study_name(self, arm: Scalar) -> str:
         return self.study if arm is None else f"{self.study}/{arm}"
 
-    def open(self) -> tuple[Store, list[Arm]]:
-        """The storage and its studies, made where they are not there.
+    def arms(self, store: Store) -> list[Arm]:
+        """The studies, made where they are not there.
 
         Raises:
-            UserError: see `Store` and `open_study`.
+            UserError: see `open_study`.
         """
-        store = Store(self.storage, self.study)
         directions = [objective.direction for objective in self.spec.objectives]
         arms = []
         for value in self.spec.arm_values():
@@ -76,7 +75,7 @@ class Order(BaseModel):
             assert study is not None
             study.pruner = pruner(self.spec, self.max_steps)
             arms.append(Arm(value, study))
-        return store, arms
+        return arms
 
     def trial_dir(self, arm: Scalar, number: int) -> Path:
         place = Path(self.run_dir) / "trials"
@@ -94,7 +93,8 @@ class Worker:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self.store, arms = order.open()
+        self.store = Store(order.storage, order.study)
+        arms = self.store.patiently(lambda: order.arms(self.store))
         self.claims = Claims(order.spec, self.store, arms, order.trials, order.since, order.grace, order.deadline)
         self.ending = False
 

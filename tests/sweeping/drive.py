@@ -6,14 +6,16 @@ import sys
 
 from memlab.errors import UserError
 from memlab.sweeping import driver
+from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Order
 
 
 def main() -> int:
     order = Order.model_validate_json(sys.stdin.read())
     workers = int(sys.argv[1])
-    store, arms = order.open()
+    store = Store(order.storage, order.study)
     try:
+        arms = store.patiently(lambda: order.arms(store))
         with driver.Asked() as asked:
             driver.Pool(order, [[] for _ in range(workers)], store, arms, asked).run()
         driver._check_done(order, store, arms)

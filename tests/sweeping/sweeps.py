@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memlab.sweeping.spec import Spec
+from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Order
 
 FAKE = [sys.executable, "-m", "tests.sweeping.fake_training"]
@@ -46,7 +47,8 @@ def order(directory: Path, fake: dict[str, str] | None = None, **changes: Any) -
 
 def trials(made: Order) -> list[Any]:
     """All trials of all arms."""
-    store, arms = made.open()
+    store = Store(made.storage, made.study)
+    arms = made.arms(store)
     found = [trial for arm in arms for trial in arm.study.get_trials(deepcopy=False)]
     store.close()
     return found

@@ -17,6 +17,7 @@ import pytest
 
 from memlab.launch import DIES_WITH
 from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
+from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Order, Worker
 from tests.sweeping import sweeps
 
@@ -72,7 +73,7 @@ def test_arms_get_as_many_trials_each(tmp_path: Path) -> None:
         tmp_path, spec=sweeps.spec(base={"task": "reverse"}, arms={"key": "model", "values": ["rmt", "infini"]}), trials=2, since=[0, 0]
     )
     Worker(order).run()
-    _, arms = order.open()
+    arms = order.arms(Store(order.storage, order.study))
     assert [len(arm.study.get_trials()) for arm in arms] == [2, 2]
     assert {path.parent.name for path in (tmp_path / "trials").glob("*/*")} == {"rmt", "infini"}
 
