@@ -17,6 +17,7 @@ from memlab import schema
 from memlab.config import Config, MLflowTracking, NoTracking, Section, _typed, check
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.experiment import number, word
+from memlab.paths import sweep_dir
 from memlab.schema import NonNegative, Positive, PositiveFloat
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
@@ -92,18 +93,16 @@ def check_sweep(composed: DictConfig) -> Plan:
         ConfigError: the sweep, its space, or a training of it is not possible.
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return _checked(json.dumps(plain))
-
-
-@functools.cache
-def _checked(plain: str) -> Plan:
-    values = json.loads(plain)
-    if values.get("sweep") is None:
-        from memlab.paths import sweep_dir
-
+    if plain.get("sweep") is None:
         names = sorted(file.stem for file in Path(sweep_dir()).glob("*.yaml"))
         raise ConfigError(f"sweep is missing: give one of {', '.join(names)}, or a file of your own, sweep=FILE.yaml")
-    file = find(str(values["sweep"]))
+    file = find(str(plain["sweep"]))
+    return _checked(json.dumps(plain), file, file.stat().st_mtime_ns)
+
+
+@functools.cache  # a command checks its configuration twice, before Hydra begins and after
+def _checked(plain: str, file: Path, changed: int) -> Plan:
+    values = json.loads(plain)
     for part, key in ((values, "study"), (values.get("tracking") or {}, "experiment")):
         if part.get(key) == values["sweep"]:
             part[key] = file.stem
