@@ -63,7 +63,7 @@ def conclude(plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Seq
     by_arm: dict[str, dict[str, Any]] = {}
     for arm in arms:
         best = _facts(plan, order, arm, chosen[arm.value])
-        own = {"trials": counts([arm]), "best": best}
+        own: dict[str, Any] = {"trials": counts([arm]), "best": best}
         if len(spec.objectives) > 1:
             own["pareto"] = [_facts(plan, order, arm, trial) for trial in arm.study.best_trials]
         by_arm[str(arm.value)] = own
@@ -209,7 +209,7 @@ def _final(
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Metrics over seeds: mean, standard deviation (of the sample; null for one seed), and each."""
-    metrics = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for name in results[0]["metrics"]:
         values = [float(result["metrics"][name]) for result in results]
         deviation = statistics.stdev(values) if len(values) > 1 else None

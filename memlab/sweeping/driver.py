@@ -122,14 +122,14 @@ def _open(plan: Plan) -> tuple[Store, list[Arm]]:
     directions, identity = [o.direction for o in plan.spec.objectives], plan.spec.identity()
     names = [_study_name(plan, value) for value in plan.spec.arm_values()]
     for name in names:
-        store.patiently(lambda name=name: open_study(store, name, directions, identity, create=False), patience=0)  # type: ignore[misc]
+        store.patiently(lambda name=name: open_study(store, name, directions, identity, create=False), patience=0)
     try:
         plan.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={plan.run_dir} cannot be used: {error.strerror}") from None
     arms = []
     for name, value in zip(names, plan.spec.arm_values(), strict=True):
-        study = store.patiently(lambda name=name: open_study(store, name, directions, identity), patience=0)  # type: ignore[misc]
+        study = store.patiently(lambda name=name: open_study(store, name, directions, identity), patience=0)
         assert study is not None
         arms.append(Arm(value, study))
     return store, arms

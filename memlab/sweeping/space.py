@@ -89,8 +89,9 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
         return CmaEsSampler(seed=seed, n_startup_trials=s.startup_trials, warn_independent_sampling=False)
     if s.name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, s.startup_trials))
-    grouped = {"multivariate": True, "group": True} if conditional(spec) else {}
-    return TPESampler(seed=seed, n_startup_trials=s.startup_trials, **grouped)
+    if conditional(spec):
+        return TPESampler(seed=seed, n_startup_trials=s.startup_trials, multivariate=True, group=True)
+    return TPESampler(seed=seed, n_startup_trials=s.startup_trials)
 
 
 def pruner(spec: Spec, max_steps: int) -> optuna.pruners.BasePruner:

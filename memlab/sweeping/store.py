@@ -11,9 +11,9 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from memlab.errors import ConfigError, UserError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
 T = TypeVar("T")
+Direction = Literal["maximize", "minimize"]
 PATIENCE = 600.0  # seconds that a worker waits for a store that has gone away
 _KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"  # a lock of a machine that is gone ends
 
@@ -224,7 +225,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_study(store: Store, name: str, directions: list[str], identity: dict[str, Any], create: bool = True) -> optuna.Study | None:
+def open_study(
+    store: Store, name: str, directions: Sequence[Direction], identity: dict[str, Any], create: bool = True
+) -> optuna.Study | None:
     """The study of a name, made if it is not there.
 
     Args:

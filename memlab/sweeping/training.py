@@ -57,6 +57,7 @@ class Following:
             every: seconds between looks.
         """
         told: set[int] = set()
+        how, size = "", 0
         for attempt in range(self.restarts + 1):
             if (result := self._result()) is not None:  # a worker died between the end of the training and its own next step
                 return Ended(result)
@@ -71,9 +72,10 @@ class Following:
                 return Ended(result)
             if status >= 0 and status != 128 + signal.SIGTERM:
                 return Ended(error=self._last_lines(size) or f"it ended with status {status} and said nothing")
+            how = f"was ended by {signal.Signals(-status).name if status < 0 else 'SIGTERM'}"
             if attempt < self.restarts:
-                self._note(f"memlab.sweep: it {_how(status)} after {time.monotonic() - began:.0f} s; it goes on from its last checkpoint")
-        return Ended(error=f"it {_how(status)}, {self.restarts + 1} times; {self._last_lines(size)}".rstrip("; "))
+                self._note(f"memlab.sweep: it {how} after {time.monotonic() - began:.0f} s; it goes on from its last checkpoint")
+        return Ended(error=f"it {how}, {self.restarts + 1} times; {self._last_lines(size)}".rstrip("; "))
 
     def _start_and_follow(
         self, asked: Callable[[], bool], validated: Callable[[int, dict[str, float]], bool], told: set[int], every: float
@@ -178,7 +180,3 @@ class Following:
             lines = [line.strip() for line in log.read()[-20_000:].decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("memlab.train: error:")]
         return errors[-1] if errors else "\n".join(lines[-LAST_LINES:])
-
-
-def _how(status: int) -> str:
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else "was ended by SIGTERM"

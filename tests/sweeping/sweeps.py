@@ -33,7 +33,7 @@ def order(directory: Path, fake: dict[str, str] | None = None, **changes: Any) -
         "study": "fake",
         "storage": f"sqlite:///{directory / 'study.db'}",
         "run_dir": str(directory),
-        "trials": 6,
+        "trials": 4,
         "since": [0],
         "max_steps": 5,
         "heartbeat": 0.5,

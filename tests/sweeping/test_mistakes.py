@@ -17,7 +17,7 @@ from memlab.paths import sweep_dir
 from memlab.sweep import gather
 from memlab.sweeping import driver, space
 from memlab.sweeping.plan import Plan, check_sweep
-from memlab.sweeping.spec import Spec
+from memlab.sweeping.spec import Spec, load
 
 GOOD: dict[str, Any] = {
     "base": {"model": "rmt", "task": "reverse", "trainer.max_steps": 20},
@@ -50,7 +50,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a logarithm": (lr(low=0.0), ["space.optim.lr", "low=0 has no logarithm"]),
     "a value's type": (lr(low="abc"), ["space.optim.lr.low='abc'", "number"]),
     "a key of a dimension": (lr(lo=1), ["unknown key 'space.optim.lr.lo'"]),
-    "a key of the training": ({"space": {"optim.rl": GOOD["space"]["optim.lr"]}}, ["space.optim.rl", "unknown key 'optim.rl'", "weight_decay"]),
+    "a key of the training": (
+        {"space": {"optim.rl": GOOD["space"]["optim.lr"]}},
+        ["space.optim.rl", "unknown key 'optim.rl'", "weight_decay"],
+    ),
     "a value of the training": (
         {"space": {"model.heads": {"type": "categorical", "choices": [4, "many"]}}},
         ["space.model.heads", "model.heads='many'", "integer"],
@@ -167,7 +170,14 @@ def test_every_sweep_that_is_shipped_is_sound() -> None:
     names = sorted(file.stem for file in Path(sweep_dir()).glob("*.yaml"))
     assert {"fair_budget", "infini_associative", "memory_pareto", "rmt_reverse"} <= set(names)
     for name in names:
-        cli.compose_checked("sweep", [f"sweep={name}"], check_sweep)
+        load(name)
+    cli.compose_checked("sweep", ["sweep=memory_pareto"], check_sweep)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in Path(sweep_dir()).glob("*.yaml")))
+def test_all_its_trials_are_possible(name: str) -> None:
+    cli.compose_checked("sweep", [f"sweep={name}"], check_sweep)
 
 
 def test_examples_show_all_choices_and_ends() -> None:

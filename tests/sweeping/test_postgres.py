@@ -80,6 +80,7 @@ def server() -> Iterator[Server]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_four_workers_of_two_machines_with_kills(server: Server, tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, {"FAKE_STEPS": "5", "FAKE_PAUSE": "0.08"}, study="kills", storage=server.url, trials=10, restarts=50)
     other = drive(order, 2, tmp_path / "other.log")  # a second driver, as on another machine
@@ -89,6 +90,7 @@ def test_four_workers_of_two_machines_with_kills(server: Server, tmp_path: Path)
     sweeps.check_whole(order)
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_for_a_while_is_waited_for(server: Server, tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, {"FAKE_STEPS": "8", "FAKE_PAUSE": "0.1"}, study="outage", storage=server.url, trials=4)
     driver = drive(order, 2, tmp_path / "log")
