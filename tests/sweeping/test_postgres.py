@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import pytest
 
 from memlab.errors import UserError
 from memlab.sweeping.store import Store
+from tests.commands.test_sweep import SWEEP, start
 from tests.sweeping import sweeps
 from tests.sweeping.killing import drive, survive
 
@@ -114,3 +118,61 @@ def test_what_cannot_be_reached_is_told_in_one_line_without_the_password(server:
         Store(denied, "x").check()
     for error in (caught, other):
         assert "\n" not in str(error.value) and "secret" not in str(error.value) and "guess" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(server: Server, tmp_path: Path) -> None:
+    """The services of docker/compose.yaml, with its flags, as processes of this machine."""
+    from mlflow import MlflowClient
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    flags = ["--host=127.0.0.1", f"--port={port}", "--workers=1", "--serve-artifacts", f"--artifacts-destination={tmp_path / 'artifacts'}"]
+    flags += ["--allowed-hosts=mlflow:5000,localhost:*,127.0.0.1:*"]
+    backend = server.url.replace("postgresql://", "postgresql+psycopg://")
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "mlflow.log").open("w") as log:
+        command = [sys.executable, "-m", "mlflow", "server", *flags]
+        mlflow = subprocess.Popen(command, env={**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": backend}, stdout=log, stderr=log)
+    try:
+        until_healthy(uri, "mlflow:5000", tmp_path / "mlflow.log")
+        base = {**SWEEP["base"], "trainer.max_steps": 60, "trainer.log_every": 1}
+        process = start(tmp_path, "trials=4", "workers=4", f"storage='{server.url}'", f"tracking.uri={uri}", base=base, final={"seeds": []})
+        said, _ = process.communicate(timeout=280)
+        assert process.returncode == 0 and "warning" not in said.lower() and PASSWORD not in said, said
+        client, counted = MlflowClient(uri), 0
+        for number in range(4):
+            run = tmp_path / "out" / "trials" / f"{number:04d}" / "seed_0"
+            run_id = json.loads((run / "run.json").read_text())["mlflow_run_id"]
+            wanted: dict[str, list[tuple[int, float]]] = {}
+            for line in (run / "metrics.jsonl").read_text().splitlines():
+                values = json.loads(line)
+                for key in values.keys() - {"step"}:
+                    wanted.setdefault(key, []).append((values["step"], values[key]))
+            for key, points in wanted.items():
+                stored = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+                if key != "val/score":  # stored again as the result's, at the last step
+                    assert sorted(stored) == sorted(points), (number, key)
+                assert set(points) <= set(stored)
+                counted += len(points)
+        assert counted >= 4 * 60 * 3
+        parent = json.loads((tmp_path / "out" / "result.json").read_text())["mlflow_run_id"]
+        assert client.get_run(parent).info.status == "FINISHED" and client.list_artifacts(parent, "figures")
+    finally:
+        mlflow.terminate()
+        mlflow.wait(30)
+
+
+def until_healthy(uri: str, host: str, log: Path) -> None:
+    """Until the server answers to a name by which the containers call it."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{uri}/health", headers={"Host": host}), timeout=4) as answer:
+                assert answer.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
