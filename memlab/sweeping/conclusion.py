@@ -21,6 +21,7 @@ import yaml
 from memlab.errors import UserError
 from memlab.sweeping import figures, tracking
 from memlab.sweeping.claims import Arm
+from memlab.sweeping.ending import Asked
 from memlab.sweeping.plan import Plan
 from memlab.sweeping.table import duration, state
 from memlab.sweeping.training import Following
@@ -29,8 +30,6 @@ from memlab.tracking.run_directory import write_whole
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-    from memlab.sweeping.driver import Asked
 
 
 def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
@@ -246,35 +245,47 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
 
     console = Console(highlight=False)
     trials = result["trials"]
-    title = f"sweep {result['study']}: {trials['complete']} complete, {trials['pruned']} pruned, {trials['failed']} failed"
-    table = Table(title=title, title_justify="left")
-    arms = result.get("arms") or {"": result}
-    for name in ([] if "" in arms else ["arm"]) + ["best trial", "parameters", "validation"]:
-        table.add_column(name)
-    tested = any("final" in own for own in arms.values())
-    if tested:
-        seeds = f"test, {len(result['final_seeds'])} fresh seeds"
-        table.add_column(seeds)
-        table.add_column("the same without the parameters")
-    for name, own in arms.items():
+    console.print(
+        f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, {trials['failed']} failed"
+    )
+    for name, own in (result.get("arms") or {"": result}).items():
         best = own["best"]
-        parameters = "\n".join(f"{key}={f'{v:.4g}' if isinstance(v, float) else v}" for key, v in best["parameters"].items())
-        values = "\n".join(f"{key} {v:.6g}" for key, v in best["values"].items())
-        row = [*([name] if name else []), str(best["trial"]), parameters, values]
-        table.add_row(*row, *([_spread(own.get("final")), _spread(own.get("final_default"))] if tested else []))
-    console.print()
-    console.print(table)
-    if "pareto" in result:
-        numbers = ", ".join(str(facts["trial"]) for facts in result["pareto"])
-        console.print(f"Pareto front   trials {numbers} (result.json, figures/pareto_front.png)", soft_wrap=True)
-    console.print(f"directory      {directory}", soft_wrap=True)
-    console.print(f"train the best python -m memlab.train experiment_file={directory / 'best.yaml'}", soft_wrap=True)
+        title = f"{name}: trial {best['trial']}" if name else f"best: trial {best['trial']}"
+        table = Table(title=title, title_justify="left", show_header="final_default" in own)
+        table.add_column("")
+        table.add_column("best", justify="right")
+        if "final_default" in own:
+            table.add_column("without its parameters", justify="right")
+        for key, value in best["parameters"].items():
+            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_section()
+        for key, value in best["values"].items():
+            table.add_row(f"{key}, seeds {', '.join(map(str, result['seeds']))}", f"{value:.6g}")
+        if "final" in own:
+            seeds = f"seeds {', '.join(map(str, own['final']['seeds']))}"
+            for key in ("val/score", "test/accuracy", "test/bits_per_byte"):
+                if key in own["final"]["metrics"]:
+                    both = [own[what] for what in ("final", "final_default") if what in own]
+                    table.add_row(f"{key}, {seeds}", *(_spread(facts["metrics"][key]) for facts in both))
+        console.print(table)
+        if "final_default" in own and not _better(own):
+            console.print("[yellow]On fresh seeds the best is not better than the base without its parameters.[/]")
+        if "pareto" in own:
+            numbers = ", ".join(str(facts["trial"]) for facts in own["pareto"])
+            console.print(f"Pareto front: trials {numbers} (result.json, figures/pareto_front.png)", soft_wrap=True)
+    console.print(f"directory       {directory}", soft_wrap=True)
+    console.print(f"train the best  python -m memlab.train experiment_file={directory / 'best.yaml'}", soft_wrap=True)
 
 
-def _spread(facts: Mapping[str, Any] | None) -> str:
-    for name in ("test/accuracy", "test/bits_per_byte"):
-        if facts and name in facts["metrics"]:
-            numbers = facts["metrics"][name]
-            deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.4f}"
-            return f"{name}\n{numbers['mean']:.4f}{deviation}"
-    return "-"
+def _better(own: Mapping[str, Any]) -> bool:
+    """Whether the best beats the base on the test, by the mean over fresh seeds."""
+    for name, sign in (("test/accuracy", 1), ("test/bits_per_byte", -1)):
+        if name in own["final"]["metrics"]:
+            best, base = (sign * own[what]["metrics"][name]["mean"] for what in ("final", "final_default"))
+            return bool(best > base)
+    return True
+
+
+def _spread(numbers: Mapping[str, Any]) -> str:
+    deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.4f}"
+    return f"{numbers['mean']:.4f}{deviation}"

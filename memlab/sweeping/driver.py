@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from memlab import launch
@@ -22,6 +22,7 @@ from memlab.errors import UserError
 from memlab.experiment import word
 from memlab.sweeping import conclusion, table, tracking
 from memlab.sweeping.claims import Arm, Claims
+from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.plan import Plan, gpus
 from memlab.sweeping.store import Store, open_study
 from memlab.sweeping.worker import FAILED, STOPPED, Order
@@ -29,43 +30,6 @@ from memlab.sweeping.worker import FAILED, STOPPED, Order
 _QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked
 _DEATHS = 3  # so many quick deaths in a row end the sweep
 _WAIT = 150.0  # seconds that workers have to let their trainings save
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM."""
-
-
-class Asked:
-    """Whether Ctrl-C or SIGTERM has come. Nothing is raised where that happens: a transaction cut short would leave the storage locked.
-
-    A second Ctrl-C ends this process at once, and everything with it.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Asked:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with contextlib.suppress(RuntimeError):  # it may come while another line is being printed
-            print("\nmemlab: the sweep ends as soon as its trainings have saved; Ctrl-C ends it at once", file=sys.stderr, flush=True)
-
-    def leave(self) -> None:
-        """
-        Raises:
-            Interrupted: it has come.
-        """
-        if self.number:
-            raise Interrupted
 
 
 def run(plan: Plan) -> int:
@@ -122,14 +86,14 @@ def _open(plan: Plan) -> tuple[Store, list[Arm]]:
     directions, identity = [o.direction for o in plan.spec.objectives], plan.spec.identity()
     names = [_study_name(plan, value) for value in plan.spec.arm_values()]
     for name in names:
-        store.patiently(lambda name=name: open_study(store, name, directions, identity, create=False), patience=0)
+        store.patiently(partial(open_study, store, name, directions, identity, create=False), patience=0)
     try:
         plan.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={plan.run_dir} cannot be used: {error.strerror}") from None
     arms = []
     for name, value in zip(names, plan.spec.arm_values(), strict=True):
-        study = store.patiently(lambda name=name: open_study(store, name, directions, identity), patience=0)
+        study = store.patiently(partial(open_study, store, name, directions, identity), patience=0)
         assert study is not None
         arms.append(Arm(value, study))
     return store, arms

@@ -6,6 +6,7 @@ import sys
 
 from memlab.errors import UserError
 from memlab.sweeping import driver
+from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Order
 
@@ -16,10 +17,10 @@ def main() -> int:
     store = Store(order.storage, order.study)
     try:
         arms = store.patiently(lambda: order.arms(store))
-        with driver.Asked() as asked:
+        with Asked() as asked:
             driver.Pool(order, [[] for _ in range(workers)], store, arms, asked).run()
         driver._check_done(order, store, arms)
-    except driver.Interrupted:
+    except Interrupted:
         return 128 + asked.number
     except UserError as error:
         print(f"error: {error}")
