@@ -29,9 +29,9 @@ def test_nothing_is_lost_or_doubled_by_kills_at_random_moments(seed: int, tmp_pa
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    order = sweeps.order(tmp_path, {"FAKE_STEPS": "30", "FAKE_PAUSE": "0.05"}, trials=2)
+    order = sweeps.order(tmp_path, {"FAKE_STEPS": "40", "FAKE_PAUSE": "0.15"}, trials=2)
     driver = drive(order, 2, tmp_path / "log")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(trainings(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     driver.send_signal(signal.SIGINT)

@@ -199,7 +199,7 @@ def test_a_training_that_is_always_killed_fails(tmp_path: Path) -> None:
     assert "it was ended by SIGKILL, 2 times" in str(failures[0])
 
 
-def started(directory: Path, count: int, seconds: float = 20) -> list[int]:
+def started(directory: Path, count: int, seconds: float = 60) -> list[int]:
     """Process ids of all trainings so far, when there are at least so many."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -251,7 +251,7 @@ def test_workers_and_trainings_are_killed_at_random_moments(tmp_path: Path) -> N
 
 
 def test_sigterm_leaves_the_trial_for_the_next_worker_at_once(tmp_path: Path) -> None:
-    order = sweeps.order(tmp_path, {"FAKE_STEPS": "30", "FAKE_PAUSE": "0.05"}, trials=1)
+    order = sweeps.order(tmp_path, {"FAKE_STEPS": "40", "FAKE_PAUSE": "0.15"}, trials=1)
     worker = spawn(order)
     (pid,) = started(tmp_path, 1)
     worker.terminate()

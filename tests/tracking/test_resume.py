@@ -118,4 +118,6 @@ def test_the_test_may_be_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"val/accuracy", "val/score"} == left["metrics"].keys() and left["best_step"] == tested["best_step"]
     assert "trainer.test=false" in capsys.readouterr().out
     shown = [json.loads(line) for line in (tmp_path / "left" / "metrics.jsonl").read_text().splitlines() if "val/accuracy" in line]
-    assert all(line["val/score"] == line["val/stage"] - 1 + line["val/accuracy"] for line in shown)
+    assert shown
+    for line in shown:  # Lightning keeps metrics in single precision
+        assert line["val/score"] == pytest.approx(line["val/stage"] - 1 + line["val/accuracy"], abs=1e-6)
