@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,16 +27,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab import experiment, launch
+from memlab import experiment, launch, presets
 from memlab.config import unknown_key
 from memlab.errors import ConfigError, UserError, suggestion
+from memlab.jobs import Jobs
 from memlab.paths import config_dir
+from memlab.tracking import multirun
 
 EXIT_USER_ERROR = 2
 Check = Callable[[DictConfig], Any]
 
 
-def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = ()) -> NoReturn:
+def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = (), groups: bool = True) -> NoReturn:
     """Run a command and end the process.
 
     Args:
@@ -43,31 +46,34 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
         check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write nothing.
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
         unused: keys that are in the configuration because tasks say how they are trained, and that this command does not read.
+        groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own, not the group of presets.
     """
+    if not groups:
+        ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
+    place = config_dir() if groups else None
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
     words = _or_exit(command, lambda: experiment.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], told=launch.rank() == 0)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
-        _or_exit(command, lambda: _preflight(command, arguments, check, unused), told=launch.rank() == 0)
+        _or_exit(command, lambda: _preflight(command, arguments, check, unused, place), told=launch.rank() == 0)
 
-    @hydra.main(version_base="1.3", config_path=config_dir(), config_name=command)
+    if arguments.multirun:  # its jobs know that they belong together
+        multirun.announce(command, words)
+
+    @hydra.main(version_base="1.3", config_path=place, config_name=command)
     def main(composed: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            overrides = list(HydraConfig.get().overrides.task)
-            print(f"\nmemlab.{command} {' '.join(overrides)}", flush=True)
-            if status := subprocess.run([sys.executable, "-m", f"memlab.{command}", *overrides], check=False).returncode:
-                failed.append(f"{' '.join(overrides)} (exit status {status})")
+            jobs.run(overrides)
         else:
-            status = _or_exit(command, lambda: job(check(composed)))
+            status = _or_exit(command, lambda: job(check(presets.settle(composed, _keys(overrides)))))
             if status:
                 sys.exit(status)
 
-    failed: list[str] = []
+    jobs = Jobs(command)
     main()
-    if failed:
-        sys.exit(f"memlab.{command}: {len(failed)} of the jobs failed:\n  " + "\n  ".join(failed))
-    sys.exit(0)
+    sys.exit(jobs.end())
 
 
 def _is_override(word: str) -> bool:
@@ -86,7 +92,7 @@ def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
         sys.exit(EXIT_USER_ERROR)
 
 
-def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]) -> None:
+def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str], place: str | None) -> None:
     """Compose and check every job of the command line.
 
     Raises:
@@ -97,7 +103,7 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
     if arguments.multirun and launch.by_torchrun():
         raise ConfigError("--multirun under torchrun: every process would go through all jobs; leave torchrun out and use trainer=ddp")
     search = [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
-    with initialize_config_dir(config_dir(), version_base="1.3"):
+    with initialize_config_dir(place, version_base="1.3") if place else initialize(None, version_base="1.3"):
         try:
             overrides = OverridesParser.create().parse_overrides(arguments.overrides)
         except HydraException as error:
@@ -108,6 +114,8 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
         for override in overrides:
             if override.key_or_group.partition(".")[0] in unused:
                 raise ConfigError(f"{override.input_line}: memlab.{command} does not train, so nothing reads this key")
+        if arguments.multirun and place:
+            overrides = _with_preset(command, overrides, search)
         given = any(o.key_or_group == "run_dir" for o in overrides)  # the default differs for each run
         directories: set[str] = set()
         for job in _jobs(overrides):
@@ -146,6 +154,28 @@ def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
     finally:
         if saved is not None:
             GlobalHydra.instance().hydra = saved
+
+
+def _with_preset(command: str, overrides: list[Override], search: list[str]) -> list[Override]:
+    """What a preset sweeps comes first, as in Hydra's sweeper; a key on the command line replaces the preset's.
+
+    Raises:
+        ConfigError: several presets are asked for, or this one does not exist or cannot be read.
+    """
+    chosen = [o for o in overrides if o.key_or_group == presets.GROUP]
+    if not chosen:
+        return overrides
+    if chosen[0].is_sweep_override():
+        raise ConfigError(f"{chosen[0].input_line}: each is a sweep of its own; start them one after another")
+    others = [o.input_line or "" for o in chosen]
+    _compose(command, others, search)
+    hydra_config = compose(command, [*others, *search], return_hydra_config=True).hydra
+    swept = presets.swept(hydra_config, {o.key_or_group for o in overrides})
+    return [*OverridesParser.create().parse_overrides(swept), *overrides]
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides))}
 
 
 def _jobs(overrides: list[Override]) -> Iterator[list[str]]:
@@ -190,11 +220,17 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
         for override in values:
             if not override.key_or_group.startswith("hydra"):
                 _check_key(override, chosen)
-        composed = compose(command, [*job, *search])
+        composed = presets.settle(compose(command, [*job, *search]), _keys(job), _models(search))
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return composed
+
+
+def _models(search: list[str]) -> set[str]:
+    """Names of all files of `model/`, those in the user's own --config-dir too."""
+    own = Path("".join(search).removeprefix("hydra.searchpath=[file://").removesuffix("]"), "model") if search else None
+    return {*GlobalHydra.instance().config_loader().get_group_options("model"), *(f.stem for f in (own.glob("*.yaml") if own else ()))}
 
 
 def _check_key(override: Override, chosen: DictConfig) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memlab import launch, schema
 from memlab.errors import ConfigError, suggestion
 from memlab.schema import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
 
@@ -21,17 +22,20 @@ class Section(BaseModel):
 
 class TrainerConfig(Section):
     accelerator: Literal["cpu", "gpu", "auto"]
-    strategy: Literal["single", "ddp"]
+    strategy: Literal["single", "ddp", "fsdp"]
     devices: Positive | None
     num_nodes: Positive
     precision: Literal["32-true", "64-true", "bf16-mixed"]
     threads: Positive | None
+    accumulate: Positive = 1
     max_steps: Positive
     stop_at_accuracy: Fraction | None
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
     test: bool
+    recompute: Literal["none", "segment", "block"] = "none"
+    recompute_together: Positive | None = None
 
     @property
     def known_size(self) -> int | None:
@@ -74,6 +78,9 @@ class NoCurriculum(Section):
 
 class GrowingCurriculum(Section):
     grow: Literal[True]
+    by: growth.By = "task"
+    sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    mixed: bool = False
     threshold: Fraction | None
     stage_steps: Positive | None
 
@@ -123,13 +130,24 @@ class FormsConfig(Section):
     heads: Positive
 
 
-class BenchConfig(Config):
-    """A measurement of speed: a run's configuration, and how it is repeated."""
+class MemoryConfig(Section):
+    models: Annotated[list[str], Field(min_length=1)] | None
+    segments: Annotated[list[Positive], Field(min_length=1)]
+    segment_length: Positive
+    batch_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
 
-    suite: Literal["overhead", "forms"]
+
+class BenchConfig(Config):
+    """A measurement of speed or memory: a run's configuration, and how it is repeated."""
+
+    suite: Literal["overhead", "forms", "memory"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig
+    memory: MemoryConfig
 
 
 class ShowConfig(Section):
@@ -152,6 +170,22 @@ class EvaluateConfig(Section):
     lengths: Annotated[list[Positive], Field(min_length=1)] | None
     samples: Positive | None
     threads: Positive | None
+
+
+class StoreConfig(Section):
+    uri: str
+
+
+class CompareConfig(Section):
+    """Which runs are compared, and where the report goes."""
+
+    experiment: str | None
+    runs: Annotated[list[str], Field(min_length=1)] | None
+    filter: str | None
+    tracking: StoreConfig
+    out: str | None
+    track: bool
+    open: bool
 
 
 NOT_SHOWN = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use to `memlab.show`
@@ -196,6 +230,20 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
     return _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
 
 
+def check_compare(composed: DictConfig) -> CompareConfig:
+    """The typed configuration of `memlab.compare`.
+
+    Raises:
+        ConfigError: as `check`, or keys contradict each other.
+    """
+    config = _typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
+    if config.runs is not None and config.experiment is not None:
+        raise ConfigError("experiment and runs are both given: runs=[..] names each run, so leave experiment out")
+    if config.runs is not None and config.filter is not None:
+        raise ConfigError("filter chooses among the runs of an experiment; with runs=[..] there is nothing to choose")
+    return config
+
+
 def _typed(plain: Any, kind: type[ConfigT]) -> ConfigT:
     try:
         return kind.model_validate(plain)
@@ -219,32 +267,50 @@ def build_task(config: Config | ShowConfig) -> Task:
 
 def _check_together(config: Config, task: Task) -> None:
     """Combinations across groups."""
+    trainer = config.trainer
+    if trainer.recompute_together is not None and trainer.recompute != "segment":
+        raise ConfigError(
+            f"trainer.recompute_together={trainer.recompute_together} counts segments, and trainer.recompute={trainer.recompute} has none; "
+            "use null, or trainer.recompute=segment"
+        )
     depth = config.bptt_depth
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
         raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
     if (size := config.trainer.known_size) is not None:
         check_shares(config, task, size)
+    if isinstance(config.curriculum, GrowingCurriculum):
+        growth.stages(task, config.curriculum.by, config.curriculum.sizes)
     if isinstance(task, SyntheticTask):
-        if config.curriculum.grow:
-            task.stages()
         return
-    if config.curriculum.grow:
-        raise ConfigError(f"curriculum=grow: task={config.task['name']} is text, which has no shorter samples; use curriculum=off")
+    if isinstance(config.curriculum, GrowingCurriculum):
+        name = config.task["name"]
+        if config.curriculum.threshold is not None:
+            raise ConfigError(f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no accuracy; use null")
+        if config.curriculum.stage_steps is None:
+            raise ConfigError(
+                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage could end; give the steps "
+                "of a stage, or use curriculum=off"
+            )
     if config.trainer.stop_at_accuracy is not None:
         raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes.
+    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes, and read in parts.
 
     Raises:
         ConfigError: they cannot.
     """
     if task.batch_size % size:
         raise ConfigError(f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share them evenly")
-    if config.model.get("memory") == "shuffled" and task.batch_size // size < 2:
+    parts = config.trainer.accumulate
+    if task.batch_size // size % parts:
+        rows = f"the {task.batch_size // size} rows of each process" if size > 1 else "the rows of a step"
+        raise ConfigError(f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into {parts} parts")
+    if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2:
         where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
+        where += f" with trainer.accumulate={parts}" * (parts > 1)
         raise ConfigError(f"model.memory=shuffled reads the memory of another sample of the batch; {where}")
     if isinstance(task, SyntheticTask):
         for name in ("validation_size", "test_size"):

@@ -68,22 +68,28 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
         strategy, devices, num_nodes: as in `memlab.config.TrainerConfig`.
 
     Raises:
-        ConfigError: there are more than the strategy takes, or torchrun started another number than these say.
+        ConfigError: there are more or fewer than the strategy takes, or torchrun started another number than these say.
     """
     if strategy == "single":
         if (devices, num_nodes) != (1, 1):
             key, value = ("trainer.num_nodes", num_nodes) if devices == 1 else ("trainer.devices", devices)
-            raise ConfigError(f"{key}={value}: {name} is one process; use trainer=ddp for several")
+            raise ConfigError(f"{key}={value}: {name} is one process; use trainer=ddp or trainer=fsdp for several")
         if by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
             raise ConfigError(f"{name} is one process, and torchrun started {os.environ['WORLD_SIZE']}; use trainer=ddp")
         return 1
     if not by_torchrun():
-        return None if devices is None else devices * num_nodes
+        return None if devices is None else _enough(strategy, devices * num_nodes, f"trainer.devices={devices}")
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if devices not in (None, local):
         raise ConfigError(f"trainer.devices={devices}: torchrun started {local} processes on this node; leave the key out, or give {local}")
     if num_nodes * local != size:
         raise ConfigError(f"trainer.num_nodes={num_nodes}: torchrun started {size} processes, {local} of them on this node")
+    return _enough(strategy, size, "torchrun --nproc-per-node 1")
+
+
+def _enough(strategy: str, size: int, said: str) -> int:
+    if strategy == "fsdp" and size == 1:
+        raise ConfigError(f"{said} with trainer=fsdp, which shares out the weights among several processes: use trainer=cpu or trainer=gpu")
     return size
 
 
@@ -91,6 +97,7 @@ def find(strategy: str, devices: int | None, num_nodes: int, accelerator: str) -
     """This process's place. Without torchrun this is the first process of its node, and `others` starts the rest.
 
     Raises:
+        ConfigError: there is one GPU, which is too few for the strategy.
         UserError: on several nodes, something is missing in the environment.
     """
     if strategy == "single":
@@ -102,6 +109,7 @@ def find(strategy: str, devices: int | None, num_nodes: int, accelerator: str) -
         place = Place(int(env["RANK"]), size, int(env["LOCAL_RANK"]), local, size // local, int(env["GROUP_RANK"]))
         return _at(place, env["MASTER_ADDR"], int(env["MASTER_PORT"]), outside=by_torchrun())
     local = devices or _gpus(accelerator) or 2
+    _enough(strategy, local * num_nodes, "one GPU")
     if num_nodes == 1:
         return Place(size=local, local_size=local)
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start, too: with more threads than cores they wait for each other
 torch.set_num_threads(1)
 
 

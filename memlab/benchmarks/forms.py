@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memlab import schema
 from memlab.benchmarks.report import machine, spread, write
-from memlab.config import BenchConfig
+from memlab.config import BenchConfig, FormsConfig, MemoryConfig
 from memlab.errors import ConfigError, suggestion
 from memlab.models.base import Model
 from memlab.paths import config_dir
@@ -33,7 +33,7 @@ FORMS = ("recurrent", "parallel")
 def run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also in `forms.json`."""
     sizes = config.forms
-    models = {name: build(name, config) for name in sizes.models or names()}
+    models = {name: build(name, config, sizes) for name in sizes.models or names()}
     refused = [name for name, model in models.items() if model.parallel is None]
     if refused and sizes.models:
         raise ConfigError(f"forms.models={sizes.models}: {', '.join(refused)} has no parallel form")
@@ -49,18 +49,18 @@ def names() -> list[str]:
     return sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 
 
-def build(name: str, config: BenchConfig) -> Model:
-    """A model with its file's settings, at the sizes of this measurement.
+def build(name: str, config: BenchConfig, sizes: FormsConfig | MemoryConfig) -> Model:
+    """A model with its file's settings (or, if it is the configured one, those), at the sizes of this measurement.
 
     Raises:
         ConfigError: there is no such file.
     """
     file = Path(config_dir(), "model", f"{name}.yaml")
     if not file.exists():
-        raise ConfigError(f"forms.models: no model is named {name!r}.{suggestion(name, names())} There are: {', '.join(names())}")
+        raise ConfigError(f"{config.suite}.models: no model is named {name!r}.{suggestion(name, names())} There are: {', '.join(names())}")
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
+    values = config.model if name == config.model["name"] else values
     arguments = schema.parameters(values["_target_"])
-    sizes = config.forms
     own = {"width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mem_len": sizes.segment_length, "dropout": 0.0}
     torch.manual_seed(config.seed)
     model: Model = schema.load(values["_target_"])(

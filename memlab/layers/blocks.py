@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from memlab.layers.positions import Rotation, distances, rotate, rotation, shift, sinusoids
 from memlab.layers.state import State, state
@@ -183,6 +184,7 @@ class Stack(nn.Module):
         self.distance_biases = nn.Parameter(torch.empty(1, 2, heads, self.head_width)) if positions == "transformer_xl" else None
         self.blocks = nn.ModuleList(Block(Attention(width, heads, kv_heads, positions), ffn_width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        self.recompute = False  # whether a block's activations are made again for the gradient, and only its input is kept
 
     def untie_distance_biases(self) -> None:
         """Give each layer its own u and v, equal to begin with (`untie_r` of the published code)."""
@@ -206,7 +208,10 @@ class Stack(nn.Module):
         """All blocks, each with its own way to attend: normalised top-layer outputs [B, T, D], and what each layer keeps."""
         seen = []
         for block, attend in zip(self.blocks, attends, strict=True):
-            x_BTD, kept = block(x_BTD, attend)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD, kept = checkpoint(block, x_BTD, attend, use_reentrant=False)
+            else:
+                x_BTD, kept = block(x_BTD, attend)
             seen.append(kept)
         return self.norm(x_BTD), tuple(seen)
 

@@ -52,6 +52,37 @@ def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> No
     _save(figure, directory / "loss_by_position.png")
 
 
+def activations(result: dict[str, Any], directory: Path) -> None:
+    """Peak bytes of a training step over the number of segments, by model and by what is recomputed, as `memory.png`.
+
+    Args:
+        result: of `memlab.bench suite=memory`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = result["models"]
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(1 + 2.8 * columns, 1 + 2.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (name, measured) in zip(grid.flat, models.items(), strict=False):
+        for way, peaks in measured["peak_bytes"].items():
+            axes.plot(result["segments"], [peak / 1e6 for peak in peaks], label=way, marker=".")
+        axes.set(title=name, xscale="log", yscale="log", xticks=result["segments"], xticklabels=result["segments"])
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes.grid(alpha=0.3)
+    for axes in list(grid.flat)[len(models) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("peak, MB")
+    for axes in grid[-1]:
+        axes.set_xlabel("segments")
+    grid[0, 0].legend(title="recompute", fontsize=8)
+    _save(figure, directory / "memory.png")
+
+
 def _figure(panels: int) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -131,6 +131,16 @@ class AssociativeRetrieval(SyntheticTask):
         stages = [self._with(**wish) for wish in wishes]
         return tuple(stages if stages[-1].options() == self.options() else [*stages, self])
 
+    def options_at(self, length: int) -> dict[str, Any]:
+        return {"queries": min(self.queries, length)}
+
+    def at_length(self, length: int) -> AssociativeRetrieval:
+        if length == self.length:
+            return self
+        if self.num_segments == 1 or self.segment_lengths[-1] != self.question(self.length):
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
+        return self._with(length)
+
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
         """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
         context = self._in_parts(2 * pairs, max(self.segment_lengths[:-1]))

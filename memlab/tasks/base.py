@@ -195,11 +195,40 @@ class SyntheticTask(Task):
             )
         return self.resized(length, [self.segment_lengths[0]] * num_segments)
 
-    def resized(self, length: int, segment_lengths: list[int], **options: Any) -> Self:
-        """This task at another length, cut as given; `options` are changes to `options()`."""
+    def at_length(self, length: int) -> Self:
+        """This task at another length, in segments as long as this task's, of which one may be shorter.
+
+        Raises:
+            ConfigError: it has no sample of this length, or its segments do not say how to cut one.
+        """
+        if length == self.length:
+            return self
+        if len(set(self.segment_lengths)) > 1 and self.align is None:
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so they do not say how to grow")
+        lengths = self._in_parts(self.tokens_for(length), max(self.segment_lengths))
+        return self.resized(length, lengths, **self.options_at(length))
+
+    def stretched(self, length: int) -> Self:
+        """This task at another length, in as many segments, which are longer or shorter.
+
+        Raises:
+            ConfigError: it has no sample of this length, or one that does not divide into so many segments.
+        """
+        if length == self.length:
+            return self
+        if self.segment_lengths != self._cut(self.wished_segments, None):
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are given one by one, so they do not say how to grow")
+        return self.resized(length, None, **self.options_at(length))
+
+    def options_at(self, length: int) -> dict[str, Any]:
+        """Constructor arguments of the subclass that change with the length."""
+        return {}
+
+    def resized(self, length: int, segment_lengths: list[int] | None, **options: Any) -> Self:
+        """This task at another length, cut as given (None = into as many segments); `options` are changes to `options()`."""
         return type(self)(
             length=length,
-            num_segments=len(segment_lengths),
+            num_segments=self.num_segments if segment_lengths is None else len(segment_lengths),
             segment_lengths=segment_lengths,
             align=self.align,
             batch_size=self.batch_size,

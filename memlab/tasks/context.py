@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from typing import Any, Self
+from typing import Self
 
 from memlab.errors import ConfigError
 from memlab.tasks.base import SyntheticTask
@@ -32,10 +32,6 @@ class ContextTask(SyntheticTask):
     def noise(self, length: int) -> int:
         """Distractors at this length: in proportion, in whole pairs."""
         return self.distractors * self.facts(length) // self.facts(self.length) // 2 * 2
-
-    def options_at(self, length: int) -> dict[str, Any]:
-        """Constructor arguments that change with the length."""
-        return {}
 
     def context(self, length: int) -> int:
         """Tokens before the question."""
@@ -71,16 +67,23 @@ class ContextTask(SyntheticTask):
                 f"task.{self.answers}={self.answer_tokens} makes an answer of {self.answer_tokens} tokens, and a model that answers once "
                 f"for each sample gives 1; use {'task.queries=1 or ' * (self.answers == 'queries')}a decoder"
             )
-        if self.num_segments > 1 and self.segment_lengths[-1] != self.question(self.length):
-            raise ConfigError(
-                f"task.segment_lengths={list(self.segment_lengths)}: a curriculum does not know how to grow unless the last is the "
-                f"question's {self.question(self.length)} tokens; use curriculum=off"
-            )
+        self._check_question()
         stages = []
         for length in (2**i for i in range((self.length - 1).bit_length())):
             with contextlib.suppress(ConfigError):  # too short for the task's other arguments, or too few different samples
                 stages.append(self._with(length))
         return (*stages, self)
+
+    def at_length(self, length: int) -> Self:
+        self._check_question()
+        return self if length == self.length else self._with(length)
+
+    def _check_question(self) -> None:
+        if self.num_segments > 1 and self.segment_lengths[-1] != self.question(self.length):
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)}: a curriculum does not know how to grow unless the last is the "
+                f"question's {self.question(self.length)} tokens; use curriculum=off"
+            )
 
     def _with(self, length: int) -> Self:
         """This task at another length, in segments of context as long as this task's, of which one may be shorter."""

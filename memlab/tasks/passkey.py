@@ -111,6 +111,14 @@ class Passkey(SyntheticTask):
             raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
         return self.resized((num_segments - 1) * context[0], [*context[:1] * (num_segments - 1), question])
 
+    def at_length(self, length: int) -> Self:
+        if length == self.length:
+            return self
+        *context, question = self.segment_lengths
+        if not context or question != self.needle - 1:
+            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
+        return self.resized(length, [*self._in_parts(length, max(context)), question])
+
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
         """The haystack grows by a segment at a time, from one.
 

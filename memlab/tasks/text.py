@@ -6,11 +6,12 @@ in which order it is read. Validation and test read the beginning of each docume
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from memlab.errors import ConfigError, UserError
 from memlab.schema import Positive
@@ -131,6 +132,12 @@ class TextTask(Task):
     def begin(self) -> int:
         """BEGIN, the id that stands before a document."""
         return self.vocab_size - 1
+
+    def at(self, num_segments: int) -> Self:
+        """The same text, of which a training step reads another number of segments. Shares all that was prepared."""
+        other = copy.copy(self)
+        other.segment_lengths = self.segment_lengths[:1] * num_segments
+        return other
 
     def training(self, seed: int, rows: range, position: list[Any] | None = None) -> Iterator[StreamBatch]:
         """The endless training batches.

@@ -83,6 +83,19 @@ class StreamBatch:
             [row for part in parts for row in part.position],
         )
 
+    @classmethod
+    def following(cls, parts: Sequence[StreamBatch]) -> StreamBatch:
+        """What the same rows read in several batches, one after another, as one batch."""
+        return cls(
+            np.concatenate([part.tokens_BT for part in parts], axis=1),
+            np.concatenate([part.targets_BT for part in parts], axis=1),
+            np.concatenate([part.counts_BT for part in parts], axis=1),
+            np.concatenate([part.begins_BS for part in parts], axis=1),
+            np.concatenate([part.offset_BS for part in parts], axis=1),
+            tuple(length for part in parts for length in part.segment_lengths),
+            parts[-1].position,
+        )
+
 
 class Place(NamedTuple):
     """Where a document stands: `number` in the endless sequence; `row` of the file that comes as number `file` in the order of `epoch`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ def prepare(uri: str, experiment: str) -> None:
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{database}.lock"):
+            with lock(uri):
                 _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
         else:
             _make_experiment(MlflowClient(uri), experiment, None)
     except (MlflowException, OSError) as error:
         raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {first_line(error)}") from None
+
+
+def lock(uri: str) -> AbstractContextManager[Any]:
+    """Held by one process of this machine at a time; a server puts its own requests in order."""
+    return FileLock(f"{uri.removeprefix(SQLITE)}.lock") if uri.startswith(SQLITE) else nullcontext()
 
 
 def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:

@@ -10,6 +10,8 @@ main thread) never lands within a transaction and leaves the database locked, an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from argparse import Namespace
@@ -17,17 +19,28 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from memlab.tracking.mlflow_client import absolute_uri, first_line, holds, prepare
+from memlab.tracking import multirun
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line, holds, lock, prepare
 from memlab.tracking.resume import flatten
 
 __all__ = ["Tracker", "absolute_uri", "add_points", "holds", "prepare"]
 
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call
+_NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")  # of a task: how its samples are read, not what they are
+
+
+def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
+    """The address of an experiment's charts in MLflow's UI, all trainings side by side: sorted by a metric, it does not hide them under
+    their multiruns. Of a SQLite store, where `mlflow ui` shows it."""
+    server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
+    order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
 
 
 def add_points(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]]) -> None:
@@ -95,7 +108,15 @@ class Tracker(MLFlowLogger):
 
         flat = dict(sorted(flatten(parameters).items()))
         params = [Param(key, str(value)) for key, value in flat.items()]
-        self._writer.submit(lambda: self.experiment.log_batch(self.run_id, params=params)).result()
+
+        def work() -> None:
+            client = self._mlflow_client
+            found = client.get_experiment_by_name(self._experiment_name)
+            if found and (parent := multirun.parent(client, found.experiment_id, lock(self.uri))):
+                self.tags = {**(self.tags or {}), multirun.PARENT: parent}
+            self.experiment.log_batch(self.run_id, params=params)
+
+        self._writer.submit(work).result()
 
     @rank_zero_only
     def go_on(self) -> None:
@@ -137,6 +158,28 @@ class Tracker(MLFlowLogger):
         self._write(lambda: self.experiment.log_artifacts(self.run_id, str(directory), under))
 
     @rank_zero_only
+    def log_text(self, text: str, name: str) -> None:
+        """Store a file of this content with the run."""
+        self._write(lambda: self.experiment.log_text(self.run_id, text, name))
+
+    @rank_zero_only
+    def log_dataset(self, task: Mapping[str, Any]) -> None:
+        """The run's task as the data that it is trained and tested on. Not by MLflow's own classes: they load and hash real data."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        content = json.dumps({key: value for key, value in task.items() if key not in _NOT_DATA}, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        dataset = Dataset(task["name"], digest, "memlab", content)
+        context = [InputTag("mlflow.data.context", "training")]
+        self._write(lambda: self.experiment.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)]))
+
+    @rank_zero_only
+    def describe(self, text: str, figure: str = "figures/learning_curve.png") -> None:
+        """What the UI's page of the run says first, in Markdown, with a figure among the artifacts."""
+        note = f"{text}\n\n![{figure}](get-artifact?path={quote(figure)}&run_uuid={self.run_id})"
+        self._write(lambda: self.experiment.set_tag(self.run_id, "mlflow.note.content", note))
+
+    @rank_zero_only
     def log_artifact(self, file: Path, under: str) -> None:
         """Store a file with the run."""
         self._write(lambda: self.experiment.log_artifact(self.run_id, str(file), under))
@@ -148,6 +191,7 @@ class Tracker(MLFlowLogger):
     def end(self, status: str) -> None:
         """Write what is still to be written, and end the run as FINISHED, FAILED or KILLED."""
         self._write(lambda: self.experiment.set_terminated(self.run_id, status))
+        self._write(self._end_parent)
         self._writer.shutdown(wait=True)
         if self.failures:
             print(
@@ -155,6 +199,12 @@ class Tracker(MLFlowLogger):
                 "metrics.jsonl has everything",
                 file=sys.stderr,
             )
+
+    def _end_parent(self) -> None:
+        run = self.experiment.get_run(self.run_id)
+        if multirun.is_job() and (parent := run.data.tags.get(multirun.PARENT)):
+            with lock(self.uri):
+                multirun.child_ended(self.experiment, run.info.experiment_id, parent)
 
     def _write(self, write: Callable[[], object]) -> None:
         def attempt() -> None:

@@ -16,10 +16,11 @@ from memlab.config import Config
 from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
-_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"}
-_NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
-_FREE = {*_NEVER, "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
-_FREE |= _PROCESSES
+_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accumulate"}
+NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
+FREE = {*NEVER, "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
+ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
@@ -83,15 +84,16 @@ def _newest(config: Config, parent: Path) -> Path | None:
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(values).items() if key not in _NEVER | _PROCESSES}
+    return {key: value for key, value in flatten(values).items() if key not in NEVER | _PROCESSES}
 
 
 def _checked(config: Config, directory: Path, named: str) -> Origin:
     """The run in a directory, if this configuration may continue it."""
     result = _result(directory)
-    before, now = flatten(_saved(directory)), flatten(config.model_dump())
+    now = flatten(config.model_dump())
+    before = {key: value for key, value in ADDED.items() if key in now} | flatten(_saved(directory))
     keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
-    differing = [k for k in keys if k not in _FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
+    differing = [k for k in keys if k not in FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
     if differing == ["trainer.max_steps"] and now["trainer.max_steps"] > before["trainer.max_steps"]:
         if result is not None:
             raise UserError(
@@ -107,7 +109,9 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
         listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another run_dir")
-    if rounding := [k for k in keys if k == "trainer.threads" or (k in _PROCESSES and k in before)]:
+    if rounding := [
+        k for k in keys if k in ("trainer.threads", "trainer.recompute", "trainer.recompute_together") or (k in _PROCESSES and k in before)
+    ]:
         print(
             f"memlab: {', '.join(rounding)} differs from before: sums may be rounded otherwise, and losses differ in the last bits",
             file=sys.stderr,

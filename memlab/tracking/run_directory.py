@@ -74,8 +74,8 @@ class RunDirectory:
         self._lock.release()
 
     def facts(self) -> dict[str, Any]:
-        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`, and `resumed_at` (steps)."""
-        empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": []}
+        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`, `resumed_at` (steps), and `command`."""
+        empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": [], "command": None}
         file = self.path / "run.json"
         return {**empty, **json.loads(file.read_text(encoding="utf-8"))} if file.exists() else empty
 

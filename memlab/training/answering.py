@@ -11,13 +11,14 @@ from torch import Tensor
 
 from memlab.config import Config
 from memlab.evaluation.accuracy import Score, free_running
-from memlab.models.base import Decoder, Model, Output
+from memlab.models.base import Decoder, Model
 from memlab.splits import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
 from memlab.training.data import TensorBatch, TrainingStream
-from memlab.training.module import MemoryModule, at_least_float32
+from memlab.training.module import MemoryModule, added, at_least_float32
 from memlab.training.processes import Processes
+from memlab.training.truncation import Kept
 
 
 class AnsweringModule(MemoryModule):
@@ -33,6 +34,8 @@ class AnsweringModule(MemoryModule):
     def __init__(self, model: Model, config: Config, stream: TrainingStream, processes: Processes) -> None:
         super().__init__(model, config, processes)
         self.stream = stream
+        self.batch: TensorBatch | None = None  # of the step in progress, and what its rows gave so far
+        self.read_rows: list[dict[str, Tensor]] = []
         self.scores: dict[str, Score] = {}
         self.losses: list[tuple[float, int]] = []
 
@@ -40,31 +43,60 @@ class AnsweringModule(MemoryModule):
     def curriculum(self) -> Curriculum:
         return self.stream.curriculum
 
-    def read(self, batch: TensorBatch) -> Output:
-        """Logits of whole samples, with the gradient cut as `model.bptt_depth` says."""
+    def score_answers(self, batch: TensorBatch) -> Kept:
+        """Read whole samples, with the gradient cut as `model.bptt_depth` says: nats of the answer's tokens, and whether they are right."""
+        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
+
+        def score(logits_BnV: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            now = slice(start, start + logits_BnV.shape[1])
+            if isinstance(self.model, Decoder):
+                logits_BaV, targets_Ba = logits_BnV[:, answer_T[now]], batch.targets_BT[:, now][:, answer_T[now]]
+            else:  # one answer behind each segment, of which the last counts
+                logits_BaV, targets_Ba = logits_BnV, batch.targets_BT[:, answer_T].expand(-1, logits_BnV.shape[1])
+            nats = F.cross_entropy(at_least_float32(logits_BaV.flatten(0, 1)), targets_Ba.flatten(), reduction="none")
+            return nats.view_as(targets_Ba), logits_BaV.detach().argmax(-1) == targets_Ba
+
         depth = self.config.bptt_depth
-        return truncation.read(
-            self.model, batch.tokens_BT, batch.segment_lengths, depth=depth, wanted=batch.answer_segments if depth is not None else None
+        return truncation.keep(
+            self.model,
+            batch.tokens_BT,
+            batch.segment_lengths,
+            score,
+            depth=depth,
+            wanted=batch.answer_segments if depth is not None else None,
+            recompute=self.recompute,
         )
 
     def answers(self, batch: TensorBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, A, V] and targets [B, A] of the answer; of an encoder, what it says at the end of the sample."""
-        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
+        answer_T = batch.answer_BT[0]
         return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[:, answer_T]
 
-    def training_step(self, batch: TensorBatch, batch_index: int) -> Tensor:
-        output = self.read(batch)
-        logits_BAV, targets_BA = self.answers(batch, output.logits)
-        logits_AV, targets_A = logits_BAV.flatten(0, 1), targets_BA.flatten()
-        # every process has as many targets: the mean over processes, which is what the gradients get, is that of the whole batch
-        loss = F.cross_entropy(at_least_float32(logits_AV), targets_A)
+    def begin_step(self, batch: TensorBatch) -> None:
+        self.batch, self.read_rows = batch, []
+
+    def step_loss(self, rows: range) -> Tensor:
+        assert self.batch is not None
+        kept = self.score_answers(self.batch.part(rows))
+        nats_BA, right_BA = kept.values if isinstance(self.model, Decoder) else (value[:, -1:] for value in kept.values)
+        # every row of every process has as many targets: means of means are the mean over the whole batch
+        loss = nats_BA.mean()
         metrics = {
             "train/loss": loss.detach(),
-            "train/accuracy": (logits_AV.detach().argmax(-1) == targets_A).float().mean(),
-            **output.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
+            "train/accuracy": right_BA.float().mean(),
+            **kept.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
         }
+        share = len(rows) / len(self.batch.tokens_BT)
+        self.read_rows.append({name: value * share for name, value in metrics.items()})
+        return loss * share
+
+    def end_step(self) -> None:
+        assert self.batch is not None
+        metrics = added(self.read_rows)
+        if self.curriculum.mixed:
+            metrics["train/segments"] = metrics["train/loss"].new_tensor(len(self.batch.segment_lengths))
         self.train_metrics = self.processes.means(metrics)
-        return loss
+        self.batch = None
 
     def start_evaluation(self) -> None:
         self.scores = {"free": Score(), "forced": Score()}
@@ -99,7 +131,7 @@ class AnsweringModule(MemoryModule):
         return f"stage {self.curriculum.words}"
 
     def place_metrics(self) -> dict[str, float]:
-        return {"curriculum/stage": self.curriculum.stage + 1, "curriculum/segments": self.curriculum.task.num_segments}
+        return self.curriculum.metrics
 
     def short_words(self) -> str:
         return f"accuracy {self.train_metrics['train/accuracy'].item():.3f}"

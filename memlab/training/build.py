@@ -16,6 +16,7 @@ from memlab import schema
 from memlab.config import Config, GrowingCurriculum, build_task, check_shares
 from memlab.errors import ConfigError
 from memlab.models.base import Encoder, Model
+from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 from memlab.tasks.text import TextTask
 from memlab.training import random_state
@@ -26,6 +27,7 @@ from memlab.training.data import EvaluationBatches, TextBatches, TextStream, Tra
 from memlab.training.module import MemoryModule
 from memlab.training.processes import Processes, Started
 from memlab.training.reading import ReadingModule
+from memlab.training.sharding import ShardedStrategy
 
 
 @dataclass
@@ -62,6 +64,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
         )
     if config.trainer.precision == "64-true":
         model = model.double()  # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+    model.stack.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
     if isinstance(task, TextTask):
@@ -79,7 +82,7 @@ def _reading(config: Config, task: TextTask, model: Model, processes: Processes)
             f"model={name} as configured keeps every token of a document, and the documents of task={text} are long; "
             "use model=transformer_xl with a long model.mem_len"
         )
-    stream = TextStream(task, config.trainer.max_steps, config.seed, processes)
+    stream = TextStream(_curriculum(config, task), config.trainer.max_steps, config.seed, processes)
     module = ReadingModule(model, config, stream, processes)
     return Parts(task, model, module, stream, TextBatches(task, "validation", processes), TextBatches(task, "test", processes))
 
@@ -91,14 +94,19 @@ def _answering(config: Config, task: SyntheticTask, model: Model, processes: Pro
             f"model={config.model['name']} answers once for each sample, and the answer of task={config.task['name']} as configured has "
             f"{task.answer_tokens} tokens; use a decoder, or a task with one answer token such as associative_retrieval"
         )
-    if isinstance(config.curriculum, GrowingCurriculum):
-        threshold = task.stage_threshold if config.curriculum.threshold is None else config.curriculum.threshold
-        curriculum = Curriculum(task.stages(answers_once), threshold, config.curriculum.stage_steps)
-    else:
-        curriculum = Curriculum([task])
+    curriculum = _curriculum(config, task, answers_once)
     validation, test = EvaluationBatches(curriculum, "validation", processes), EvaluationBatches(task, "test", processes)
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed, processes)
     return Parts(task, model, AnsweringModule(model, config, stream, processes), stream, validation, test)
+
+
+def _curriculum(config: Config, task: Task, answers_once: bool = False) -> Curriculum:
+    wish = config.curriculum
+    if not isinstance(wish, GrowingCurriculum):
+        return Curriculum([task])
+    stages = growth.stages(task, wish.by, wish.sizes, answers_once)
+    threshold = task.stage_threshold if wish.threshold is None and isinstance(task, SyntheticTask) else wish.threshold
+    return Curriculum(stages, threshold, wish.stage_steps, wish.mixed, config.seed)
 
 
 def trainer(
@@ -111,10 +119,12 @@ def trainer(
     if processes is not None and processes.size > 1:
         place = processes.place
         plugins.append(Started(place))
+        more |= {"num_nodes": place.nodes, "use_distributed_sampler": False}
         # Which parameters take part in a step depends on the curriculum's stage and on where documents begin (a learned initial memory), so
         # they are looked for in each. One that takes part in no process has no gradient, as in one process.
-        strategy = DDPStrategy(find_unused_parameters=True)
-        more |= {"strategy": strategy, "num_nodes": place.nodes, "use_distributed_sampler": False}
+        more["strategy"] = ShardedStrategy() if t.strategy == "fsdp" else DDPStrategy(find_unused_parameters=True)
+        if t.strategy == "fsdp":
+            more["inference_mode"] = False  # weights that are gathered in a validation are used in the steps behind it
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
         devices=1 if processes is None else processes.place.local_size,

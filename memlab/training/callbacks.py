@@ -84,15 +84,16 @@ class MetricsLog(L.Callback):
         metrics = {name: value.mean().item() for name, value in module.train_metrics.items()}
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics |= module.place_metrics()
+        metrics |= {"train/seconds": self.clock.seconds, "train/tokens": self.clock.tokens, **module.place_metrics()}
         self.since = (self.clock.seconds, self.clock.tokens)
         log(trainer, metrics, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
-        place = {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
-        score = {"val/score": float(trainer.callback_metrics["val/score"])}
-        log(trainer, {**validation_metrics(trainer), **score, **place}, trainer.global_step)
+        place = {"val/seconds": self.clock.seconds, "val/tokens": self.clock.tokens}
+        place |= {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
+        score = float(trainer.callback_metrics["val/score"])
+        log(trainer, {**validation_metrics(trainer), "val/score": score, **place}, trainer.global_step)
 
 
 class ProgressReport(L.Callback):

@@ -14,6 +14,7 @@ from torch import Tensor
 from memlab.splits import Held, Split
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
+from memlab.text.streams import StreamBatch
 from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum
 from memlab.training.processes import Processes
@@ -30,6 +31,11 @@ class _Tensors:
     def of(cls, batch: Any) -> Self:
         values = {f.name: getattr(batch, f.name) for f in fields(cls)}
         return cls(**{name: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for name, v in values.items()})
+
+    def part(self, rows: range) -> Self:
+        """The same for some rows only."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v[rows.start : rows.stop] for name, v in values.items() if isinstance(v, Tensor | list)})
 
     def to(self, device: torch.device, **transfer: Any) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -75,7 +81,7 @@ class ReadingBatch(_Tensors):
 
 
 class TrainingStream:
-    """The endless stream of training batches, at the curriculum's present stage. Sized, so that Lightning does not read ahead.
+    """The endless stream of training batches, at the size that the curriculum gives them. Sized, so that Lightning does not read ahead.
 
     Args:
         steps: batches to give at most.
@@ -95,7 +101,7 @@ class TrainingStream:
 
     def __iter__(self) -> Iterator[TensorBatch]:
         while True:
-            task = self.curriculum.task
+            task = self.curriculum.at(self.position // self.curriculum.task.batch_size)
             own = self.processes.share(task.batch_size)
             batch = task.batch("train", self.position + own.start, len(own), self.seed)
             self.position += task.batch_size
@@ -126,7 +132,9 @@ class EvaluationBatches:
 
 
 class TextStream:
-    """The endless training batches of a text task.
+    """The endless training batches of a text task, of as many segments as the curriculum gives them.
+
+    What a row reads does not depend on how many segments of it make a batch: its documents go on where the batch before ended.
 
     Args:
         steps: batches to give at most.
@@ -134,19 +142,33 @@ class TextStream:
         processes: each gives its rows of every batch.
     """
 
-    def __init__(self, task: TextTask, steps: int, seed: int, processes: Processes) -> None:
-        self.task = task
+    def __init__(self, curriculum: Curriculum, steps: int, seed: int, processes: Processes) -> None:
+        self.curriculum = curriculum
+        self.task: TextTask = curriculum.stages[-1]
         self.steps = steps
         self.seed = seed
-        self.rows = processes.share(task.batch_size)
+        self.rows = processes.share(self.task.batch_size)
         self.position: list[Any] | None = None  # behind the last batch that was trained on, which says itself where that is
+        self.batches = 0  # that were trained on
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[ReadingBatch]:
-        for batch in text_loading.joined(self.task, self.seed, self.rows, self.position, self.task.workers):
-            yield ReadingBatch.of(batch)
+        if len(self.curriculum.stages) == 1:
+            for batch in text_loading.joined(self.task, self.seed, self.rows, self.position, self.task.workers):
+                yield ReadingBatch.of(batch)
+            return
+        segments = text_loading.joined(self.task.at(1), self.seed, self.rows, self.position, self.task.workers)
+        number = self.batches
+        while True:
+            yield ReadingBatch.of(StreamBatch.following([next(segments) for _ in range(self.curriculum.at(number).num_segments)]))
+            number += 1
+
+    def trained_on(self, batch: ReadingBatch) -> None:
+        """Go on behind this batch."""
+        self.position = batch.position
+        self.batches += 1
 
 
 class TextBatches:

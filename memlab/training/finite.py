@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from memlab.errors import UserError
+from memlab.training.sharding import whole
 
 
 class DivergedError(UserError):
@@ -27,7 +28,7 @@ def clip(model: nn.Module, optimizer: Optimizer, loss: Tensor, most: float | Non
         DivergedError: naming the step, the learning rate and the parameter with the largest gradient.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if not torch.isfinite(norm + loss):
         raise DivergedError(_words(model, loss, step, optimizer.param_groups[0]["lr"]))
     if most is not None:
@@ -35,7 +36,7 @@ def clip(model: nn.Module, optimizer: Optimizer, loss: Tensor, most: float | Non
 
 
 def _words(model: nn.Module, loss: Tensor, step: int, lr: float) -> str:
-    gradients = {name: p.grad.detach() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: whole(p.grad.detach()) for name, p in model.named_parameters() if p.grad is not None}
     largest = {name: gradient.abs().max().item() for name, gradient in gradients.items()}
     name = max(largest, key=lambda n: float("inf") if largest[n] != largest[n] else largest[n])
     broken = sum(not gradient.isfinite().all() for gradient in gradients.values())

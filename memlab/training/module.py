@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -17,7 +17,7 @@ from torch import Tensor
 from memlab.config import Config
 from memlab.models.base import Model
 from memlab.splits import Held
-from memlab.training import finite, optimizers, random_state
+from memlab.training import finite, optimizers, random_state, sharding, truncation
 from memlab.training.processes import Processes
 
 
@@ -41,6 +41,27 @@ class MemoryModule(L.LightningModule, abc.ABC):
         self.save_hyperparameters({"config": config.model_dump()})
         self.train_metrics: dict[str, Tensor] = {}
         self._random: dict[str, Any] | None = None  # out of a checkpoint, until the first step
+
+    @property
+    def recompute(self) -> int:
+        """Segments that are recomputed together in training; 0 = none are."""
+        trainer = self.config.trainer
+        return truncation.together(self.model, trainer.recompute_together) if trainer.recompute == "segment" else 0
+
+    @abc.abstractmethod
+    def begin_step(self, batch: Any) -> None:
+        """A training step begins, of which `batch` are this process's rows."""
+
+    @abc.abstractmethod
+    def step_loss(self, rows: range) -> Tensor:
+        """What some rows of the step's batch add to its loss; called for all of them in turn, each time with as many.
+
+        The mean over the processes of the sum over the rows is the loss of the step.
+        """
+
+    @abc.abstractmethod
+    def end_step(self) -> None:
+        """All rows of the step have been read; `train_metrics` are to be those of the step now."""
 
     @abc.abstractmethod
     def place(self) -> str:
@@ -98,10 +119,36 @@ class MemoryModule(L.LightningModule, abc.ABC):
     def load_own_state(self, saved: list[dict[str, Any]]) -> None:
         """Go on from there, with this process's part of what all processes kept, by rank. They may have been more or fewer."""
 
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """The loss of a step, from which Lightning goes on. With `trainer.accumulate`, some of its rows have sent their gradient by then.
+
+        Gradients of all rows but the last are added up in each process alone; those of the last take them along to the other processes.
+        """
+        self.zero_grad()
+        self.begin_step(batch)
+        parts = split(range(len(batch.tokens_BT)), self.config.trainer.accumulate)
+        for rows in parts[:-1]:
+            sharding.accumulate(self, more=True)
+            part = self.step_loss(rows)
+            with torch.autocast(self.device.type, enabled=False):  # as in Lightning's backward pass
+                part.backward()
+        sharding.accumulate(self, more=False)
+        loss = self.step_loss(parts[-1])
+        if len(parts) > 1 and self.processes.size > 1 and not sharding.shared(self):
+            # DistributedDataParallel shares the gradients of what takes part in the last backward pass, so all that has one does
+            loss = _Taking.apply(loss, *(p for p in self.parameters() if p.grad is not None))
+        self.end_step()
+        return loss
+
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        """Lightning's hook, which comes too late: part of the gradients are there. `training_step` does it."""
+
     def on_validation_epoch_start(self) -> None:
+        sharding.gather(self)
         self.start_evaluation()
 
     def on_test_epoch_start(self) -> None:
+        sharding.gather(self)  # for good: behind the test, the first process alone weighs what the model carries
         self.start_evaluation()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
@@ -112,6 +159,7 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.evaluated("validation")
+        sharding.release(self)
         self.log_dict({**{f"val/{name}": value for name, value in metrics.items()}, "val/score": self.score(metrics)}, logger=False)
 
     def on_test_epoch_end(self) -> None:
@@ -151,6 +199,29 @@ class MemoryModule(L.LightningModule, abc.ABC):
         trainer = self.config.trainer
         optimizer, scheduler = optimizers.build(self.model, self.config.optim, trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class _Taking(torch.autograd.Function):
+    """The loss as it is; the parameters beside it are in its graph, and get nothing from it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in ctx.needs_input_grad[1:])
+
+
+def split(rows: range, parts: int) -> list[range]:
+    """Rows one after another, in parts of equal size."""
+    size = len(rows) // parts
+    return [rows[part * size : (part + 1) * size] for part in range(parts)]
+
+
+def added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Metrics of all rows of a step, from what each part of them adds."""
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

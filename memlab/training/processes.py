@@ -52,15 +52,19 @@ class Processes:
         """Wait until all are there.
 
         Raises:
-            UserError: one of them ended before.
+            UserError: one of them ended before, or there are fewer GPUs than processes.
         """
         if place.size == 1:
             return cls()
-        if place.outside:
-            dist.init_process_group("nccl" if gpu else "gloo", timeout=_WAIT)
-        else:
-            store = _meeting(place, others)
-            dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=_WAIT)
+        group: dict[str, Any] = {"backend": "gloo", "timeout": _WAIT}
+        if gpu:
+            if (gpus := torch.cuda.device_count()) < place.local_size:
+                raise UserError(f"{place.local_size} processes on this node and {gpus} GPU{'s' * (gpus != 1)}: each process needs one")
+            torch.cuda.set_device(place.local_rank)
+            group |= {"backend": "nccl", "device_id": torch.device("cuda", place.local_rank)}
+        if not place.outside:
+            group |= {"store": _meeting(place, others), "rank": place.rank, "world_size": place.size}
+        dist.init_process_group(**group)
         return cls(place, others, dist.new_group(backend="gloo", timeout=_WAIT))
 
     @staticmethod

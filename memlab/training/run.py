@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import platform
 import re
 import shlex
@@ -24,13 +25,13 @@ from memlab.config import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
 from memlab.reports import curves
-from memlab.reports.summary import print_summary
-from memlab.tracking import mlflow_store, resume
+from memlab.reports.summary import print_summary, ratio, size
+from memlab.tracking import mlflow_store, provenance, resume
 from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
-from memlab.training import checkpoints
+from memlab.training import checkpoints, sharding
 from memlab.training.build import Parts, build, on_gpu, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
 from memlab.training.checkpoints import BEST, LAST, Checkpoints
@@ -74,6 +75,8 @@ def train(
                 config = config.model_copy(update={"run_dir": str(origin.directory)})
             parts = processes.each(lambda: build(config, processes))
             directory = claim(config, origin.directory is not None, processes)
+            if processes.leads and words and origin.directory is None:
+                directory.note(command=shlex.join(["python", "-m", "memlab.train", *without_place(words)]))
         except Ended as ended:  # nothing has been begun
             raise SystemExit(128 + ended.signal) from None
         try:
@@ -167,9 +170,13 @@ def kept(directory: RunDirectory) -> str:
 
 def command(words: Sequence[str], directory: Path) -> str:
     """The command line that continues a run."""
-    same = [word for word in words if word.partition("=")[0] not in ("resume", "run_dir")]
     place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"  # Hydra too has characters of its own
-    return shlex.join(["python", "-m", "memlab.train", *same, f"resume={place}"])
+    return shlex.join(["python", "-m", "memlab.train", *without_place(words), f"resume={place}"])
+
+
+def without_place(words: Sequence[str]) -> list[str]:
+    """A command line but for where the run is kept."""
+    return [word for word in words if word.partition("=")[0] not in ("resume", "run_dir")]
 
 
 def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def _run(
         if not config.trainer.validates_after(steps) and not lightning.should_stop:
             lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
         chosen = processes.each(lambda: read_best(directory))
-        parts.module.load_state_dict(chosen["state_dict"])
+        sharding.load_weights(parts.module, chosen["state_dict"])
         if config.trainer.test:
             lightning.test(parts.module, parts.test, verbose=False)
     except RuntimeError as error:
@@ -234,13 +241,17 @@ def _run(
             "tokens_per_second": clock.tokens / clock.seconds,
         },
         "steps": steps,
+        "tokens_read": clock.tokens,
         "processes": processes.size,
         "resumed_at": directory.facts()["resumed_at"],
         "best_step": chosen["global_step"],
         **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
         **report,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "command": directory.facts()["command"],
         "versions": versions(),
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
         "mlflow_run_id": tracker.run_id if tracker else None,
     }
     draw(parts, config, result, logged, directory.figures)
@@ -264,15 +275,26 @@ def read_best(directory: RunDirectory) -> dict[str, Any]:
 
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
     """Begin the MLflow run, or go on with it: parameters, tags, configuration and all that was logged are there before the first step."""
-    tags = {"memlab.model": config.model["name"], "memlab.task": config.task["name"], "memlab.run_dir": str(directory.path)}
+    facts = directory.facts()
+    tags = {
+        "memlab.model": config.model["name"],
+        "memlab.task": config.task["name"],
+        "memlab.seed": str(config.seed),
+        "memlab.run_dir": str(directory.path),
+        "memlab.command": facts["command"],
+        "mlflow.source.name": "memlab.train",
+        "mlflow.source.git.commit": provenance.commit(),
+    }
     name = f"{config.model['name']}-{config.task['name']}-{config.seed}"
-    uri, known = mlflow_store.absolute_uri(tracking.uri), directory.facts()["mlflow_run_id"]
+    uri, known = mlflow_store.absolute_uri(tracking.uri), facts["mlflow_run_id"]
     if known is not None and not mlflow_store.holds(uri, known):
         print(f"memlab: the MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
         known = None
+    tags = {k: v for k, v in tags.items() if v}
     tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known, tracking.parent_run)
     directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
+    tracker.log_dataset(config.task)
     if directory.metrics.exists():
         tracker.log_lines(read_metrics(directory.metrics))
     return tracker
@@ -291,8 +313,30 @@ def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDire
     single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
     single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
     measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
-    tracker.log_metrics({**result["metrics"], **single, **measured}, step=result["steps"])
+    # MLflow draws what has step 0 alone as bars beside each other, anything else as a line over steps
+    tracker.log_metrics({**result["metrics"], **single, **measured}, step=0)
     tracker.log_artifacts(directory.figures, "figures")
+    tracker.log_text(json.dumps(result, indent=2) + "\n", "result.json")
+    tracker.describe(description(result))
+
+
+def description(result: dict[str, Any]) -> str:
+    """What MLflow's page of a run says first, in Markdown: its headline, cost and command. The figure is put behind it."""
+    m, cost = result["metrics"], result["memory"]
+    chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
+    split = "test" if any(name.startswith("test/") for name in m) else "val"
+    answers, text = m.get(f"{split}/accuracy"), m.get(f"{split}/bits_per_byte")
+    headline = f"{text:.4f} bits per byte" if answers is None else f"accuracy {answers:.4f}{chance}"
+    carried = (
+        f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after {cost['tokens']:,} tokens"
+    )
+    if not cost["state_bytes"]:
+        carried = "carries nothing from segment to segment"
+    command = f"\n\n```\n{result['command']}\n```" if result["command"] else ""
+    return (
+        f"**{result['model']} on {result['task']}, seed {result['seed']}: {'test' if split == 'test' else 'validation'} {headline}**\n\n"
+        f"{result['steps']:,} steps, {result['timing']['train_seconds']:.0f} s, {result['parameters']:,} parameters; {carried}.{command}"
+    )
 
 
 def title(config: Config) -> str:

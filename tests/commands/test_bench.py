@@ -51,3 +51,48 @@ def test_a_model_without_a_parallel_form_is_a_mistake(tmp_path: Path) -> None:
 def test_an_unknown_suite_is_a_mistake(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "memlab.bench", "suite=speed"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "suite='speed'" in done.stderr and "overhead" in done.stderr
+
+
+def test_memory_reports_peaks_and_times(tmp_path: Path) -> None:
+    sizes = {
+        "models": "[rmt,rmt_encoder,memorizing]",
+        "segments": "[2,6]",
+        "segment_length": 4,
+        "batch_size": 2,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+    }
+    words = ["suite=memory", "repeats=2", "run_dir=here", "trainer.threads=1", *(f"memory.{key}={value}" for key, value in sizes.items())]
+    done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "here" / "memory.json").read_text())
+    assert [measured["together"] for measured in result["models"].values()] == [1, 1, 4]
+    for name, measured in result["models"].items():
+        peaks = measured["peak_bytes"]
+        assert all(len(peaks[way]) == 2 and peaks[way][1] > 0 for way in ("none", "block", "segment"))
+        growth = {way: large - small for way, (small, large) in peaks.items()}
+        assert growth["segment"] < growth["none"] and growth["block"] < growth["none"], name
+        assert measured["memory_ratio"]["segment"] == peaks["segment"][1] / peaks["none"][1]
+        slow, plain = measured["seconds"]["segment"], measured["seconds"]["none"]
+        assert measured["time_ratio"]["segment"]["max"] == max(a / b for a, b in zip(slow, plain, strict=True))
+        assert name in (tmp_path / "here" / "memory.md").read_text()
+    assert (tmp_path / "here" / "memory.png").stat().st_size > 10_000
+
+
+def test_peak_bytes_are_those_that_were_allocated_at_a_time() -> None:
+    """Known tensors: two of a megabyte at a time, one after another, and one that was there before."""
+    import torch
+
+    from memlab.benchmarks.memory import peak_bytes
+
+    before = torch.ones(500_000)
+
+    def work() -> None:
+        for _ in range(3):
+            one = torch.ones(250_000)
+            two = one + 1
+            del one, two
+        before.add_(1)
+
+    assert 2_000_000 <= peak_bytes(work, torch.device("cpu")) < 2_010_000

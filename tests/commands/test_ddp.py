@@ -1,18 +1,30 @@
-"""`trainer=ddp` as a user starts it: how many processes there are, what they print, and how they end."""
+"""`trainer=ddp` and `trainer=fsdp` as a user starts them: how many processes there are, what they print, and how they end."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
 
+from memlab.config import check
+from memlab.errors import ConfigError
+from memlab.paths import config_dir
+from memlab.tracking import mlflow_store
+from memlab.training import checkpoints
 from tests.commands.test_train import SMALL
-from tests.training.resuming import wait_for
+from tests.training.resuming import numbers, result, resumed_at, size, train, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 # Every Python process of the test writes down how it was started.
@@ -23,14 +35,16 @@ with open(os.environ["STARTED"], "a") as file:
 """
 
 
-def start(cwd: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    cwd.mkdir(exist_ok=True)
-    (cwd / "site").mkdir()
+def start(cwd: Path, *words: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+    (cwd / "site").mkdir(parents=True, exist_ok=True)
+    (cwd / "started").unlink(missing_ok=True)
     (cwd / "site" / "sitecustomize.py").write_text(LISTING)
     keys = [word.partition("=")[0] for word in words]
-    line = [*launcher, "-m", "memlab.train", *(w for w in SMALL if w.partition("=")[0] not in keys), "trainer=ddp", "tracking=off", *words]
-    environment = {**os.environ, "PYTHONPATH": f"{cwd / 'site'}:{REPOSITORY}", "STARTED": str(cwd / "started"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *line], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    usual = [word for word in (*SMALL, "trainer=ddp", "tracking=off") if word.partition("=")[0] not in keys]
+    line = [*launcher, "-m", "memlab.train", *usual, *words]
+    where = {"PYTHONPATH": f"{cwd / 'site'}:{REPOSITORY}", "STARTED": str(cwd / "started"), "OMP_NUM_THREADS": "1"}
+    whole = {**os.environ, **where, **environment}
+    return subprocess.Popen([sys.executable, *line], cwd=cwd, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def started(cwd: Path) -> list[tuple[int, str, str]]:
@@ -93,3 +107,123 @@ def test_a_signal_to_one_process_ends_all(number: int, rank: int, status: int, t
     assert told in err and (not told or err.count(told) == 1) and "Traceback" not in err, err
     wait_for(lambda: not Path(f"/proc/{second}").exists(), seconds=20)
     assert not (tmp_path / "here" / "result.json").exists()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err and "Warning" not in err, err
+    return err
+
+
+def logged(run: Path) -> int:
+    return size(run / "metrics.jsonl")
+
+
+def interrupt(cwd: Path, *words: str, rank: int, later: float, by: Callable[[int], None]) -> tuple[int, str]:
+    """Start, wait until this start has logged something and then some more seconds, do something to a process; how the first one ended."""
+    before = logged(cwd / "here")
+    process = start(cwd, *words)
+    wait_for(lambda: logged(cwd / "here") not in (0, before))
+    time.sleep(later)
+    places = [pid for pid, _, _ in started(cwd)]
+    by(places[rank])
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in places), seconds=30)
+    return process.returncode, err
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_kill_9(tmp_path: Path) -> None:
+    """Of one of two processes, somewhere in the run; then the same command again. (Ten kills, bit for bit: below, marked slow.)"""
+    words = ["trainer.devices=2", "trainer.precision=64-true", "trainer.max_steps=60", "run_dir=here", "resume=auto"]
+    interrupt(tmp_path, *words, rank=1, later=0.1, by=kill)
+    finish(start(tmp_path, *words))
+    keys = [word.partition("=")[0] for word in words]
+    alone = [*(word for word in SMALL if word.partition("=")[0] not in keys), *words[1:3], "tracking=off"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = check(compose("train", alone)).model_copy(update={"run_dir": str(tmp_path / "alone")})
+    train(config)
+    ours, theirs = numbers(tmp_path / "here"), numbers(tmp_path / "alone")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-6), mine["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ten_kills_and_a_full_disk(strategy: str, tmp_path: Path) -> None:
+    """One run that ten kills -9 and a disk without room interrupt: all that is logged, here and in MLflow, is that of a run in one go."""
+    draw = random.Random(7)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    mlflow_store.prepare(uri, "kills")
+    words = [f"trainer={strategy}", "trainer.devices=2", "trainer.max_steps=400", "trainer.checkpoint_every=3", "model.dropout=0.1"]
+    tracked = ["tracking=mlflow", f"tracking.uri={uri}", "tracking.experiment=kills", "run_dir=here", "resume=auto"]
+    finish(start(tmp_path, *words, "run_dir=whole"))
+    for _ in range(10):
+        interrupt(tmp_path, *words, *tracked, rank=draw.randrange(2), later=draw.uniform(0, 0.3), by=kill)
+    run_id = json.loads((tmp_path / "here" / "run.json").read_text())["mlflow_run_id"]
+
+    room = 2 * logged(tmp_path / "whole")  # for what is logged, and not for a checkpoint
+    assert room < size(tmp_path / "here" / "checkpoints" / "last.ckpt")
+    status, err = interrupt(
+        tmp_path, *words, *tracked, rank=0, later=0, by=lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
+    )
+    assert status == 2 and "cannot be written: File too large; those before it are untouched" in err, err
+    kept = [checkpoints.read(tmp_path / "here" / "checkpoints" / name)["global_step"] for name in ("last.ckpt", "previous.ckpt")]
+    assert kept[0] - kept[1] in (1, 2, 3)
+    assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
+
+    finish(start(tmp_path, *words, *tracked))
+    assert numbers(tmp_path / "here") == numbers(tmp_path / "whole")
+    assert result(tmp_path / "here") == result(tmp_path / "whole")
+    assert len(resumed_at(tmp_path / "here")) == 11
+    client = MlflowClient(uri)
+    (only,) = client.search_runs([client.get_experiment_by_name("kills").experiment_id])
+    assert only.info.run_id == run_id and only.info.status == "FINISHED"
+    for key in ("train/loss", "val/loss"):
+        history = [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
+        assert history == [(line["step"], line[key]) for line in numbers(tmp_path / "whole") if key in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["torchrun", "environment"])
+def test_two_nodes(by: str, tmp_path: Path) -> None:
+    """On one machine: two commands, as two nodes would run them, in one run directory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    nodes = []
+    for node in range(2):
+        words = ["trainer=fsdp", "trainer.num_nodes=2", "run_dir=../here"]
+        if by == "torchrun":
+            at = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+            nodes.append(start(tmp_path / str(node), *words, launcher=("-m", "torch.distributed.run", *at)))
+        else:
+            environment = {"NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            nodes.append(start(tmp_path / str(node), *words, "trainer.devices=2", **environment))
+    told = [finish(process) for process in nodes]
+    assert json.loads((tmp_path / "here" / "result.json").read_text())["processes"] == 4
+    assert [err.count("step     12/12") for err in told] == [1, 0], "the first process alone says how it goes"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "here"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    {
+        "trainer=fsdp trainer.devices=1": "trainer.devices=1 with trainer=fsdp, which shares out the weights among several processes",
+        "trainer=fsdp trainer.devices=3": "task.batch_size=32 counts the rows of all processes, and 3 cannot share them evenly",
+        "trainer.accumulate=3": "trainer.accumulate=3: the rows of a step (task.batch_size=32) do not divide into 3 parts",
+        "trainer=ddp trainer.devices=2 trainer.accumulate=64": "trainer.accumulate=64: the 16 rows of each process",
+        "trainer.devices=2": "use trainer=ddp or trainer=fsdp",
+    }.items(),
+)
+def test_mistakes(words: str, told: str) -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"), pytest.raises(ConfigError) as error:
+        check(compose("train", words.split()))
+    assert told in str(error.value)

@@ -72,9 +72,9 @@ def train(config: Config, **more: Any) -> dict[str, Any]:
 
 
 def numbers(run_dir: Path) -> list[dict[str, Any]]:
-    """All that was logged, in order, but for speeds."""
+    """All that was logged, in order, but for speeds and times."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
 
 def result(run_dir: Path) -> dict[str, Any]:

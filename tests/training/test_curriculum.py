@@ -89,3 +89,53 @@ def test_a_checkpoint_does_not_change_with_the_curriculum_it_was_taken_from() ->
     other.load_state_dict(saved)
     curriculum.update(9, 1.0)
     assert saved == {"stage": 1, "began_at": [0, 5]} and other.state_dict() == saved
+
+
+def sizes(curriculum: Curriculum, batches: range) -> list[int]:
+    return [curriculum.at(batch).num_segments for batch in batches]
+
+
+def test_unless_sizes_are_mixed_every_batch_has_the_stages() -> None:
+    curriculum = curriculum_of([1, 2, 4], threshold=0.9, stage_steps=None)
+    curriculum.update(5, 1.0)
+    assert sizes(curriculum, range(50)) == [2] * 50
+
+
+def mixed(seed: int) -> Curriculum:
+    return Curriculum(curriculum_of([1, 2, 3, 4], 0.9, None).stages, 0.9, mixed=True, seed=seed)
+
+
+def test_mixed_sizes_are_drawn_evenly_from_the_stages_so_far() -> None:
+    curriculum = mixed(seed=0)
+    for stage in range(4):
+        drawn = sizes(curriculum, range(2000))
+        for segments in range(1, 5):
+            share = drawn.count(segments) / 2000
+            assert share == 0 if segments > stage + 1 else abs(share - 1 / (stage + 1)) < 0.05
+        assert curriculum.task.num_segments == stage + 1, "validation has the full size"
+        curriculum.update(stage, 1.0)
+
+
+def test_mixed_sizes_depend_on_seed_stage_and_batch_alone() -> None:
+    """Whoever asks, in whatever order, before and after a checkpoint."""
+    one, other = mixed(seed=3), mixed(seed=3)
+    for step in (1, 2):
+        one.update(step, 1.0)
+    other.load_state_dict(one.state_dict())
+    assert sizes(one, range(100)) == sizes(other, range(99, -1, -1))[::-1]
+    another = mixed(seed=4)
+    another.load_state_dict(one.state_dict())
+    assert sizes(one, range(100)) != sizes(another, range(100))
+
+
+def test_the_stage_in_words() -> None:
+    curriculum = mixed(seed=0)
+    assert curriculum.words == "1/4 (length 6, 1 segment)".replace("6", str(curriculum.task.length))
+    curriculum.update(1, 1.0)
+    assert curriculum.words == f"2/4 (up to length {curriculum.task.length}, 2 segments)"
+    assert curriculum.metrics == {"curriculum/stage": 2, "curriculum/segments": 2, "curriculum/length": curriculum.task.length}
+
+
+def test_without_an_accuracy_only_the_steps_count() -> None:
+    curriculum = curriculum_of([1, 2, 3], threshold=0.0, stage_steps=10)
+    assert not curriculum.update(9, None) and curriculum.update(10, None)

@@ -157,3 +157,38 @@ def test_carried_state_is_in_the_checkpoint(corpus: Path, tmp_path: Path) -> Non
         assert torch.equal(one.tokens_BT, two.tokens_BT)
         assert torch.equal(module.training_step(one, 0), other.training_step(two, 0))  # type: ignore[arg-type]
     assert module.tokens == other.tokens
+
+
+def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> None:
+    """Joined, batches of 1, 2 and 3 segments are the batches of one segment, and the training is that of the same cuts."""
+    more = ["curriculum=grow", "curriculum.stage_steps=2"]
+    parts, module = parts_of(corpus, "rmt", *more)
+    batches, stream = [], iter(parts.stream)
+    for step in range(6):
+        batch = next(stream)
+        assert isinstance(batch, ReadingBatch)
+        module.training_step(batch, step)
+        batches.append(batch)
+        module.validated(step + 1, {})
+    assert [len(batch.segment_lengths) for batch in batches] == [1, 1, 2, 2, 3, 3]
+    assert [batch.begins_BS.shape[1] for batch in batches] == [1, 1, 2, 2, 3, 3]
+    single, _ = parts_of(corpus, "rmt", "task.num_segments=1")
+    ones = [one for one, _ in zip(single.stream, range(12), strict=False)]
+    for name in ("tokens_BT", "targets_BT", "counts_BT", "begins_BS", "offset_BS"):
+        assert torch.equal(torch.cat([getattr(b, name) for b in batches], 1), torch.cat([getattr(b, name) for b in ones], 1)), name
+    assert batches[-1].position == ones[-1].position and module.stream.position == ones[-1].position
+    assert module.place().startswith("stage 3/3 (3 segments), ") and module.place_metrics()["curriculum/segments"] == 3
+
+
+def test_recomputed_segments_train_text_alike(corpus: Path) -> None:
+    """Two steps with documents that begin within them: loss, metrics, gradients and what is carried."""
+    found = []
+    for recompute in ("none", "segment", "block"):
+        parts, module = parts_of(corpus, "rmt", f"trainer.recompute={recompute}")
+        losses = [module.training_step(batch, 0) for batch, _ in zip(parts.stream, range(2), strict=False)]
+        sum(losses).backward()  # type: ignore[union-attr]
+        assert module.carried is not None
+        found.append([*losses, *(p.grad for p in module.model.parameters()), *module.carried.tensors()])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)

@@ -141,6 +141,38 @@ def test_text_goes_on_in_the_middle_of_documents(model: str, corpus: Path, tmp_p
     assert step == 1 and len(set(losses)) == 14
 
 
+MIXED = ["curriculum=mixed", "trainer.recompute=segment"]
+
+
+def test_mixed_sizes_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sizes at the same steps, with the same masks of dropout though segments are recomputed."""
+    total = points(tmp_path, *MIXED)
+    lines = [line for line in numbers(tmp_path / "counted") if "train/segments" in line]
+    drawn, stage = [line["train/segments"] for line in lines], [line["curriculum/segments"] for line in lines]
+    assert all(1 <= one <= most for one, most in zip(drawn, stage, strict=True)) and any(map(float.__lt__, drawn, map(float, stage)))
+    for at in random.Random(4).sample(range(total), 3):
+        run = tmp_path / str(at)
+        told = kill_and_resume(run, at, *MIXED)
+        train(config(run, "resume=auto", *MIXED))
+        assert_same(run, tmp_path / "counted", f"killed at {at} of {total}, {told}")
+
+
+def test_text_that_grows_goes_on_where_it_was(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers of segments a step, in the middle of documents."""
+    growing = ["curriculum=mixed", "curriculum.stage_steps=4", "task.num_segments=3"]
+    words = [w for w in text_words(corpus) if not w.startswith("task.num_segments")]
+    monkeypatch.setattr(resuming, "SMALL", [*words, *growing])
+    total = points(tmp_path)
+    lines = [line for line in numbers(tmp_path / "counted") if "train/segments" in line]
+    assert [line["curriculum/segments"] for line in lines] == [1] * 4 + [2] * 4 + [3] * 6
+    assert len({line["train/segments"] for line in lines[8:]}) > 1
+    for at in random.Random(5).sample(range(total), 2):
+        run = tmp_path / str(at)
+        told = kill_and_resume(run, at)
+        train(config(run, "resume=auto"))
+        assert_same(run, tmp_path / "counted", f"killed at {at} of {total}, {told}")
+
+
 def test_a_moved_run_goes_on(tmp_path: Path, whole: Path) -> None:
     stopped(tmp_path / "before")
     (tmp_path / "elsewhere").mkdir()

@@ -1,13 +1,16 @@
-"""Run under torchrun: trains some models in one pair of processes, and writes what each logged. See test_ddp.py.
+"""Run under torchrun: trains some models in one pair of processes, and writes what each logged. See test_together.py.
 
-torchrun --nproc-per-node 2 -m tests.training.together DIRECTORY
+torchrun --nproc-per-node 2 -m tests.training.together DIRECTORY double|single
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from hydra import compose, initialize_config_dir
 from memlab import launch
 from memlab.config import Config, check
 from memlab.paths import config_dir
+
+WHERE = {"cpu": "single", "ddp": "ddp", "fsdp": "fsdp"}  # trainer=...: trainer.strategy
 
 COMMON = [
     "model.width=16",
@@ -44,26 +49,43 @@ SMALL = {
 }
 
 
-RESUMED = ["rmt", "text rmt", "text transformer_xl"]  # in another number of processes
+# What is trained in the default run of the tests, and in the slow one.
+DDP = (["rmt", "infini_delta", "text rmt"], ["transformer", "transformer_xl", "rmt_encoder", "memorizing", "text transformer_xl"])
+PARTS = (["text rmt"], ["rmt"])  # with trainer.accumulate
+RECOMPUTED = ([("text rmt", "segment")], [("rmt", "segment"), ("infini_delta", "block")])
+MOVED = (["text rmt"], ["rmt"])  # from one to another of these, after so many steps:
+STATIONS = ["cpu", "ddp", "fsdp", "cpu", "fsdp", "ddp", "cpu"]
+STOPS = [2, 5, 9, 12, 14, 18]
+ISSUE = ["transformer", "transformer_xl", "rmt", "rmt_encoder", "infini_delta", "memorizing"]  # in single precision, in rows of 32
 
 
 def trainings(corpus: Path) -> dict[str, list[str]]:
-    """The overrides of each, by name."""
+    """The overrides of each, by name: every model there is, and some on text."""
+    names = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
+    every = {name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if "encoder" in name else COPY)] for name in names}
     text = ["task=text", f"task.data_dir={corpus}", "task.segment_length=8", "task.num_segments=2", "trainer.stop_at_accuracy=null"]
-    every = {name: [f"model={name}", *SMALL.get(name, []), *COPY] for name in ("transformer", "transformer_xl", "rmt")}
-    every |= {name: [f"model={name}", *SMALL.get(name, []), *COPY] for name in ("infini_delta", "memorizing")}
-    every["rmt_encoder"] = ["model=rmt_encoder", *SMALL["rmt_encoder"], *PAIRS]
+    every["rmt in windows"] = [*every["rmt"], "model.bptt_depth=1"]
     every["text rmt"] = ["model=rmt", *SMALL["rmt"], *text]
+    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]  # the same sizes in all processes
+    every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
+    every["text rmt mixed"] = ["model=rmt", *SMALL["rmt"], *text, *mixed]
+    every["infini_delta blocks"] = ["model=infini_delta", *COPY, "trainer.recompute=block"]
     every["text transformer_xl"] = ["model=transformer_xl", *SMALL["transformer_xl"], *text]
     return every
 
 
-def config(words: list[str], run_dir: Path, trainer: str, *more: str) -> Config:
-    keys = {word.partition("=")[0] for word in [*words, *more]}
-    common = [word for word in COMMON if word.partition("=")[0] not in keys]
+def config(words: list[str], run_dir: Path, trainer: str, *more: str, **values: Any) -> Config:
+    """Of a training in one process (trainer=cpu) or in two; `values` are other keys of the trainer."""
+    found = _composed(*words, *more)
+    changed = {"accelerator": "cpu", "strategy": WHERE[trainer], "devices": 1 if trainer == "cpu" else 2, **values}
+    return found.model_copy(update={"run_dir": str(run_dir), "trainer": found.trainer.model_copy(update=changed)})
+
+
+@functools.cache
+def _composed(*words: str) -> Config:
+    keys = {word.partition("=")[0] for word in words}
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        composed = check(compose("train", [*common, *words, *more, f"trainer={trainer}"]))
-    return composed.model_copy(update={"run_dir": str(run_dir)})
+        return check(compose("train", [*(word for word in COMMON if word.partition("=")[0] not in keys), "trainer=ddp", *words]))
 
 
 def train(config: Config, join: Any = None) -> None:
@@ -79,35 +101,150 @@ class Stopped(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def stop(config: Config, join: Any = None) -> None:
-    """Train, and stop in step 11, behind the checkpoint of step 8."""
-    from memlab.training.answering import AnsweringModule
-    from memlab.training.reading import ReadingModule
-
-    originals = {kind: kind.training_step for kind in (AnsweringModule, ReadingModule)}
-
-    def training_step(self: Any, *args: Any) -> Any:
-        if self.global_step == 10:
-            raise Stopped
-        return originals[type(self)](self, *args)
-
-    try:
-        for kind in originals:
-            kind.training_step = training_step  # type: ignore[method-assign]
-        train(config, join)
-    except Stopped:
-        return
-    finally:
-        for kind, original in originals.items():
-            kind.training_step = original  # type: ignore[method-assign]
+def stop(config: Config, at: int, join: Any = None) -> None:
+    """Train, and stop in the step after this one."""
+    with replaced("begin_step", at, stopping):
+        try:
+            train(config, join)
+        except Stopped:
+            return
     raise AssertionError("it did not stop")
 
 
+def stopping(*_: Any) -> None:
+    raise Stopped
+
+
+@contextlib.contextmanager
+def replaced(name: str, at: int, other: Any) -> Iterator[None]:
+    """In the step after this one, the modules do something else; it is told what they would do."""
+    from memlab.training.answering import AnsweringModule
+    from memlab.training.reading import ReadingModule
+
+    originals = {kind: getattr(kind, name) for kind in (AnsweringModule, ReadingModule)}
+
+    def method(self: Any, *args: Any) -> Any:
+        original = next(function for kind, function in originals.items() if isinstance(self, kind))
+        return other(self, original, *args) if self.global_step == at else original(self, *args)
+
+    try:
+        for kind in originals:
+            setattr(kind, name, method)
+        yield
+    finally:
+        for kind, original in originals.items():
+            setattr(kind, name, original)
+
+
 def losses(run_dir: Path) -> list[dict[str, float]]:
-    """All that was logged but for speeds, and then the test's metrics."""
+    """All that was logged but for speeds and times, and then the test's metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     lines.append(json.loads((run_dir / "result.json").read_text())["metrics"])
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+
+def double(directory: Path, processes: Any) -> None:
+    """In double precision, so that only a mistake makes a difference."""
+
+    def both(config: Config) -> None:
+        train(config, lambda _: processes)
+
+    every = trainings(directory / "corpus")
+    with held(directory / "held.json", processes):
+        for name, words in every.items():
+            both(config(words, directory / "fsdp" / name, "fsdp"))
+    words = [*every["text rmt"], "model.dropout=0.2", "trainer.checkpoint_every=4"]
+    both(config(words, directory / "dropout" / "whole", "fsdp"))
+    stop(config(words, directory / "dropout" / "resumed", "fsdp"), 14, lambda _: processes)
+    both(config(words, directory / "dropout" / "resumed", "fsdp").model_copy(update={"resume": "auto"}))
+    for strategy in ("ddp", "fsdp"):
+        diverged(config(every["rmt"], directory / "diverged" / strategy, strategy), processes)
+    some(0, directory, processes)
+
+
+def some(which: int, directory: Path, processes: Any) -> None:
+    """The default (0) or the slow part (1) of what there is a choice of."""
+
+    def both(config: Config) -> None:
+        train(config, lambda _: processes)
+
+    every = trainings(directory / "corpus")
+    for name in DDP[which]:
+        both(config(every[name], directory / "ddp" / name, "ddp"))
+    for name in PARTS[which]:
+        both(config(every[name], directory / "ddp in 2 parts" / name, "ddp", accumulate=2))
+        both(config(every[name], directory / "fsdp in 4 parts" / name, "fsdp", accumulate=4))
+    for name, again in RECOMPUTED[which]:
+        both(config(every[name], directory / f"fsdp, {again}s again" / name, "fsdp", recompute=again))
+    for name in MOVED[which]:
+        place = directory / "moved" / name
+        for number, (station, at) in enumerate(zip(STATIONS, [*STOPS, None], strict=True)):
+            there = config(every[name], place, station, checkpoint_every=1)
+            there = there.model_copy(update={"resume": "auto" if number else "never"})
+            join = None if station == "cpu" else lambda _: processes
+            if station != "cpu" or processes.leads:
+                train(there, join) if at is None else stop(there, at, join)
+            processes.sum(0)  # all are here
+
+
+@contextlib.contextmanager
+def held(file: Path, processes: Any) -> Iterator[None]:
+    """Write down which share of all weights and of the optimizer's state this process holds."""
+    from torch.distributed.tensor import DTensor
+
+    from memlab.training.sharding import ShardedStrategy
+
+    original = ShardedStrategy.optimizer_state
+    shares = []
+
+    def optimizer_state(self: Any, optimizer: Any) -> Any:
+        states = [value for values in optimizer.state.values() for name, value in values.items() if name != "step"]
+        for tensors in ([p for group in optimizer.param_groups for p in group["params"]], states):
+            assert all(isinstance(t, DTensor) for t in tensors)
+            shares.append(sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors))
+        return original(self, optimizer)
+
+    ShardedStrategy.optimizer_state = optimizer_state  # type: ignore[method-assign]
+    yield
+    ShardedStrategy.optimizer_state = original  # type: ignore[method-assign]
+    everyone = processes.gather((min(shares), max(shares)))
+    if processes.leads:
+        file.write_text(json.dumps(everyone))
+
+
+def diverged(config: Config, processes: Any) -> None:
+    """One process's loss is not a number: both stop."""
+    from memlab.training.finite import DivergedError
+    from memlab.training.processes import Followed
+
+    def broken(module: Any, original: Any, *args: Any) -> Any:
+        return original(module, *args) * (1.0 if processes.leads else float("nan"))
+
+    try:
+        with replaced("step_loss", 9, broken):
+            train(config, lambda _: processes)
+    except DivergedError as error:
+        assert processes.leads
+        (Path(config.run_dir) / "told").write_text(str(error))
+        return
+    except Followed:
+        assert not processes.leads
+        return
+    raise AssertionError("it did not stop")
+
+
+def single(directory: Path, processes: Any) -> None:
+    """In the precisions that people use; and the slow part in double precision."""
+    some(1, directory, processes)
+    every = trainings(directory / "corpus")
+    for name in ISSUE:
+        for strategy in ("ddp", "fsdp"):
+            words = [*every[name], "trainer.precision=32-true", "task.batch_size=32"]
+            train(config(words, directory / "32-true" / strategy / name, strategy), lambda _: processes)
+    for name in ("rmt", "infini_delta"):
+        for strategy in ("ddp", "fsdp"):
+            words = [*every[name], "trainer.precision=bf16-mixed"]
+            train(config(words, directory / "bf16-mixed" / strategy / name, strategy), lambda _: processes)
 
 
 def main() -> None:
@@ -118,13 +255,7 @@ def main() -> None:
         from memlab.training.processes import Processes
 
         processes = Processes.join(place, others, gpu=False)
-        for name, words in trainings(directory / "corpus").items():
-            train(config(words, directory / "ddp" / name, "ddp"), lambda _: processes)
-        for name in RESUMED:
-            words = trainings(directory / "corpus")[name]
-            stop(config(words, directory / "two to one" / name, "ddp"), lambda _: processes)
-            again = config(words, directory / "one to two" / name, "ddp").model_copy(update={"resume": "auto"})
-            train(again, lambda _: processes)
+        {"double": double, "single": single}[sys.argv[2]](directory, processes)
         Processes.leave()
 
 

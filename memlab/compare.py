@@ -1,0 +1,21 @@
+"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables, figures and one HTML page."""
+
+from __future__ import annotations
+
+from memlab import cli
+from memlab.config import CompareConfig, check_compare
+
+
+def job(config: CompareConfig) -> int:
+    from memlab.reports.compare import compare
+
+    compare(config)
+    return 0
+
+
+def main() -> None:
+    cli.run("compare", check_compare, job, groups=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Statistics over seeds, and the Pareto front. No distribution is assumed: seeds are few and accuracies end at 1.
+
+A difference between two groups of seeds is tested by permutation: of all ways to deal the same scores to two groups of these sizes, the
+share whose means lie at least as far apart (Fisher 1935; two-sided; where there are too many ways, some are drawn). Several pairs are
+tested together, so p values are adjusted by Holm (1979). With few seeds no data at all can be significant: `smallest_p` says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SOLVED = 0.99
+LEVEL = 0.05
+_EXACT = 50_000  # ways of dealing that are all counted; of more, so many are drawn
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one number over seeds. `std` is the sample standard deviation (n - 1), None for one seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    @property
+    def solved(self) -> int:
+        """Seeds of at least 0.99."""
+        return sum(value >= SOLVED for value in self.values)
+
+
+def ways(a: int, b: int, paired: bool) -> int:
+    """To deal `a + b` scores to two groups; paired: to swap within `a` pairs."""
+    return 2**a if paired else math.comb(a + b, a)
+
+
+def smallest_p(a: int, b: int, paired: bool = False) -> float:
+    """What the test can give at best for groups of these sizes: the observed way, and its mirror image where there is one."""
+    mirrored = paired or a == b
+    return (2 if mirrored else 1) / ways(a, b, paired)
+
+
+def permutation_p(a: Sequence[float], b: Sequence[float], paired: bool = False) -> float:
+    """Two-sided p of the difference of the means.
+
+    Args:
+        a, b: the scores of each group's seeds.
+        paired: a[i] and b[i] belong together (one seed); signs of their differences are permuted instead.
+
+    Raises:
+        ValueError: a group is empty, or pairs are asked for and the sizes differ.
+    """
+    if not a or not b or (paired and len(a) != len(b)):
+        raise ValueError(f"cannot compare {len(a)} and {len(b)} seeds{' in pairs' if paired else ''}")
+    count = ways(len(a), len(b), paired)
+    exact = count <= _EXACT
+    draw = np.random.Generator(np.random.Philox(key=0))  # the same p from the same scores, always
+    if paired:
+        difference_N = np.subtract(a, b)
+        signs_WN = np.array(list(itertools.product((1, -1), repeat=len(a)))) if exact else draw.choice((1, -1), size=(_EXACT, len(a)))
+        distance_W = np.abs((signs_WN * difference_N).mean(1))
+        observed = abs(difference_N.mean())
+    else:
+        scores_N = np.array([*a, *b], dtype=np.float64)
+        if exact:
+            chosen_WA = np.array(list(itertools.combinations(range(len(scores_N)), len(a))))
+        else:
+            chosen_WA = draw.permuted(np.tile(np.arange(len(scores_N)), (_EXACT, 1)), axis=1)[:, : len(a)]
+        sum_W = scores_N[chosen_WA].sum(1)
+        distance_W = np.abs(sum_W / len(a) - (scores_N.sum() - sum_W) / len(b))
+        observed = abs(np.mean(a) - np.mean(b))
+    far = int((distance_W >= observed - 1e-12).sum())
+    return far / count if exact else (far + 1) / (_EXACT + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for being tested together, in the same order."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+def seeds_needed(pairs: int, paired: bool = False) -> int:
+    """Seeds for each group so that a difference can be significant among so many pairs."""
+    return next(n for n in itertools.count(2) if smallest_p(n, n, paired) * pairs <= LEVEL)
+
+
+def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
+    """Which points (cost, score) no other one beats: none has at most the cost and at least the score, and one of them better.
+
+    Returns:
+        Their places in `points`, by cost.
+    """
+    sign = 1 if higher_is_better else -1
+
+    def beaten(i: int) -> bool:
+        cost, score = points[i][0], sign * points[i][1]
+        return any(c <= cost and sign * s >= score and (c, sign * s) != (cost, score) for c, s in points)
+
+    return sorted((i for i in range(len(points)) if not beaten(i)), key=lambda i: points[i])

@@ -1,0 +1,299 @@
+"""The figures of a comparison. Each is drawn for a phone's width, so that its text stays readable there; a group has a colour and a marker.
+
+Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart, without its yellow and black, which one of white
+and dark pages hides. In the page a figure takes its colours from the page's style (light, dark, print), as a file it has those of paper.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memlab.reports.comparison import Table, words
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+_INK, _GRID = "#1b1b1b", "#d0d0d0"
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 9,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _GRID,
+    "svg.hashsalt": "memlab",  # the same figure is the same file
+    "svg.fonttype": "path",
+}
+_STYLED = {_INK: "var(--ink)", _GRID: "var(--grid)", **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)}}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure.
+
+    Attributes:
+        name: of its files.
+        caption: what is to be seen, and how it is to be read.
+        svg: for the page, without text of its own for readers of screens: they get the caption.
+    """
+
+    name: str
+    caption: str
+    svg: str
+
+
+def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[str]]:
+    """Draw all that the runs of a table have data for, as `directory/<prefix><name>.png` and for the page.
+
+    Returns:
+        The figures, and sentences that say which ones there are not and why.
+    """
+    wanted: list[tuple[str, str, str | None, Callable[[Any, Table], None]]] = [
+        ("seeds", f"Test {words(table.metric)} of every seed; the bar is the mean.", None, _seeds),
+        (
+            "pareto",
+            f"{words(table.metric).capitalize()} against the bytes that are carried for one document. The line joins the groups that no "
+            f"other one beats in both ({_better(table)} is better).",
+            None,
+            _pareto,
+        ),
+    ]
+    if table.metric == "accuracy":
+        why = None if any(run.lengths for group in table.groups for run in group.runs) else _NOT_EVALUATED
+        said = "Free-running accuracy by number of segments; dashed: the number in training. Points are seeds, lines their means."
+        wanted.append(("segments", said, why, _segments))
+    else:
+        read = any(run.result.get("by_position") for group in table.groups for run in group.runs)
+        why = None if read else "no run has its loss by position"
+        said = "Bits per byte by position in the test documents, mean over seeds; each range is as long as all before it."
+        said += " A token counts with the mean bytes of all tokens."
+        wanted.append(("position", said, why, _position))
+    for axis in ("tokens", "seconds"):
+        known = any(f"val/{axis}" in line for group in table.groups for run in group.runs for line in run.lines)
+        why = None if known else f"the runs were logged by a version of memlab that did not note {axis} with validations"
+        note = " With a curriculum: of samples of the full size, from where it came to them." if table.metric == "accuracy" else ""
+        machine = " Seconds are comparable on one machine only, with nothing beside them." if axis == "seconds" else ""
+        said = f"Validation loss against {axis} of training, a line for each seed.{note}{machine}"
+        wanted.append((f"loss_by_{axis}", said, why, functools.partial(_loss, axis=axis)))
+    drawn, missing = [], []
+    for name, caption, why, fill in wanted:
+        if why is None:
+            drawn.append(Drawn(name, caption, _one(table, fill, directory / f"{prefix}{name}.png")))
+        else:
+            missing.append(f"No figure {name}: {why}.")
+    return drawn, missing
+
+
+_NOT_EVALUATED = "no run has been read at several lengths yet; python -m memlab.evaluate run=DIR lengths=[4,8,16] does that"
+
+
+def look(at: int) -> dict[str, Any]:
+    """Colour and marker of the group at a place in its table."""
+    return {"color": PALETTE[at % len(PALETTE)], "marker": MARKERS[at % len(MARKERS)]}
+
+
+def swatch(at: int) -> str:
+    """A group's line and marker as a small SVG, for a legend in the page."""
+
+    def fill(figure: Any) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.plot([0.05, 0.5, 0.95], [0.5] * 3, markevery=[1], markersize=7, **look(at))
+
+    figure = _figure((0.36, 0.18), layout=None)
+    fill(figure)
+    return _svg(figure)
+
+
+def _better(table: Table) -> str:
+    return "up and left" if table.higher_is_better else "down and left"
+
+
+def _one(table: Table, fill: Callable[[Any, Table], None], file: Path) -> str:
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure = _figure((4.2, 3.2))
+        axes = figure.subplots()
+        axes.grid(alpha=0.6, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        fill(axes, table)
+        svg = _svg(figure)
+        handles = [_handle(at, group.label) for at, group in enumerate(table.groups)]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2 if max(len(g.label) for g in table.groups) < 24 else 1, frameon=False
+        )
+        figure.set_size_inches(4.2, 3.2 + 0.2 * len(table.groups))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+    return svg
+
+
+def _handle(at: int, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=_text(label), linewidth=1.4, markersize=5, **look(at))
+
+
+def _text(label: str) -> str:
+    """A label that matplotlib does not read as mathematics."""
+    return label.replace("$", r"\$")
+
+
+def _figure(inches: tuple[float, float], layout: Any = "constrained") -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _svg(figure: Any) -> str:
+    """The drawing alone, its colours those of the page."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # not needed within a page, and addresses of the network by their looks
+    svg = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _STYLED.get(m[0].lower(), m[0]), svg)
+    svg = svg.replace("xlink:href", "href").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]  # several figures share a page, and their names for parts must not
+    return re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>f{own}-", svg)
+
+
+def _seeds(axes: Any, table: Table) -> None:
+    count = len(table.groups)
+    for at, group in enumerate(table.groups):
+        values, y = group.scores.values, count - 1 - at
+        offsets = [0.0] if len(values) == 1 else [0.18 - 0.36 * i / (len(values) - 1) for i in range(len(values))]
+        axes.plot(values, [y + o for o in offsets], linestyle="", markersize=6, alpha=0.9, **look(at))
+        axes.plot([group.scores.mean] * 2, [y - 0.33, y + 0.33], color=look(at)["color"], linewidth=2)
+    axes.set_yticks(range(count), [_shortened(group.label) for group in reversed(table.groups)])
+    axes.set(ylim=(-0.6, count - 0.4), xlabel=f"test {words(table.metric)}")
+    _accuracy_axis(axes, table, "x")
+
+
+def _shortened(label: str) -> str:
+    import textwrap
+
+    return _text(textwrap.fill(label, 18, max_lines=3, placeholder=" …"))
+
+
+def _accuracy_axis(axes: Any, table: Table, which: str) -> None:
+    if table.metric == "accuracy":
+        axes.set(**{f"{which}lim": (-0.03, 1.03)})
+        if table.chance is not None:
+            line = axes.axvline if which == "x" else axes.axhline
+            line(table.chance, color=_INK, linewidth=0.8, linestyle=":")
+
+
+def _pareto(axes: Any, table: Table) -> None:
+    sizes = [group.state_bytes for group in table.groups]
+    least = min((s for s in sizes if s), default=1024)
+    nothing = least / 8  # where those stand that carry nothing: a logarithm has no zero
+    place = {group.label: float(group.state_bytes or nothing) for group in table.groups}
+    axes.set_xscale("log", base=2)
+    front = [group for group in table.groups if group.label in table.front]
+    front.sort(key=lambda g: place[g.label])
+    axes.plot([place[g.label] for g in front], [g.scores.mean for g in front], color=_INK, linewidth=0.9, drawstyle="steps-post", zorder=1)
+    for at, group in enumerate(table.groups):
+        x = place[group.label]
+        axes.plot([x, x], [min(group.scores.values), max(group.scores.values)], color=look(at)["color"], linewidth=1)
+        axes.plot([x], [group.scores.mean], linestyle="", markersize=8, **look(at))
+    low, high = min(place.values()), max(place.values())
+    ticks = _powers(least, high)
+    labels = [_bytes(t) for t in ticks]
+    if 0 in sizes:
+        ticks, labels = [nothing, *ticks], ["nothing", *labels]
+    axes.set_xticks(ticks, labels)
+    axes.minorticks_off()
+    axes.set(xlim=(low / 2.5, high * 2.5), xlabel="carried state, bytes", ylabel=f"test {words(table.metric)}")
+    _accuracy_axis(axes, table, "y")
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """At most five powers of two that span these."""
+    first, last = int(low).bit_length() - 1, max(int(high).bit_length(), int(low).bit_length())
+    step = max(1, -(-(last - first) // 4))
+    return [float(2**p) for p in range(first, last + 1, step)]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "K", "M", "G"):
+        if count < 1024 or unit == "G":
+            return f"{count:.0f}{unit if unit != 'B' else ''}"
+        count /= 1024
+    raise AssertionError
+
+
+def _segments(axes: Any, table: Table) -> None:
+    tested: set[int] = set()
+    for at, group in enumerate(table.groups):
+        by_segments: dict[int, list[float]] = {}
+        for run in group.runs:
+            for segments, found in run.lengths.items():
+                by_segments.setdefault(segments, []).append(found["accuracy"])
+        points = sorted(by_segments.items())
+        tested |= by_segments.keys()
+        axes.plot([s for s, _ in points], [sum(v) / len(v) for _, v in points], linewidth=1.4, markersize=5, **look(at))
+        seeds = [(s, v) for s, values in points for v in values]
+        if seeds:
+            axes.plot(*zip(*seeds, strict=True), linestyle="", markersize=2.5, alpha=0.6, **look(at))
+    axes.set_xscale("log", base=2)
+    ticks = (
+        sorted(tested)
+        if len(tested) <= 6
+        else [float(2**p) for p in range(0, 25, -(-max(tested).bit_length() // 6)) if 2**p <= 2 * max(tested)]
+    )
+    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    axes.minorticks_off()
+    trained = {run.config.get("task.num_segments") for group in table.groups for run in group.runs}
+    for length in trained - {None}:
+        axes.axvline(float(str(length)), color=_INK, linewidth=0.8, linestyle="--")
+    axes.set(xlabel="segments", ylabel="accuracy, free-running")
+    _accuracy_axis(axes, table, "y")
+
+
+def _position(axes: Any, table: Table) -> None:
+    for at, group in enumerate(table.groups):
+        by_position: dict[int, list[float]] = {}
+        for run in group.runs:
+            read = run.result["test_read"]
+            to_bits = (
+                read["tokens"] / read["bytes"] / 0.6931471805599453
+            )  # nats a token -> bits a byte, at the whole test's tokens for each byte
+            for part in run.result.get("by_position") or []:
+                by_position.setdefault(part["from"], []).append(part["loss"] * to_bits)
+        points = sorted(by_position.items())
+        axes.plot([s + 1 for s, _ in points], [sum(v) / len(v) for _, v in points], linewidth=1.3, markersize=4, **look(at))
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="position in the document, tokens", ylabel="bits per byte")
+
+
+def _loss(axes: Any, table: Table, axis: str) -> None:
+    for at, group in enumerate(table.groups):
+        for run in group.runs:
+            # earlier stages of a curriculum have easier samples, and so another loss; text has the same documents in all of them
+            last = run.result.get("stages") if table.metric == "accuracy" else None
+            lines = [line for line in run.lines if f"val/{axis}" in line and last in (None, line.get("val/stage", last))]
+            points = [(line[f"val/{axis}"], line["val/loss"]) for line in lines]
+            if points:
+                axes.plot(*zip(*points, strict=True), linewidth=1, alpha=0.85, markersize=5, markevery=[len(points) - 1], **look(at))
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.locator_params(axis="x", nbins=5)
+    axes.set(xlabel=f"{axis} of training", ylabel="validation loss, nats")

@@ -1,0 +1,164 @@
+"""`trainer=fsdp`: weights, gradients and the optimizer's state are shared out among the processes (FSDP2, torch's `fully_shard`).
+
+Each block is gathered from all processes when it is used and given up again behind it; what stands outside the blocks (embedding, output,
+initial memory, gates) is gathered for a whole step. The root is the module's loss, not the model's `forward`: a step reads a model in
+several calls, begins its states outside of them, and back-propagates through what one call hands to the next.
+
+What models carry belongs to the rows of each process and is not shared out.
+
+The processes have to gather the same blocks in the same order. So what a step calls may depend on shapes but not on what the rows hold;
+where documents begin, which decides how segments are read together, is agreed on (`memlab.training.reading`). Validation and test
+gather all weights once, and each process reads at its own pace.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+FORWARD = ("step_loss", "evaluate")  # the methods of `MemoryModule` within which weights are used
+
+
+def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, size: int) -> None:
+    """Share out a module's weights among all processes, in place; they are the same in all of them before."""
+    # States are often views, which torch warns of for those who would change them in place. Nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+    mesh = init_device_mesh(device.type, (size,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for name in FORWARD:
+        register_fsdp_forward_method(module, name)
+
+
+def shared(module: nn.Module) -> bool:
+    """Whether a module's weights are shared out."""
+    return isinstance(module, FSDPModule)
+
+
+def gather(module: nn.Module) -> None:
+    """Every process has all weights from now on, until `release`. Nothing happens to a module that is not shared out."""
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_forward(False)
+        for part in _parts(module):
+            part.unshard()
+
+
+def release(module: nn.Module) -> None:
+    """The end of `gather`."""
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_forward(True)
+        module.set_reshard_after_forward(False, recurse=False)
+        for part in _parts(module):
+            part.reshard()
+
+
+def accumulate(module: nn.Module, more: bool) -> None:
+    """Whether the next backward pass adds to gradients that a later one shares out, instead of sharing them out."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not more)
+
+
+def load_weights(module: nn.Module, saved: Mapping[str, Tensor], strict: bool = True) -> None:
+    """`module.load_state_dict` of whole tensors, also where each process holds but a part of them."""
+    own = module.state_dict()
+    module.load_state_dict({name: _like(own[name], value) if name in own else value for name, value in saved.items()}, strict=strict)
+
+
+def _parts(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def _like(own: Any, whole: Any) -> Any:
+    """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the same shape."""
+    if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
+        return whole
+    part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    copied = part.to_local().clone()  # or it would keep the whole in memory
+    return DTensor.from_local(copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride())
+
+
+def whole(value: Any) -> Any:
+    """A tensor of which each process holds a part, put together; all processes have to ask for it. Other values as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+class ShardedStrategy(DDPStrategy):
+    """FSDP2 under Lightning, with the checkpoints of one process: whole tensors, in one file that the first process writes.
+
+    Lightning's own `ModelParallelStrategy` refuses double precision, reads checkpoints past the CheckpointIO, and numbers the optimizer's
+    state otherwise than torch does.
+    """
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    def setup(self, trainer: Trainer) -> None:
+        assert self.accelerator is not None and self.lightning_module is not None
+        self.accelerator.setup(trainer)
+        module: Any = self.lightning_module
+        self.precision_plugin.convert_module(module)
+        if not isinstance(module, FSDPModule):
+            shard(module, module.model.stack.blocks, self.root_device, self.world_size)
+            self.model_to_device()  # it is there, block by block; Lightning is to know
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def teardown(self) -> None:
+        """Weights stay where they are: there is a test behind the training, and the processes have no host memory for all of them."""
+        assert self.cluster_environment is not None and self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole tensors in the host's memory of the first process; nothing in the others."""
+        assert self.lightning_module is not None
+        return self._collected(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As `lightning_module_state_dict`."""
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        return {**state, "state": {number: self._collected(values) for number, values in state["state"].items()}}
+
+    def _collected(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        collected = {}
+        for name, value in values.items():  # one after another: a GPU holds one of them as a whole at a time
+            tensor = whole(value)
+            if self.is_global_zero:
+                collected[name] = tensor.cpu() if isinstance(tensor, Tensor) else tensor
+        return collected
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read no more of the file than each process needs; only tensors and plain containers."""
+        checkpoint: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        return checkpoint
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        load_weights(self.lightning_module, checkpoint["state_dict"], strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            parameters = dict(zip(numbers, own, strict=True))
+            state = {
+                number: {name: _like(parameters[number], value) for name, value in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
