@@ -13,7 +13,7 @@ import yaml
 from memlab.errors import ConfigError
 
 KEY = "experiment_file"
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*(:[\w./-]+)*")  # Hydra reads these as they stand
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*(:[\w./-]+)*")  # Hydra reads these as they stand
 _WORDS = {"null", "true", "false", "nan", "inf"}  # but for these
 
 

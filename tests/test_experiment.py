@@ -15,6 +15,7 @@ from memlab.config import check
 from memlab.errors import ConfigError
 
 VALUES = ["rmt", "a b", "it's", "true", "null", "Null", "x,y", "1e-3", "a=b", "[q]", "{q}", "back\\slash", "end\\", "with'quote\\", "\\'"]
+VALUES += ["/tmp/a-b.c/d", "/", "//x"]
 VALUES += ["sqlite:////a/x y.db", "http://h:5/x", "", "on", "12", "1.5", "a:b", "über", "$HOME", "inf", "nan", "-3", "a#b"]
 OTHERS: list[Any] = [[1, "a b", None, True], [], 1e-3, 0.1, 1e300, None, True, False, 3, -2]
 

@@ -102,6 +102,7 @@ class Store:
         """
         if self._backend is None:
             quiet()
+            from alembic.util import CommandError
             from optuna.storages import RDBStorage
 
             if self.file is not None:
@@ -111,7 +112,13 @@ class Store:
                     raise UserError(f"storage={self.name}: {error.strerror}: {self.file.parent}") from None
             arguments = {"connect_args": self._arguments(), "pool_pre_ping": True}
             with self.lock("tables"):
-                self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
+                try:
+                    self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
+                except (RuntimeError, CommandError) as error:  # such as MLflow's tables, which note their version in the same place
+                    raise UserError(
+                        f"storage={self.name} has tables of another program, or of another version of Optuna; give the sweeps a database of "
+                        f"their own ({self._reason(error)})"
+                    ) from None
         return self._backend
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from tests.sweeping import sweeps
 from tests.sweeping.killing import drive, survive
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-pytest.importorskip("psycopg")
+psycopg = pytest.importorskip("psycopg")
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL is not installed")
 PASSWORD = "a secret & more"
 
@@ -131,7 +131,9 @@ def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(serve
     uri = f"http://127.0.0.1:{port}"
     flags = ["--host=127.0.0.1", f"--port={port}", "--workers=1", "--serve-artifacts", f"--artifacts-destination={tmp_path / 'artifacts'}"]
     flags += ["--allowed-hosts=mlflow:5000,localhost:*,127.0.0.1:*"]
-    backend = server.url.replace("postgresql://", "postgresql+psycopg://")
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE mlflow")
+    backend = server.url.replace("postgresql://", "postgresql+psycopg://").replace("/postgres", "/mlflow")
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "mlflow.log").open("w") as log:
         command = [sys.executable, "-m", "mlflow", "server", *flags]
@@ -139,6 +141,9 @@ def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(serve
     try:
         until_healthy(uri, "mlflow:5000", tmp_path / "mlflow.log")
         base = {**SWEEP["base"], "trainer.max_steps": 60, "trainer.log_every": 1}
+        shared = backend.replace("+psycopg", "")
+        with pytest.raises(UserError, match="give the sweeps a database of their own"):
+            Store(shared, "x").backend()
         process = start(tmp_path, "trials=4", "workers=4", f"storage='{server.url}'", f"tracking.uri={uri}", base=base, final={"seeds": []})
         said, _ = process.communicate(timeout=280)
         assert process.returncode == 0 and "warning" not in said.lower() and PASSWORD not in said, said

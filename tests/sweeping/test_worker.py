@@ -20,6 +20,7 @@ from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
 from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Order, Worker, aggregate
 from tests.sweeping import sweeps
+from tests.sweeping.killing import alive
 
 
 def test_a_worker_does_exactly_n_trials(tmp_path: Path) -> None:
@@ -209,13 +210,6 @@ def started(directory: Path, count: int, seconds: float = 60) -> list[int]:
             return ids
         time.sleep(0.02)
     raise AssertionError(f"{count} trainings did not start")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def spawn(order: Order) -> subprocess.Popen[bytes]:
