@@ -116,7 +116,7 @@ class Store:
                     self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
                 except (RuntimeError, CommandError) as error:  # such as MLflow's tables, which note their version in the same place
                     raise UserError(
-                        f"storage={self.name} has tables of another program, or of another version of Optuna; give the sweeps a database of "
+                        f"storage={self.name} has tables of another program, or of another Optuna; give the sweeps a database of "
                         f"their own ({self._reason(error)})"
                     ) from None
         return self._backend

@@ -116,7 +116,7 @@ def test_kill_9_of_the_sweep_and_the_same_command_again(tmp_path: Path) -> None:
     below = [pid for worker in children(process.pid) for pid in [worker, *children(worker)]]
     assert len(below) >= 2
     process.kill()
-    process.wait()
+    process.communicate()
     until(lambda: not any(alive(pid) for pid in below), 10)
     sweep(tmp_path, "trials=2", "tracking=off", base=longer)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -144,7 +144,8 @@ def test_all_processes_of_a_ddp_trial_have_the_same_parameters(tmp_path: Path) -
                 rank = next((e.partition("=")[2] for e in environment if e.startswith("RANK=")), "0")
                 seen.setdefault(place, {})[rank] = [w for w in words if "=" in w]
         time.sleep(0.05)
-    assert process.returncode == 0, process.communicate()[0]
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
     assert len(seen) == 2
     with (tmp_path / "out" / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
