@@ -6,6 +6,7 @@ Hydra's own messages name neither the valid keys nor a near one, it takes the la
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import sys
@@ -26,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab import launch, presets
+from memlab import experiment, launch, presets
 from memlab.config import unknown_key
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.jobs import Jobs
@@ -51,7 +52,7 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     place = config_dir() if groups else None
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
-    words = sys.argv[1:]
+    words = _or_exit(command, lambda: experiment.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], told=launch.rank() == 0)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
@@ -126,6 +127,33 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
             if directory in directories:
                 raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
             directories.add(directory)
+
+
+def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
+    """What `check` makes of a command line, as the command itself would; nothing is written.
+
+    Args:
+        words: overrides, `KEY=VALUE`, of one job.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
+    outside = GlobalHydra.instance().is_initialized()  # a command is composing its own configuration: Hydra has one at a time
+    saved = copy.copy(GlobalHydra.instance().hydra) if outside else None
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            try:
+                overrides = OverridesParser.create().parse_overrides(list(words))
+            except HydraException as error:
+                raise ConfigError(f"cannot read {' '.join(words)}: {str(error).splitlines()[0]}") from None
+            if swept := next((o for o in overrides if o.is_sweep_override()), None):
+                raise ConfigError(f"{swept.input_line}: several values; a training takes one")
+            _check_twice(overrides)
+            return check(_compose(command, list(words), []))
+    finally:
+        if saved is not None:
+            GlobalHydra.instance().hydra = saved
 
 
 def _with_preset(command: str, overrides: list[Override], search: list[str]) -> list[Override]:

@@ -33,6 +33,7 @@ class TrainerConfig(Section):
     val_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive
+    test: bool
     recompute: Literal["none", "segment", "block"] = "none"
     recompute_together: Positive | None = None
 
@@ -92,6 +93,7 @@ class MLflowTracking(Section):
     mlflow: Literal[True]
     uri: str
     experiment: str
+    parent_run: str | None
 
 
 class Config(Section):
@@ -100,6 +102,7 @@ class Config(Section):
     seed: NonNegative
     run_dir: str
     resume: str = "never"
+    experiment_file: str | None = None
     model: dict[str, Any]
     task: dict[str, Any]
     trainer: TrainerConfig

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from memlab.errors import ConfigError, UserError
 
 _PARENT = "MEMLAB_PARENT"  # process id of the one that started this one
+DIES_WITH = "MEMLAB_DIES_WITH"  # process id of the one with which this one is to end, however that ends
 _SECONDS = 20  # that the first process has to end by itself once another one is gone
 
 
@@ -223,8 +224,28 @@ def others(place: Place, words: Sequence[str], threads: int | None) -> Iterator[
 def _end_with_parent() -> None:
     """However the process that started this one ends, kill -9 too, this one does not stay behind (on Linux)."""
     parent = os.environ.get(_PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
+    if parent is not None and sys.platform.startswith("linux"):
+        _end_with(int(parent))
+
+
+def end_with_starter() -> None:
+    """The same for a process whose starter asked for it in the environment, on every system. What this one starts is not meant."""
+    parent = os.environ.pop(DIES_WITH, None)
+    if parent is None:
         return
+    if sys.platform.startswith("linux"):
+        _end_with(int(parent))
+    else:
+        threading.Thread(target=_watch_parent, args=[int(parent)], daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(parent):
+    if os.getppid() != parent:
         os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

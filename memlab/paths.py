@@ -12,3 +12,8 @@ def config_dir() -> str:
         if (candidate / "train.yaml").is_file():
             return str(candidate)
     raise FileNotFoundError(f"memlab's configs/ is neither in {package} nor beside it: the installation is incomplete")
+
+
+def sweep_dir() -> str:
+    """Absolute path of `sweeps/`."""
+    return str(Path(config_dir()).parent / "sweeps")

@@ -30,6 +30,7 @@ def job(config: Config) -> int:
 
 
 def main() -> None:
+    launch.end_with_starter()
     cli.run("train", check, job)
 
 

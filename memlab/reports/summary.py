@@ -23,7 +23,7 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     table.add_column(justify="right")
     table.add_column(style="dim")
 
-    for row in _answers(result, metrics) if "test/accuracy" in metrics else _text(result, metrics):
+    for row in _answers(result, metrics) if "val/accuracy" in metrics else _text(result, metrics):
         table.add_row(*row)
     table.add_section()
     seen = f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}" if "samples" in result else ""
@@ -49,27 +49,34 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
 
 
 Row = tuple[str, str, str]
+NO_TEST = ("test", "-", "left alone: trainer.test=false")
 
 
 def _answers(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
-    colour = "green" if metrics["test/accuracy"] >= 0.99 else "yellow"
     best = f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of {result['stages']}"
+    validation = ("validation accuracy", f"{metrics['val/accuracy']:.4f}", best)
+    if "test/accuracy" not in metrics:
+        return [validation, NO_TEST]
+    colour = "green" if metrics["test/accuracy"] >= 0.99 else "yellow"
     return [
         ("test accuracy", f"[{colour}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {result['chance']:.3f}"),
         ("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token"),
         ("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right"),
-        ("validation accuracy", f"{metrics['val/accuracy']:.4f}", best),
+        validation,
     ]
 
 
 def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
-    read = result["test_read"]
     best = f"best checkpoint: step {result['best_step']:,}, after {result['best_tokens']:,} tokens"
+    validation = ("validation bits per byte", f"{metrics['val/bits_per_byte']:.4f}", best)
+    if "test_read" not in result:
+        return [validation, NO_TEST]
+    read = result["test_read"]
     return [
         ("test bits per byte", f"[green]{metrics['test/bits_per_byte']:.4f}[/]", f"{read['documents']} documents, {read['bytes']:,} bytes"),
         ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"for each of {read['tokens']:,} tokens"),
         ("  word perplexity", f"{metrics['test/word_perplexity']:,.1f}", f"for each of {read['words']:,} words"),
-        ("validation bits per byte", f"{metrics['val/bits_per_byte']:.4f}", best),
+        validation,
     ]
 
 

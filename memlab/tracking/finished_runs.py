@@ -17,8 +17,8 @@ from typing import Any
 
 from memlab.errors import UserError
 from memlab.tracking.checkpoint_file import BEST
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line
 
-SQLITE = "sqlite:///"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST = 1000  # metrics that MLflow takes in one call
 
@@ -87,7 +87,7 @@ def _directory_of(run_id: str, uri: str) -> Path:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"run={run_id}: tracking.uri={uri} has no such run ({_first_line(error)})") from None
+        raise UserError(f"run={run_id}: tracking.uri={uri} has no such run ({first_line(error)})") from None
     place = run.data.tags.get("memlab.run_dir")
     if place is None:
         raise UserError(f"run={run_id}: memlab.train did not make this MLflow run (it has no tag memlab.run_dir)")
@@ -103,18 +103,17 @@ def _client(uri: str) -> Any:
         UserError: there is no store.
     """
     if uri.startswith(SQLITE):
-        database = Path(uri.removeprefix(SQLITE)).absolute()
+        database = Path(absolute_uri(uri).removeprefix(SQLITE))
         if not database.is_file():
             raise UserError(f"tracking.uri={uri}: there is no MLflow store ({database} is missing)")
-        uri = SQLITE + str(database)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        return MlflowClient(uri)
+        return MlflowClient(absolute_uri(uri))
     except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {first_line(error)}") from None
 
 
 def mlflow_run_id(directory: Path) -> str | None:
@@ -144,8 +143,4 @@ def add(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]] =
         for file, folder in files:
             client.log_artifact(run_id, str(file), folder)
     except (MlflowException, OSError, UserError) as error:
-        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {_first_line(error)}", file=sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {first_line(error)}", file=sys.stderr)

@@ -12,72 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from memlab.errors import UserError
 from memlab.tracking import multirun
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line, holds, lock, prepare
 from memlab.tracking.resume import flatten
 
-SQLITE = "sqlite:///"
+__all__ = ["Tracker", "absolute_uri", "holds", "prepare"]
+
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call
 _NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")  # of a task: how its samples are read, not what they are
-
-
-def absolute_uri(uri: str) -> str:
-    """The tracking URI with a SQLite file's path made absolute, so that it means the same from every directory."""
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
-
-
-def prepare(uri: str, experiment: str) -> None:
-    """Make the store and the experiment if they are not there yet, one process at a time.
-
-    MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
-
-    Raises:
-        UserError: the store cannot be reached or written.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    uri = absolute_uri(uri)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        if uri.startswith(SQLITE):
-            database = Path(uri.removeprefix(SQLITE))
-            database.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(uri):
-                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
-        else:
-            _make_experiment(MlflowClient(uri), experiment, None)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
-
-
-def _lock(uri: str) -> AbstractContextManager[Any]:
-    """Held by one process of this machine at a time; a server puts its own requests in order."""
-    return FileLock(f"{uri.removeprefix(SQLITE)}.lock") if uri.startswith(SQLITE) else nullcontext()
-
-
-def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
-    if client.get_experiment_by_name(name) is None:
-        client.create_experiment(name, artifact_location=artifacts)
 
 
 def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
@@ -86,17 +41,6 @@ def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
     server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
     order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
     return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
-
-
-def holds(uri: str, run_id: str) -> bool:
-    """Whether a run is in the store, and not deleted."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return bool(MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
 
 
 class Tracker(MLFlowLogger):
@@ -109,6 +53,7 @@ class Tracker(MLFlowLogger):
         parameters: nested configuration; becomes dotted parameter names.
         tags: `memlab.model` and the like.
         run_id: of the run that is continued (see `holds`); None = a new run.
+        parent: of the run under which MLflow shows this one.
     """
 
     def __init__(
@@ -119,7 +64,10 @@ class Tracker(MLFlowLogger):
         parameters: Mapping[str, Any],
         tags: dict[str, str],
         run_id: str | None = None,
+        parent: str | None = None,
     ) -> None:
+        if parent is not None:
+            tags = {**tags, "mlflow.parentRunId": parent}
         super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id)
         self.uri = uri
         self.failures: list[Exception] = []
@@ -145,7 +93,7 @@ class Tracker(MLFlowLogger):
         def work() -> None:
             client = self._mlflow_client
             found = client.get_experiment_by_name(self._experiment_name)
-            if found and (parent := multirun.parent(client, found.experiment_id, _lock(self.uri))):
+            if found and (parent := multirun.parent(client, found.experiment_id, lock(self.uri))):
                 self.tags = {**(self.tags or {}), multirun.PARENT: parent}
             self.experiment.log_batch(self.run_id, params=params)
 
@@ -228,7 +176,7 @@ class Tracker(MLFlowLogger):
         self._writer.shutdown(wait=True)
         if self.failures:
             print(
-                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {_first_line(self.failures[0])}; "
+                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {first_line(self.failures[0])}; "
                 "metrics.jsonl has everything",
                 file=sys.stderr,
             )
@@ -236,7 +184,7 @@ class Tracker(MLFlowLogger):
     def _end_parent(self) -> None:
         run = self.experiment.get_run(self.run_id)
         if multirun.is_job() and (parent := run.data.tags.get(multirun.PARENT)):
-            with _lock(self.uri):
+            with lock(self.uri):
                 multirun.child_ended(self.experiment, run.info.experiment_id, parent)
 
     def _write(self, write: Callable[[], object]) -> None:
@@ -252,7 +200,3 @@ class Tracker(MLFlowLogger):
 def _mark(line: Mapping[str, float]) -> str:
     """What tells a training step's line from a validation's; the result's numbers, at the end, have neither."""
     return next((mark for mark in _MARKS if mark in line), "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

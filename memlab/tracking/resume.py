@@ -17,7 +17,8 @@ from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
 _PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accumulate"}
-FREE = {"run_dir", "resume", "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
+FREE = {*NEVER, "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
 FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
 _FREE_GROUPS = ("tracking.",)
@@ -83,7 +84,7 @@ def _newest(config: Config, parent: Path) -> Path | None:
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(values).items() if key not in {"run_dir", "resume", *_PROCESSES}}
+    return {key: value for key, value in flatten(values).items() if key not in NEVER | _PROCESSES}
 
 
 def _checked(config: Config, directory: Path, named: str) -> Origin:

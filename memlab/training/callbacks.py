@@ -92,7 +92,8 @@ class MetricsLog(L.Callback):
         assert isinstance(module, MemoryModule)
         place = {"val/seconds": self.clock.seconds, "val/tokens": self.clock.tokens}
         place |= {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
-        log(trainer, {**validation_metrics(trainer), **place}, trainer.global_step)
+        score = float(trainer.callback_metrics["val/score"])
+        log(trainer, {**validation_metrics(trainer), "val/score": score, **place}, trainer.global_step)
 
 
 class ProgressReport(L.Callback):

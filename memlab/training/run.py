@@ -209,7 +209,8 @@ def _run(
             lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
         chosen = processes.each(lambda: read_best(directory))
         sharding.load_weights(parts.module, chosen["state_dict"])
-        lightning.test(parts.module, parts.test, verbose=False)
+        if config.trainer.test:
+            lightning.test(parts.module, parts.test, verbose=False)
     except RuntimeError as error:
         raise processes.lost(error) from None
     if not processes.leads:
@@ -218,8 +219,11 @@ def _run(
     logged = read_metrics(directory.metrics)
     headline = f"val/{parts.module.headline}"
     at_best = next(m for m in logged if m["step"] == chosen["global_step"] and headline in m)
-    metrics[headline] = at_best[headline]
+    metrics |= {name: at_best[name] for name in (headline, "val/score") if name in at_best}
     at_best = {name: value for name, value in at_best.items() if name in ("val/stage", "val/tokens")}
+    report = parts.module.report()
+    if not config.trainer.test:  # these are the test's
+        report = {name: value for name, value in report.items() if name not in ("test_read", "by_position")}
     result = {
         "status": "finished",
         "model": config.model["name"],
@@ -240,7 +244,7 @@ def _run(
         "resumed_at": directory.facts()["resumed_at"],
         "best_step": chosen["global_step"],
         **{f"best_{name.removeprefix('val/')}": int(value) for name, value in at_best.items()},
-        **parts.module.report(),
+        **report,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "command": directory.facts()["command"],
         "versions": versions(),
@@ -284,7 +288,8 @@ def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirec
     if known is not None and not mlflow_store.holds(uri, known):
         print(f"memlab: the MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
         known = None
-    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), {k: v for k, v in tags.items() if v}, known)
+    tags = {k: v for k, v in tags.items() if v}
+    tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known, tracking.parent_run)
     directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
     tracker.log_dataset(config.task)
@@ -317,7 +322,9 @@ def description(result: dict[str, Any]) -> str:
     """What MLflow's page of a run says first, in Markdown: its headline, cost and command. The figure is put behind it."""
     m, cost = result["metrics"], result["memory"]
     chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
-    headline = f"accuracy {m['test/accuracy']:.4f}{chance}" if "test/accuracy" in m else f"{m['test/bits_per_byte']:.4f} bits per byte"
+    split = "test" if any(name.startswith("test/") for name in m) else "val"
+    answers, text = m.get(f"{split}/accuracy"), m.get(f"{split}/bits_per_byte")
+    headline = f"{text:.4f} bits per byte" if answers is None else f"accuracy {answers:.4f}{chance}"
     carried = (
         f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after {cost['tokens']:,} tokens"
     )
@@ -325,7 +332,7 @@ def description(result: dict[str, Any]) -> str:
         carried = "carries nothing from segment to segment"
     command = f"\n\n```\n{result['command']}\n```" if result["command"] else ""
     return (
-        f"**{result['model']} on {result['task']}, seed {result['seed']}: test {headline}**\n\n"
+        f"**{result['model']} on {result['task']}, seed {result['seed']}: {'test' if split == 'test' else 'validation'} {headline}**\n\n"
         f"{result['steps']:,} steps, {result['timing']['train_seconds']:.0f} s, {result['parameters']:,} parameters; {carried}.{command}"
     )
 

@@ -41,6 +41,12 @@ def test_written_in_order(tracker: Tracker) -> None:
     assert [(m.step, m.value) for m in history] == [(step, 1 / (step + 1)) for step in range(20)]
 
 
+def test_a_run_may_have_a_parent(uri: str) -> None:
+    child = Tracker(uri, "tests", "a child", {}, {}, parent="of an id")
+    child.end("FINISHED")
+    assert stored(child).data.tags["mlflow.parentRunId"] == "of an id"
+
+
 def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The interrupt reaches the main thread; the transaction is finished, the store is not locked, and the run ends as KILLED."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

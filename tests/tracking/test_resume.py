@@ -109,3 +109,15 @@ def test_two_at_once(tmp_path: Path, processes: Processes) -> None:
     os.kill(process, 9)
     processes.wait()
     RunDirectory(run, config(run), continues=True).release()
+
+
+def test_the_test_may_be_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same training and validation, without a number of the test; as while hyperparameters are being chosen."""
+    tested, left = train(config(tmp_path / "tested")), train(config(tmp_path / "left", "trainer.test=false"))
+    assert left["metrics"] == {name: value for name, value in tested["metrics"].items() if not name.startswith("test/")}
+    assert {"val/accuracy", "val/score"} == left["metrics"].keys() and left["best_step"] == tested["best_step"]
+    assert "trainer.test=false" in capsys.readouterr().out
+    shown = [json.loads(line) for line in (tmp_path / "left" / "metrics.jsonl").read_text().splitlines() if "val/accuracy" in line]
+    assert shown
+    for line in shown:  # Lightning keeps metrics in single precision
+        assert line["val/score"] == pytest.approx(line["val/stage"] - 1 + line["val/accuracy"], abs=1e-6)

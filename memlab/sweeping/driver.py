@@ -1,0 +1,281 @@
+"""The sweep's own process: starts workers and starts them anew when they die, shows the trials, and at the end trains the best once more.
+
+It decides nothing about trials. Kill it, and its workers and their trainings end with it; start it again, here or on another machine with
+the same storage, and the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memlab import launch
+from memlab.errors import UserError
+from memlab.experiment import word
+from memlab.sweeping import conclusion, table, tracking
+from memlab.sweeping.claims import Arm, Claims
+from memlab.sweeping.ending import Asked, Interrupted
+from memlab.sweeping.plan import Plan, gpus
+from memlab.sweeping.store import Store, open_study
+from memlab.sweeping.worker import FAILED, STOPPED, Order
+
+_QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked
+_DEATHS = 3  # so many quick deaths in a row end the sweep
+_WAIT = 150.0  # seconds that workers have to let their trainings save
+
+
+def run(plan: Plan) -> int:
+    """Run a sweep, or go on with it; returns the exit status.
+
+    Raises:
+        UserError: it cannot begin, or it cannot go on.
+    """
+    with Asked() as asked:
+        return _run(plan, asked)
+
+
+def _run(plan: Plan, asked: Asked) -> int:
+    order: Order | None = None
+    try:
+        store, arms = _open(plan)
+        if (done := conclusion.finished(plan, arms)) is not None:
+            print(f"memlab: the sweep in {plan.run_dir} has finished already", file=sys.stderr)
+            conclusion.show(done, plan.run_dir)
+            return 0
+        shares = gpus(plan.config)
+        order = _order(plan, store, arms)
+        (plan.run_dir / "result.json").unlink(missing_ok=True)
+        began = time.time()
+        asked.leave()
+        _announce(plan, store, arms)
+        Pool(order, shares, store, arms, asked).run()
+        _check_done(order, store, arms)
+        with store.lock("final", wait=False) as held:
+            if not held:
+                print("memlab: all trials have ended; another machine of this sweep trains the best and writes the result", file=sys.stderr)
+                return 0
+            result = conclusion.conclude(plan, order, arms, shares, began, asked)
+        conclusion.show(result, plan.run_dir)
+        return 0
+    except Interrupted:
+        _end_tracking(order, "KILLED")
+        print("memlab: interrupted; the same command goes on with the sweep", file=sys.stderr)
+        return 128 + asked.number
+    except UserError:
+        _end_tracking(order, "FAILED")
+        raise
+
+
+def _end_tracking(order: Order | None, status: str) -> None:
+    if order is not None:
+        tracking.stop(order.tracking_uri, order.parent_run, status)
+
+
+def _open(plan: Plan) -> tuple[Store, list[Arm]]:
+    """Storage and studies, after all that can be wrong with them has been looked at; only then are they made."""
+    store = Store(plan.storage, plan.config.study)
+    store.check()
+    directions, identity = [o.direction for o in plan.spec.objectives], plan.spec.identity()
+    names = [_study_name(plan, value) for value in plan.spec.arm_values()]
+    for name in names:
+        store.patiently(partial(open_study, store, name, directions, identity, create=False), patience=0)
+    try:
+        plan.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir={plan.run_dir} cannot be used: {error.strerror}") from None
+    arms = []
+    for name, value in zip(names, plan.spec.arm_values(), strict=True):
+        study = store.patiently(partial(open_study, store, name, directions, identity), patience=0)
+        assert study is not None
+        arms.append(Arm(value, study))
+    return store, arms
+
+
+def _study_name(plan: Plan, arm: Any) -> str:
+    return plan.config.study if arm is None else f"{plan.config.study}/{arm}"
+
+
+def _order(plan: Plan, store: Store, arms: Sequence[Arm]) -> Order:
+    config, uri = plan.config, plan.tracking_uri()
+    parent = None
+    words = ["tracking=off"]
+    if uri is not None:
+        assert config.tracking.mlflow
+        parent = _parent_run(plan, store, arms, uri, config.tracking.experiment)
+        settings = {"tracking": "mlflow", "tracking.uri": uri, "tracking.experiment": config.tracking.experiment}
+        words = [word(key, value) for key, value in {**settings, "tracking.parent_run": parent}.items()]
+    hours = config.hours or plan.spec.budget.hours
+    environment = {}
+    if plan.threads is None and "OMP_NUM_THREADS" not in os.environ and config.workers > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.workers))
+    return Order(
+        spec=plan.spec,
+        study=config.study,
+        storage=store.secret,
+        run_dir=str(plan.run_dir),
+        trials=plan.trials,
+        since=[len(arm.study.get_trials(deepcopy=False)) for arm in arms],
+        max_steps=plan.max_steps,
+        tracking=words,
+        tracking_uri=uri,
+        parent_run=parent,
+        heartbeat=config.heartbeat,
+        grace=config.grace,
+        deadline=time.time() + hours * 3600 if hours else None,
+        restarts=config.restarts,
+        environment=environment,
+    )
+
+
+def _parent_run(plan: Plan, store: Store, arms: Sequence[Arm], uri: str, experiment: str) -> str:
+    """The sweep's MLflow run: one for all its machines and restarts."""
+    from memlab.tracking import mlflow_client
+
+    study = arms[0].study
+    with store.lock("mlflow"):
+        known = study.user_attrs.get("mlflow_run_id")
+        if known is not None and mlflow_client.holds(uri, known):
+            tracking.go_on(uri, known)
+            return str(known)
+        if known is not None:
+            print(f"memlab: the sweep's MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
+        run_id = tracking.begin(uri, experiment, plan.config.study, plan.spec.model_dump(exclude={"description"}))
+        study.set_user_attr("mlflow_run_id", run_id)
+        return run_id
+
+
+def _announce(plan: Plan, store: Store, arms: Sequence[Arm]) -> None:
+    done = sum(t.state.name in ("COMPLETE", "PRUNED") for arm in arms for t in arm.study.get_trials(deepcopy=False))
+    goal = plan.trials * len(arms)
+    each = f" ({plan.trials} for each of {len(arms)} {plan.spec.arms.key}s)" if plan.spec.arms else ""
+    before = f", {done} of them done before" if done else ""
+    workers = f"{plan.config.workers} worker{'s' * (plan.config.workers > 1)}"
+    print(f"memlab: sweep {plan.config.study}: {goal} trials{each}{before}, {workers}, in {plan.run_dir}", file=sys.stderr)
+    if plan.config.storage:
+        print(f"memlab: storage {store.name}", file=sys.stderr)
+
+
+def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
+    """See that the workers ended because there was nothing left to do.
+
+    Raises:
+        UserError: they did not.
+    """
+    counts = [sum(t.state.name in ("COMPLETE", "PRUNED") for t in arm.study.get_trials(deepcopy=False)) for arm in arms]
+    late = order.deadline is not None and time.time() > order.deadline
+    if all(count >= order.trials for count in counts) or (late and all(counts)):
+        return
+    if late:
+        raise UserError("the sweep's hours were over before a trial was complete; give it more, hours=…")
+    claims = Claims(order.spec, store, arms, order.trials, order.since, order.grace, deadline=0)
+    claims.next()  # raises what stopped the workers
+    raise UserError(f"the workers ended with {sum(counts)} of {order.trials * len(arms)} trials; see {order.run_dir}/workers")
+
+
+class Pool:
+    """The workers of this machine.
+
+    Args:
+        shares: the GPUs of each; as many entries as workers.
+    """
+
+    def __init__(self, order: Order, shares: Sequence[Sequence[str]], store: Store, arms: Sequence[Arm], asked: Asked) -> None:
+        self.order, self.shares, self.store, self.arms, self.asked = order, shares, store, arms, asked
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.started: dict[int, float] = {}
+        self.deaths = dict.fromkeys(range(len(shares)), 0)
+
+    def run(self) -> None:
+        """Until every worker has nothing left to do.
+
+        Raises:
+            UserError: workers cannot work.
+            Interrupted: someone asked the sweep to end; its trainings have saved.
+        """
+        shown = table.Shown(self.order, self.arms, len(self.shares))
+        try:
+            with shown:
+                for worker in range(len(self.shares)):
+                    self._start(worker)
+                while self.processes:
+                    self.asked.leave()
+                    self._look()
+                    with contextlib.suppress(UserError):  # the workers say so if the storage stays away
+                        self.store.patiently(shown.update, patience=0)
+                    time.sleep(0.5)
+                with contextlib.suppress(UserError):
+                    self.store.patiently(shown.update, patience=0)
+        except Interrupted:
+            self._end(gently=True)
+            raise
+        finally:
+            self._end(gently=False)
+
+    def log(self, worker: int) -> Path:
+        return Path(self.order.run_dir) / "workers" / f"{os.uname().nodename}-{worker}.log"
+
+    def _start(self, worker: int) -> None:
+        share = self.shares[worker]
+        environment = {**self.order.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
+        order = self.order.model_copy(update={"environment": environment})
+        log = self.log(worker)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "memlab.sweeping.worker"],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, launch.DIES_WITH: str(os.getpid())},
+                start_new_session=True,  # Ctrl-C is the sweep's, which tells its workers
+            )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once, which is seen soon
+            process.stdin.write(order.model_dump_json().encode())
+            process.stdin.close()
+        self.processes[worker], self.started[worker] = process, time.monotonic()
+
+    def _look(self) -> None:
+        for worker, process in list(self.processes.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.processes[worker]
+            if status in (0, STOPPED):
+                continue
+            quick = time.monotonic() - self.started[worker] < _QUICK
+            self.deaths[worker] = self.deaths[worker] + 1 if quick else 0
+            said = self._last_words(worker)
+            if status == FAILED and not quick:
+                raise UserError(said)
+            if self.deaths[worker] >= _DEATHS:
+                raise UserError(f"worker {worker} cannot work: {said}")
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            print(f"memlab: worker {worker} {how}; another one takes its place", file=sys.stderr)
+            self._start(worker)
+
+    def _last_words(self, worker: int) -> str:
+        lines = self.log(worker).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("memlab.sweep: ") if lines else f"it said nothing ({self.log(worker)})"
+
+    def _end(self, gently: bool) -> None:
+        if gently:
+            for process in self.processes.values():
+                process.terminate()
+            deadline = time.monotonic() + _WAIT
+            for process in self.processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.processes.clear()

@@ -1,0 +1,46 @@
+"""How a sweep is asked to end: Ctrl-C or SIGTERM, looked at where nothing is cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+
+class Asked:
+    """Whether Ctrl-C or SIGTERM has come. Nothing is raised where that happens: a transaction cut short would leave the storage locked.
+
+    A second Ctrl-C ends this process at once, and everything with it.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Asked:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # it may come while another line is being printed
+            print("\nmemlab: the sweep ends as soon as its trainings have saved; Ctrl-C ends it at once", file=sys.stderr, flush=True)
+
+    def leave(self) -> None:
+        """
+        Raises:
+            Interrupted: it has come.
+        """
+        if self.number:
+            raise Interrupted

@@ -1,0 +1,153 @@
+"""The trials of a sweep while it runs: a live table on a terminal, a line for each change in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from memlab.sweeping.claims import LEASE, Arm
+from memlab.sweeping.worker import Order
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+_COLOURS = {"running": "cyan", "complete": "green", "pruned": "yellow", "failed": "red"}
+_WORDS = {"RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "waiting"}
+_ROWS = 24  # of the table; the newest are shown
+
+
+def state(trial: FrozenTrial) -> str:
+    """A trial's state in a word."""
+    return _WORDS[trial.state.name]
+
+
+def parameters(trial: FrozenTrial) -> str:
+    """`lr=0.0021 memory_tokens=12`: the last part of each key."""
+    return " ".join(f"{key.rpartition('.')[2]}={f'{v:.3g}' if isinstance(v, float) else v}" for key, v in trial.params.items())
+
+
+def value(trial: FrozenTrial) -> str:
+    """What a trial has come to."""
+    if trial.values is not None:
+        return ", ".join(f"{v:.6g}" if abs(v) >= 1e5 else f"{v:.4f}".rstrip("0").rstrip(".") for v in trial.values)
+    if trial.intermediate_values:
+        step = max(trial.intermediate_values)
+        return f"{trial.intermediate_values[step]:.4f} at {step}"
+    return "-"
+
+
+def seconds(trial: FrozenTrial) -> float:
+    """How long a trial took, or has taken."""
+    if trial.state.is_finished() and "seconds" in trial.user_attrs:
+        return float(trial.user_attrs["seconds"])
+    if trial.datetime_start is None:
+        return 0.0
+    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+
+
+def duration(amount: float) -> str:
+    """`1:02:03` or `2:03`."""
+    whole = round(amount)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class Shown:
+    """Shows the trials while it is entered; `update` looks at them anew."""
+
+    def __init__(self, order: Order, arms: Sequence[Arm], workers: int) -> None:
+        self.order, self.arms, self.workers = order, arms, workers
+        self.goal = order.trials * len(arms)
+        self.began = time.monotonic()
+        self.console = Console(stderr=True, highlight=False)
+        self.live: Live | None = None
+        self._told: dict[tuple[Any, int], tuple[str, int]] = {}
+        self._ended_before: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=2, redirect_stderr=True, redirect_stdout=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def update(self) -> None:
+        """Look at the trials and show them."""
+        found = [(arm.value, trial) for arm in self.arms for trial in arm.study.get_trials(deepcopy=False)]
+        ended = sum(trial.state.name in ("COMPLETE", "PRUNED") for _, trial in found)
+        if self._ended_before is None:
+            self._ended_before = ended
+        if self.live is not None:
+            self.live.update(self._table(found, ended))
+        else:
+            self._lines(found, ended)
+
+    def _left(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> str:
+        """Time to the last trial's end, by the mean of those that have ended."""
+        times = [seconds(trial) for _, trial in found if trial.state.name in ("COMPLETE", "PRUNED")]
+        if not times:
+            return ""
+        mean = sum(times) / len(times)
+        running = [seconds(trial) for _, trial in found if trial.state.name == "RUNNING"]
+        begun = sum(max(0.0, mean - spent) for spent in running)
+        left = (begun + mean * max(0, self.goal - ended - len(running))) / self.workers
+        return f", {duration(left)} left" if ended < self.goal else ""
+
+    def _table(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> Table:
+        spec = self.order.spec
+        best = self._best(found)
+        caption = f"{ended} of {self.goal} trials, {duration(time.monotonic() - self.began)}{self._left(found, ended)}{best}"
+        table = Table(title=f"sweep {self.order.study}", title_justify="left", caption=caption, caption_justify="left")
+        table.add_column("trial", justify="right")
+        if spec.arms:
+            table.add_column(spec.arms.key)
+        for name in ("state", "parameters", ", ".join(o.metric for o in spec.objectives), "time"):
+            table.add_column(name, justify="right" if name == "time" else "left")
+        for arm, trial in sorted(found, key=lambda item: item[1].datetime_start or datetime.min)[-_ROWS:]:
+            words = state(trial)
+            again = f" (continued {trial.user_attrs['taken_over']} ×)" if "taken_over" in trial.user_attrs else ""
+            shown = f"[{_COLOURS.get(words, 'white')}]{words}[/]{again}"
+            table.add_row(
+                str(trial.number), *([str(arm)] if spec.arms else []), shown, parameters(trial), value(trial), duration(seconds(trial))
+            )
+        return table
+
+    def _best(self, found: Sequence[tuple[Any, FrozenTrial]]) -> str:
+        objectives = self.order.spec.objectives
+        complete = [trial for _, trial in found if trial.state.name == "COMPLETE" and trial.values]
+        if len(objectives) > 1 or not complete:
+            return ""
+        choose = max if objectives[0].direction == "maximize" else min
+        best = choose(complete, key=lambda trial: trial.values[0])
+        return f", best {value(best)} (trial {best.number})"
+
+    def _lines(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> None:
+        for arm, trial in found:
+            key, now = (arm, trial.number), (state(trial), int(trial.user_attrs.get("taken_over", 0)))
+            if self._told.get(key) == now or (now[0] == "running" and LEASE not in trial.user_attrs):
+                continue
+            first = not self._told.get(key)
+            self._told[key] = now
+            if first and now[0] != "running" and self._ended_before == ended and time.monotonic() - self.began < 2:
+                continue  # of an earlier start
+            name = f"trial {trial.number:>3}" if arm is None else f"{arm} trial {trial.number:>3}"
+            if now[0] == "running":
+                how = "goes on" if now[1] else "begins"
+                line = f"{name}  {how:<8}  {parameters(trial)}"
+            else:
+                tail = f"  {trial.user_attrs.get('error', '').splitlines()[-1:] or ''}" if now[0] == "failed" else ""
+                line = f"{name}  {now[0]:<8}  {value(trial)}  {duration(seconds(trial))}{tail}"
+                if now[0] != "failed":
+                    line += f"  [{ended} of {self.goal}{self._left(found, ended)}]"
+            print(line, file=sys.stderr, flush=True)

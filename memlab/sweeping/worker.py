@@ -1,0 +1,232 @@
+"""A worker: takes one trial after another, trains it, reports its validations, and says how it ended. The sweep starts it as
+`python -m memlab.sweeping.worker` and hands its settings to its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from memlab import launch
+from memlab.errors import UserError
+from memlab.experiment import word
+from memlab.sweeping.claims import Arm, Beats, Claim, Claims, Nothing, TooManyFailedError
+from memlab.sweeping.space import pruner
+from memlab.sweeping.spec import Scalar, Spec
+from memlab.sweeping.store import Store, open_study
+from memlab.sweeping.training import Ended, Following
+
+STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
+_AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+    "max": max,
+}
+
+
+class Order(BaseModel):
+    """What a worker has to know."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: Spec
+    study: str
+    storage: str
+    run_dir: str
+    trials: int
+    since: list[int]
+    max_steps: int
+    tracking: list[str] = ["tracking=off"]  # overrides
+    tracking_uri: str | None = None
+    parent_run: str | None = None
+    heartbeat: float = 10.0
+    grace: float = 120.0
+    deadline: float | None = None
+    restarts: int = 3
+    look_every: float = 0.2
+    environment: dict[str, str] = {}
+    command: list[str] = [sys.executable, "-m", "memlab.train"]
+
+    def study_name(self, arm: Scalar) -> str:
+        return self.study if arm is None else f"{self.study}/{arm}"
+
+    def arms(self, store: Store) -> list[Arm]:
+        """The studies, made where they are not there.
+
+        Raises:
+            UserError: see `open_study`.
+        """
+        directions = [objective.direction for objective in self.spec.objectives]
+        arms = []
+        for value in self.spec.arm_values():
+            study = open_study(store, self.study_name(value), directions, self.spec.identity())
+            assert study is not None
+            study.pruner = pruner(self.spec, self.max_steps)
+            arms.append(Arm(value, study))
+        return arms
+
+    def trial_dir(self, arm: Scalar, number: int) -> Path:
+        place = Path(self.run_dir) / "trials"
+        return (place if arm is None else place / str(arm)) / f"{number:04d}"
+
+    def words(self, arm: Scalar, parameters: dict[str, Any], seed: int, run_dir: Path, test: bool = False) -> list[str]:
+        """The command line of a training behind the program."""
+        own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
+        overrides = {**self.spec.fixed(arm), **parameters, **own}
+        return [*(word(key, value) for key, value in overrides.items()), *self.tracking]
+
+
+class Worker:
+    """Works on a sweep until all its trials have ended, or until it is told to end (SIGTERM)."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.store = Store(order.storage, order.study)
+        arms = self.store.patiently(lambda: order.arms(self.store))
+        self.claims = Claims(order.spec, self.store, arms, order.trials, order.since, order.grace, order.deadline)
+        self.ending = False
+
+    def run(self) -> int:
+        """Work; returns the exit status."""
+        while not self.ending:
+            claimed = self.store.patiently(self.claims.next)
+            if claimed is Nothing.DONE:
+                return 0
+            if isinstance(claimed, Nothing):
+                time.sleep(1.0)
+                continue
+            self.work(claimed)
+        return 128 + signal.SIGTERM
+
+    def work(self, claim: Claim) -> None:
+        """One trial, all its seeds."""
+        from memlab.sweeping import tracking
+
+        order, number = self.order, claim.trial.number
+        place = order.trial_dir(claim.arm.value, number)
+        results: list[dict[str, Any]] = []
+        with Beats(self.claims, claim, order.heartbeat) as beats:
+
+            def asked() -> bool:
+                return self.ending or beats.lost.is_set()
+
+            self._note(claim, run_dir=str(place))
+            began = time.time()
+            for seed in order.spec.seeds:
+                run_dir = place / f"seed_{seed}"
+                words = order.words(claim.arm.value, claim.parameters, seed, run_dir)
+                training = Following(order.command, words, run_dir, place / f"seed_{seed}.log", order.environment, order.restarts)
+                first = seed == order.spec.seeds[0]
+                pruned = False
+
+                def validated(step: int, metrics: dict[str, float], first: bool = first) -> bool:
+                    nonlocal pruned
+                    pruned = first and self._reported(claim, step, metrics)
+                    return pruned
+
+                ended = training.run(asked, validated, order.look_every)
+                if pruned and ended == Ended():  # at its last validation it is complete
+                    self._end(claim, "PRUNED", seconds=time.time() - began)
+                    tracking.label(order, claim, "pruned")
+                    return
+                if ended.error is not None:
+                    self._end(claim, "FAIL", error=ended.error, seconds=time.time() - began)
+                    tracking.label(order, claim, "failed", ended.error)
+                    return
+                if ended.result is None:
+                    with contextlib.suppress(UserError):
+                        self.store.patiently(lambda: self.claims.release(claim), patience=5)
+                    return
+                results.append(ended.result)
+            try:
+                values = [self._value(objective.metric, results) for objective in order.spec.objectives]
+            except UserError as error:
+                self._end(claim, "FAIL", error=str(error), seconds=time.time() - began)
+                tracking.label(order, claim, "failed", str(error))
+                return
+            self._end(claim, "COMPLETE", values, seconds=time.time() - began, steps=results[0].get("steps"))
+            tracking.label(order, claim, "complete", values=values)
+
+    def _note(self, claim: Claim, **facts: Any) -> None:
+        def write() -> None:
+            for key, value in facts.items():
+                claim.trial.set_user_attr(key, value)
+
+        self.store.patiently(write)
+
+    def _reported(self, claim: Claim, step: int, metrics: dict[str, float]) -> bool:
+        """Report a validation; whether the trial is to be pruned."""
+        objectives = self.order.spec.objectives
+        value = metrics.get(objectives[0].metric)
+        if len(objectives) > 1 or value is None or not math.isfinite(value):
+            return False
+        known = self.store.patiently(lambda: self.claims.intermediate(claim))
+        if step not in known:  # a training that goes on from a checkpoint measures some again, with the same result
+            self.store.patiently(lambda: claim.trial.report(value, step))
+        return self.store.patiently(claim.trial.should_prune)
+
+    def _end(self, claim: Claim, state: str, values: Sequence[float] | None = None, **facts: Any) -> None:
+        self.store.patiently(lambda: self.claims.end(claim, state, values, **facts))
+
+    def _value(self, metric: str, results: Sequence[dict[str, Any]]) -> float:
+        """A metric over the seeds of a trial.
+
+        Raises:
+            UserError: the trainings do not measure it.
+        """
+        return aggregate(metric, results, self.order.spec.aggregate)
+
+
+def aggregate(metric: str, results: Sequence[dict[str, Any]], how: str) -> float:
+    """A number of several `result.json` as one.
+
+    Raises:
+        UserError: it is not there, or is not a finite number.
+    """
+    group = metric.partition("/")[0]
+    values = []
+    for result in results:
+        numbers = result.get("metrics", {}) if group in ("val", "test") else {f"{group}/{k}": v for k, v in result.get(group, {}).items()}
+        value = numbers.get(metric)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            there = ", ".join(sorted(k for k, v in numbers.items() if isinstance(v, int | float)))
+            found = "is not measured" if value is None else f"is {value}"
+            raise UserError(f"objective {metric} {found} by this training; there are: {there}")
+        values.append(float(value))
+    return float(_AGGREGATE[how](values))
+
+
+def main() -> int:
+    launch.end_with_starter()
+    order = Order.model_validate_json(sys.stdin.read())
+    os.environ.update(order.environment)
+    try:
+        worker = Worker(order)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            worker.ending = True
+
+        signal.signal(signal.SIGTERM, end)
+        return worker.run()
+    except TooManyFailedError as error:
+        print(f"memlab.sweep: {error}", flush=True)
+        return STOPPED
+    except UserError as error:
+        print(f"memlab.sweep: {error}", flush=True)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
