@@ -72,8 +72,9 @@ class Attention(nn.Module):
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, kv heads, T, K], without positions."""
-        heads = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        return heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        widths = [count * self.head_width for count in (self.heads, self.kv_heads, self.kv_heads)]
+        q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x_BTD).split(widths, dim=-1))
+        return q, k, v
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values alone, of tokens that ask nothing."""
