@@ -158,6 +158,7 @@ class StreamingConfig(Section):
     segment_length: Annotated[int, Field(ge=3)]
     batch_size: Positive
     tokens: Positive
+    growing_tokens: Positive
     width: Positive
     layers: Positive
     heads: Positive

@@ -19,7 +19,7 @@ from memlab.benchmarks import measure, report
 from memlab.config import BenchConfig
 from memlab.models.base import Decoder, Model
 
-FIRST = 16_384  # tokens at the first point of a stream; the others are at twice as many each, and at the end
+FIRST = 8_192  # tokens at the first point of a stream; the others are at twice as many each, and at the end
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def length(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
 def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]:
     """One document of so many tokens: at each point, what has been read, the speed since the point before, and what is held."""
     sizes, device = config.streaming, measure.device_of(config)
-    n = sizes.segment_length
-    points = {-(-at // n) for at in (FIRST << p for p in range(64)) if at < sizes.tokens} | {-(-sizes.tokens // n)}
+    n, tokens = sizes.segment_length, sizes.growing_tokens if model.state_grows else sizes.tokens
+    points = {-(-at // n) for at in (FIRST << p for p in range(64)) if at < tokens} | {-(-tokens // n)}
     pieces = itertools.cycle(measure.tokens(config, 64, 1, n).unbind(0))
     state = model.init_state(1)
     for _ in range(4):
@@ -81,7 +81,7 @@ def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began, done = time.perf_counter(), 0
-    for s in measure.progress(range(1, max(points) + 1), f"{name}: {sizes.tokens:,} tokens"):
+    for s in measure.progress(range(1, max(points) + 1), f"{name}: {tokens:,} tokens"):
         state = model.segment(next(pieces), state).state
         if s in points:
             if device.type == "cuda":
@@ -187,13 +187,18 @@ def page(result: dict[str, Any]) -> list[str]:
     lines = ["## Cost over length", "", f"{title(result).capitalize()}. Median (smallest–largest).", ""]
     lines += [
         f"Time per token over {result['many']} segments over that over {result['few']}, {result['batch_size']} rows (training is forward + "
-        f"backward); a stream of {result['tokens']:,} tokens, one row, read segment by segment; and one more token of an open segment.",
+        f"backward); a stream of {result['tokens']:,} tokens ({result['growing_tokens']:,} if the state grows), one row, read "
+        "segment by segment; and one more token of an open segment.",
         "",
         *report.rows(heads(result), cells(result)),
         "The streams on the way, thousand tokens per second:",
         "",
     ]
     streams = {name: measured["stream"] for name, measured in result["models"].items() if measured["stream"]}
-    at = [f"{point['tokens'] / 1000:,.0f}k" for point in next(iter(streams.values()), [])]
-    body = [[name, *(f"{point['tokens_per_second'] / 1000:.1f}" for point in points)] for name, points in streams.items()]
+    longest: list[dict[str, Any]] = max(streams.values(), key=len, default=[])
+    at = [f"{point['tokens'] / 1000:,.0f}k" for point in longest]
+    body = []
+    for name, points in streams.items():
+        speeds = [f"{point['tokens_per_second'] / 1000:.1f}" for point in points]
+        body.append([name, *speeds, *["-"] * (len(longest) - len(speeds))])
     return [*lines, *report.rows(["model, after tokens", *at], body)]
