@@ -1,4 +1,4 @@
-"""`python -m memlab.bench suite=SUITE`: measured speed and memory, interleaved in one run, with its spread, hardware and versions."""
+"""`python -m memlab.bench suite=SUITE`: measured in one run, interleaved, with spread, hardware and versions."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def matmul_rate(rows: int, width: int, ffn_width: int, device: torch.device, rep
     }.items():
         x, w = torch.randn(rows, inner, device=device), torch.randn(inner, out, device=device)
         once = 2 * rows * inner * out
-        times = max(1, int(2e9 if device.type == "cpu" else 2e12) // once)
+        times = min(200, max(1, int(2e9 if device.type == "cpu" else 2e12) // once))
 
         def products(x: Tensor = x, w: Tensor = w, times: int = times) -> None:
             for _ in range(times):

@@ -83,7 +83,6 @@ def infini(sizes: PeersConfig, segment_length: int, delta: bool) -> tuple[nn.Mod
 def memorizing(sizes: PeersConfig, segment_length: int) -> tuple[nn.Module, Loss]:
     from memorizing_transformers_pytorch import MemorizingTransformer
 
-    directory = tempfile.TemporaryDirectory()
     module = MemorizingTransformer(
         num_tokens=VOCABULARY,
         dim=sizes.width,
@@ -94,15 +93,16 @@ def memorizing(sizes: PeersConfig, segment_length: int) -> tuple[nn.Module, Loss
         max_knn_memories=65_536,
         num_retrieved_memories=32,
         xl_max_memories=segment_length,
-        knn_memories_directory=directory.name,
         pad_id=-100,
     )
-    module.directory = directory  # lives as long
 
     def loss(tokens_BT: Tensor) -> Tensor:
         segments = list(zip(tokens_BT[:, :-1].split(segment_length, 1), tokens_BT[:, 1:].split(segment_length, 1), strict=True))
         losses, carried = [], None
-        with module.knn_memories_context(batch_size=len(tokens_BT)) as memories:
+        with (
+            tempfile.TemporaryDirectory() as module.knn_memories_directory,
+            module.knn_memories_context(batch_size=len(tokens_BT)) as memories,
+        ):
             for ids, labels in segments:
                 value, carried = module(ids, memories, xl_memories=carried, labels=labels)
                 losses.append(value)
