@@ -30,9 +30,14 @@ Work = Callable[[], Any]
 class Sizes(Protocol):
     """Of a model in a measurement."""
 
-    width: int
-    layers: int
-    heads: int
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
 
 
 def names() -> list[str]:

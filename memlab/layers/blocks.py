@@ -110,13 +110,13 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         # Scores of every query and key exist here, which the fused kernel does without: a few rows of the batch at a time.
         rows = max(1, _SCORES // max(1, self.heads * queries * keys))
-        masks = mask.expand(len(q), -1, -1, -1).split(rows) if mask.dim() == 4 else itertools.repeat(mask)
+        masks: Iterable[Tensor] = mask.expand(len(q), -1, -1, -1).split(rows) if mask.dim() == 4 else itertools.repeat(mask)
         distance_W = distances(queries, keys, ahead, q.device)
         if relative.clamp_len is not None:
             distance_W = distance_W.clamp(-relative.clamp_len, relative.clamp_len)
         r_HKW = self.distance(sinusoids(distance_W, self.out.in_features, q.dtype)).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
-        pieces = zip(*(t.split(rows) for t in (q, k, v)), masks, strict=False)
-        return torch.cat([self._by_distance(*piece, relative, r_HKW) for piece in pieces])
+        pieces = zip(q.split(rows), k.split(rows), v.split(rows), masks, strict=False)
+        return torch.cat([self._by_distance(q_, k_, v_, mask_, relative, r_HKW) for q_, k_, v_, mask_ in pieces])
 
     def _by_distance(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, relative: Relative, r_HKW: Tensor) -> Tensor:
         """Transformer-XL's scores (section 3.3), and what they give. `r_HKW`: each distance, projected."""

@@ -67,7 +67,7 @@ class _Products(torch.autograd.Function):
         return score_BGTk.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient_BGTk: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BGTk: Tensor) -> tuple[Tensor, None, None, None]:
         return weighted(gradient_BGTk, *ctx.saved_tensors).to(ctx.dtype), None, None, None
 
 

@@ -46,7 +46,7 @@ class _Turn(torch.autograd.Function):
         return _turned(x_BHTK, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient_BHTK: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BHTK: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(gradient_BHTK, cos, -sin), None, None
 
