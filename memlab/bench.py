@@ -1,32 +1,65 @@
-"""`python -m memlab.bench suite=overhead|forms|memory|state_sizes`: measured speed, memory of a training, and sizes of memories."""
+"""`python -m memlab.bench suite=SUITE`: measured in one run, interleaved, with spread, hardware and versions."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from typing import Any
 
 from omegaconf import DictConfig
 
 from memlab import cli
 from memlab.config import BenchConfig, check
-from memlab.errors import ConfigError
+from memlab.errors import ConfigError, suggestion
 
 
 def check_bench(composed: DictConfig) -> BenchConfig:
     config = check(composed, BenchConfig)
     if config.trainer.strategy != "single":
         raise ConfigError(f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or trainer=gpu")
+    if config.suite in ("peers", "all"):
+        _check_peers(config)
     return config
+
+
+def _check_peers(config: BenchConfig) -> None:
+    """Before anything is measured.
+
+    Raises:
+        ConfigError: a comparison has a wrong name, or a package is not installed.
+    """
+    from memlab.benchmarks.peer_names import PACKAGES
+
+    for name in config.peers.models or ():
+        if name not in PACKAGES:
+            raise ConfigError(
+                f"peers.models: no comparison is named {name!r}.{suggestion(name, PACKAGES)} There are: {', '.join(PACKAGES)}"
+            )
+    wanted = {PACKAGES[name] for name in config.peers.models or PACKAGES}
+    if missing := sorted(name for name in wanted if importlib.util.find_spec(name) is None):
+        raise ConfigError(f"suite={config.suite} needs {', '.join(missing)}: pip install 'memlab[peers]'")
 
 
 def job(config: BenchConfig) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
     import torch
 
-    from memlab.benchmarks import forms, memory, overhead, state_sizes
+    from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming
+    from memlab.benchmarks.report import PAGE
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    {"overhead": overhead, "forms": forms, "memory": memory, "state_sizes": state_sizes}[config.suite].run(config)
+    suites: dict[str, Any] = {
+        "overhead": overhead,
+        "forms": forms,
+        "memory": memory,
+        "state_sizes": state_sizes,
+        "peers": peers,
+        "roofline": roofline,
+        "streaming": streaming,
+    }
+    for suite in PAGE if config.suite == "all" else (config.suite,):
+        suites[suite].run(config.model_copy(update={"suite": suite}))
     return 0
 
 

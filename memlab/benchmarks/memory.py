@@ -10,7 +10,6 @@ Seconds are those of passes that nobody watches, at the largest number of segmen
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from memlab.benchmarks import forms
+from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, spread, write
 from memlab.config import BenchConfig
 from memlab.models.base import Decoder, Model
@@ -36,8 +35,8 @@ def run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print a table and return, by model, peak bytes and seconds; also `memory.json`, `memory.md` and `memory.png`."""
     sizes = config.memory
     device = torch.device("cuda" if on_gpu(config) else "cpu")
-    models = {name: forms.build(name, config, sizes).to(device) for name in sizes.models or forms.names()}
-    by_model = {name: measure(model, config, device) for name, model in models.items()}
+    models = {name: measure.build(name, config, sizes, sizes.segment_length).to(device) for name in sizes.models or measure.names()}
+    by_model = {name: weigh(model, config, device) for name, model in models.items()}
     result = {
         "suite": "memory",
         **sizes.model_dump(exclude={"models"}),
@@ -53,7 +52,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     return result
 
 
-def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
+def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
     """Peak bytes of each way at each number of segments, seconds of each way at the largest, and bytes of the state carried there."""
     sizes = config.memory
     together = truncation.together(model, config.trainer.recompute_together)
@@ -62,7 +61,7 @@ def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str
 
     def step(way: str, segments: int) -> Callable[[], None]:
         generator = torch.Generator().manual_seed(config.seed)
-        tokens = torch.randint(forms.VOCABULARY, (sizes.batch_size, segments * sizes.segment_length), generator=generator).to(device)
+        tokens = torch.randint(measure.VOCABULARY, (sizes.batch_size, segments * sizes.segment_length), generator=generator).to(device)
         return lambda: one_pass(model, tokens, sizes.segment_length, way, together)
 
     for way in WAYS:
@@ -73,7 +72,7 @@ def measure(model: Model, config: BenchConfig, device: torch.device) -> dict[str
     for _ in track(range(config.repeats), description=f"{name}: seconds", transient=True):
         for way in WAYS:
             do = step(way, sizes.segments[-1])
-            seconds[way].append(timed(do, device))
+            seconds[way].append(measure.seconds(do, device))
     ratios = {way: [a / b for a, b in zip(seconds[way], seconds["none"], strict=True)] for way in WAYS[1:]}
     with torch.no_grad():
         tokens_BSN = torch.zeros(sizes.batch_size, sizes.segments[-1], sizes.segment_length, dtype=torch.long, device=device)
@@ -121,21 +120,10 @@ def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
     return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
-def timed(do: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one pass."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    do()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def title(result: dict[str, Any]) -> str:
     return (
         f"forward + backward, batch {result['batch_size']}, segments of {result['segment_length']} tokens, width {result['width']}, "
-        f"{result['layers']} layers, {result['heads']} heads, {forms.VOCABULARY} token ids"
+        f"{result['layers']} layers, {result['heads']} heads, {measure.VOCABULARY} token ids"
     )
 
 

@@ -7,7 +7,10 @@ made. The two take turns, block by block, and each block's first steps are left 
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,12 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from memlab.benchmarks.report import machine, spread, write
+from memlab.benchmarks.report import machine, rows, spread, words, write
 from memlab.config import BenchConfig
-from memlab.errors import ConfigError
+from memlab.errors import ConfigError, UserError
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
 from memlab.training import optimizers
@@ -36,7 +40,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     block = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})})
     pairs = []
     with tempfile.TemporaryDirectory() as place:
-        for repeat in track(range(config.repeats), description="overhead", transient=True):
+        for repeat in track(range(config.repeats), description="overhead", transient=True, disable=not Console().is_terminal):
             pairs.append((train_block(block, Path(place) / str(repeat)), bare_block(block)))
     ratios = [train / bare for train, bare in pairs]
     result = {
@@ -47,10 +51,37 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "train_seconds_per_step": [train for train, _ in pairs],
         "bare_seconds_per_step": [bare for _, bare in pairs],
         "ratio": spread(ratios),
+        "start": start(config),
         **machine(),
     }
-    write(result, table(result), config.run_dir)
+    write(result, table(result), config.run_dir, page(result))
     return result
+
+
+def start(config: BenchConfig) -> dict[str, list[float]]:
+    """Seconds from the command to the first training step's entry in `metrics.jsonl`, and of `--help`; the processes one by one.
+
+    The first training makes the MLflow store, and the others find it.
+    """
+    found: dict[str, list[float]] = {"first_step": [], "help": []}
+    train = [sys.executable, "-m", "memlab.train"]
+    one = [f"model={config.model['name']}", f"task={config.task['name']}", "trainer.max_steps=1", "trainer.log_every=1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    with tempfile.TemporaryDirectory() as place:
+        for repeat in track(range(3), description="start", transient=True, disable=not Console().is_terminal):
+            metrics = Path(place, str(repeat), "metrics.jsonl")
+            began = time.perf_counter()
+            silent: dict[str, Any] = {"cwd": place, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen([*train, *one, f"run_dir={metrics.parent}"], **silent)
+            while process.poll() is None and not (metrics.exists() and "train/loss" in metrics.read_text()):
+                time.sleep(0.01)
+            found["first_step"].append(time.perf_counter() - began)
+            if process.wait():
+                raise UserError(f"{' '.join([*train[1:], *one])} ended with status {process.returncode}")
+            began = time.perf_counter()
+            subprocess.run([*train, "--help"], check=True, **silent)
+            found["help"].append(time.perf_counter() - began)
+    return found
 
 
 def train_block(config: BenchConfig, directory: Path) -> float:
@@ -90,6 +121,21 @@ def bare_block(config: BenchConfig) -> float:
     return statistics.fmean(seconds[WARM_UP:])
 
 
+def page(result: dict[str, Any]) -> list[str]:
+    """The suite's part of PERFORMANCE.md."""
+    body = [
+        [name, words(spread(result[key]), 1, 1000)]
+        for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step"))
+    ]
+    body.append(["ratio, pair by pair", words(result["ratio"], 3)])
+    started = {key: ", ".join(f"{s:.1f}" for s in seconds) for key, seconds in result["start"].items()}
+    body.append(["seconds from the command to the first step (the first one makes the MLflow store)", started["first_step"]])
+    body.append(["seconds of --help", started["help"]])
+    title = f"{result['model']} on {result['task']} as configured, {len(result['bare_seconds_per_step'])} interleaved pairs of "
+    title += f"{result['steps_per_block']} steps, the first {WARM_UP} of each left out."
+    return ["## What the training command adds", "", title, "", *rows(["", "median (smallest–largest)"], body)]
+
+
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
     table = Table(title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} interleaved pairs")
@@ -98,4 +144,6 @@ def table(result: dict[str, Any]) -> Table:
     for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step")):
         table.add_row(name, *(f"{1000 * v:.1f}" for v in spread(result[key]).values()))
     table.add_row("ratio, pair by pair", *(f"{v:.3f}" for v in result["ratio"].values()))
+    for name, key in (("first step after the command, s", "first_step"), ("--help, s", "help")):
+        table.add_row(name, *(f"{v:.1f}" for v in spread(result["start"][key]).values()))
     return table

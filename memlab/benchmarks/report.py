@@ -16,15 +16,25 @@ from rich.table import Table
 
 from memlab.tracking.versions import versions
 
+PAGE = ("peers", "roofline", "streaming", "forms", "overhead")  # in this order
+
 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
     }
+
+
+def _processor() -> str:
+    """Its name as the system knows it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -32,9 +42,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def write(result: dict[str, Any], table: Table, run_dir: str) -> None:
-    """Write `run_dir/<suite>.json`, and print the table, the machine, and where the report is."""
-    report = Path(run_dir).absolute() / f"{result['suite']}.json"
+def words(values: dict[str, float], digits: int = 2, unit: float = 1.0) -> str:
+    """A spread in one cell."""
+    return f"{values['median'] * unit:.{digits}f} ({values['min'] * unit:.{digits}f}–{values['max'] * unit:.{digits}f})"
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
+    """A table of a page, with a line behind it."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return [*(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
+
+
+def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str] = ()) -> None:
+    """Write `run_dir/<suite>.json`, and print the table, the machine, and where the report is.
+
+    Args:
+        page: the suite's part of `PERFORMANCE.md`, which is made of all parts that `run_dir` has.
+    """
+    directory = Path(run_dir).absolute()
+    report = directory / f"{result['suite']}.json"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console(highlight=False)
@@ -42,3 +68,18 @@ def write(result: dict[str, Any], table: Table, run_dir: str) -> None:
     if "processor" in result:
         console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
     console.print(f"report  {report}", soft_wrap=True)
+    if page:
+        (directory / f"{result['suite']}.md").write_text("\n".join(page), encoding="utf-8")
+        console.print(f"page    {_join(directory, result)}", soft_wrap=True)
+
+
+def _join(directory: Path, last: dict[str, Any]) -> Path:
+    """All parts that are there as one page; the machine is that of the last one."""
+    where = f"{last['processor']}, {last['cores']} cores, {last['threads']} threads"
+    where += f", {last['gpu']}" if last["gpu"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    head = ["# Performance", "", "Made by `python -m memlab.bench suite=all`.", f"Machine: {where}. Versions: {packages}.", ""]
+    parts = [file.read_text(encoding="utf-8") for name in PAGE if (file := directory / f"{name}.md").exists()]
+    page = directory / "PERFORMANCE.md"
+    page.write_text("\n".join([*head, *parts]).rstrip() + "\n", encoding="utf-8")
+    return page

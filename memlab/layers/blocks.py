@@ -5,6 +5,7 @@ Shapes: B batch, H heads, T tokens that are read now, P tokens read before (past
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
@@ -16,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from memlab.layers.positions import Rotation, distances, rotate, rotation, shift, sinusoids
 from memlab.layers.state import State, state
+
+_SCORES = 1 << 20  # most scores that are held at once where they cannot be left to the fused kernel: 4 MB in fp32
 
 
 @state
@@ -72,8 +75,9 @@ class Attention(nn.Module):
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, kv heads, T, K], without positions."""
-        heads = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        return heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        widths = [count * self.head_width for count in (self.heads, self.kv_heads, self.kv_heads)]
+        q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x_BTD).split(widths, dim=-1))
+        return q, k, v
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values alone, of tokens that ask nothing."""
@@ -104,14 +108,24 @@ class Attention(nn.Module):
             mask = causal_mask(queries, keys, q.device)
         if self.distance is None or relative is None or mask is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        # Scores of every query and key exist here, which the fused kernel does without: a few rows of the batch at a time.
+        rows = max(1, _SCORES // max(1, self.heads * queries * keys))
+        masks: Iterable[Tensor] = mask.expand(len(q), -1, -1, -1).split(rows) if mask.dim() == 4 else itertools.repeat(mask)
         distance_W = distances(queries, keys, ahead, q.device)
         if relative.clamp_len is not None:
             distance_W = distance_W.clamp(-relative.clamp_len, relative.clamp_len)
         r_HKW = self.distance(sinusoids(distance_W, self.out.in_features, q.dtype)).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
-        u, v_distance = relative.content_HK[:, None].to(q.dtype), relative.distance_HK[:, None].to(q.dtype)
-        score = (q + u) @ k.transpose(-1, -2) + shift((q + v_distance) @ r_HKW, keys)
-        score = score * self.head_width**-0.5
-        return score.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+        pieces = zip(q.split(rows), k.split(rows), v.split(rows), masks, strict=False)
+        return torch.cat([self._by_distance(q_, k_, v_, mask_, relative, r_HKW) for q_, k_, v_, mask_ in pieces])
+
+    def _by_distance(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, relative: Relative, r_HKW: Tensor) -> Tensor:
+        """Transformer-XL's scores (section 3.3), and what they give. `r_HKW`: each distance, projected."""
+        scale = self.head_width**-0.5
+        by_content = (q + relative.content_HK[:, None].to(q.dtype)) * scale
+        by_distance = (q + relative.distance_HK[:, None].to(q.dtype)) * scale
+        score = by_content @ k.transpose(-1, -2)
+        score += shift(by_distance @ r_HKW, k.shape[2])
+        return score.masked_fill_(~mask, -torch.inf).softmax(-1) @ v
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
         """The heads' outputs together: [B, T, D]."""

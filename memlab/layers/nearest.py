@@ -6,29 +6,40 @@ K head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_SCORES = 1 << 24  # most scores held at once: 64 MB in fp32
-_ROWS = 1 << 13  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
+_SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, so that they stay in a processor's cache from the product to the choice
+_ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 
 
 @torch.no_grad()
 def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k keys with the largest products with each query, among the rows low <= p < high that the query may see.
 
-    Queries and memory are taken in pieces, so that no more than some 64 MB of scores exist at a time.
+    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time; and a piece of the queries is not
+    compared with rows that none of them may see.
 
     Returns:
-        Rows [B, G, T, k'], k' = min(k, P), and bool [B, G, T, k'], False where a query may see fewer rows than that.
+        Rows [B, G, T, k'], k' = min(k, P), and their products with the query [B, G, T, k'], -inf where it may see fewer rows than that.
     """
     b, g, t, _ = q_BGTK.shape
     rows = keys_BGPK.shape[2]
     piece = max(1, _SCORES // (b * g * min(max(rows, 1), _ROWS)))
     if t > piece:
-        split = zip(*(tensor.split(piece, dim=dim) for tensor, dim in ((q_BGTK, 2), (low_BT, 1), (high_BT, 1))), strict=True)
-        parts = [nearest(q, keys_BGPK, low, high, k) for q, low, high in split]
-        return torch.cat([found for found, _ in parts], dim=2), torch.cat([seen for _, seen in parts], dim=2)
+        least, most = low_BT.amin(0).tolist(), high_BT.amax(0).tolist()
+        parts = []
+        for start in range(0, t, piece):
+            own = slice(start, start + piece)
+            first, end = min(least[own]), max(most[own])
+            keys = keys_BGPK[:, :, first : max(first, end)]
+            found, score = nearest(q_BGTK[:, :, own], keys, low_BT[:, own] - first, high_BT[:, own] - first, k)
+            missing = (0, min(k, rows) - found.shape[-1])
+            parts.append((F.pad(found + first, missing), F.pad(score, missing, value=-torch.inf)))
+        return torch.cat([found for found, _ in parts], dim=2), torch.cat([score for _, score in parts], dim=2)
     chunk = max(k, _SCORES // max(1, b * g * t))
     best = q_BGTK.new_empty(b, g, t, 0)
     found = torch.empty(b, g, t, 0, dtype=torch.long, device=q_BGTK.device)
@@ -36,14 +47,38 @@ def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, 
         keys_BGcK = keys_BGPK[:, :, start : start + chunk]
         row_c = torch.arange(start, start + keys_BGcK.shape[2], device=q_BGTK.device)
         sees_BTc = (row_c >= low_BT[..., None]) & (row_c < high_BT[..., None])
-        score = (q_BGTK @ keys_BGcK.transpose(-1, -2)).masked_fill(~sees_BTc[:, None], -torch.inf)
+        score = (q_BGTK @ keys_BGcK.transpose(-1, -2)).masked_fill_(~sees_BTc[:, None], -torch.inf)
         score, at = score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
         if start:
             score, at = torch.cat([best, score], dim=-1), torch.cat([found, at + start], dim=-1)
             score, among = score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
             at = at.gather(-1, among)
         best, found = score, at
-    return found, best > -torch.inf
+    return found, best
+
+
+class _Products(torch.autograd.Function):
+    """Products of queries with the keys found. The search has computed them; what is added here is the gradient of the queries."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BGTK: Tensor, keys_BGPK: Tensor, found_BGTk: Tensor, score_BGTk: Tensor) -> Tensor:
+        ctx.save_for_backward(keys_BGPK, found_BGTk)
+        ctx.dtype = q_BGTK.dtype
+        return score_BGTk.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BGTk: Tensor) -> tuple[Tensor, None, None, None]:
+        return weighted(gradient_BGTk, *ctx.saved_tensors).to(ctx.dtype), None, None, None
+
+
+def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tensor:
+    """Sums of the rows found, [B, G, T, K], each row with its weight, without a copy of the rows for each query."""
+    b, g, p, width = rows_BGPK.shape
+    first = torch.arange(b * g, device=rows_BGPK.device).view(b, g, 1, 1) * p
+    bags = (found_BGTk + first).flatten(0, 2)
+    weights = weight_BGTk.flatten(0, 2).to(rows_BGPK.dtype)
+    y = F.embedding_bag(bags, rows_BGPK.reshape(-1, width), mode="sum", per_sample_weights=weights)
+    return y.unflatten(0, found_BGTk.shape[:3])
 
 
 def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, k: int) -> Tensor:
@@ -57,20 +92,16 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     Returns:
         [B, H, T, K]; 0 for a query that may see nothing.
     """
-    _, h, t, width = q_BHTK.shape
+    _, h, t, _ = q_BHTK.shape
     g, shared = keys_BGPK.shape[1], h // keys_BGPK.shape[1]
-    q = q_BHTK.unflatten(1, (g, shared)).flatten(2, 3)  # queries that share a memory are searched for together
-    low_BT, high_BT = low_BT.repeat(1, shared), high_BT.repeat(1, shared)
-    keys_BGPK, values_BGPK = keys_BGPK.detach(), values_BGPK.detach()
     if not keys_BGPK.shape[2]:
         return torch.zeros_like(q_BHTK)
-    found, seen = nearest(q.detach(), keys_BGPK, low_BT, high_BT, k)
-
-    def pick(rows_BGPK: Tensor) -> Tensor:
-        return rows_BGPK.gather(2, found.flatten(2).unsqueeze(-1).expand(-1, -1, -1, width)).unflatten(2, found.shape[2:])
-
-    score = (pick(keys_BGPK) @ q.unsqueeze(-1)).squeeze(-1)
-    score = score.masked_fill(~seen, torch.finfo(score.dtype).min)  # autocast may have made it narrower than the queries
+    # Queries that share a memory are searched for together, in the order of time: a piece of them then sees about the same rows.
+    q = q_BHTK.unflatten(1, (g, shared)).transpose(2, 3).flatten(2, 3)
+    low_BT, high_BT = low_BT.repeat_interleave(shared, dim=1), high_BT.repeat_interleave(shared, dim=1)
+    keys_BGPK, values_BGPK = keys_BGPK.detach(), values_BGPK.detach()
+    found, product = nearest(q.detach(), keys_BGPK, low_BT, high_BT, k)
+    seen = product > -torch.inf
+    score = _Products.apply(q, keys_BGPK, found, product).masked_fill(~seen, torch.finfo(product.dtype).min)
     weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing
-    y = (weight.unsqueeze(-2) @ pick(values_BGPK)).squeeze(-2)
-    return y.unflatten(2, (shared, t)).flatten(1, 2)
+    return weighted(weight, values_BGPK, found).unflatten(2, (t, shared)).transpose(2, 3).flatten(1, 2)

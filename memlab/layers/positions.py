@@ -8,6 +8,8 @@ Shapes: B batch, H heads, T queries, L keys (the queries' own are the last T), W
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,11 +34,31 @@ def _angles(positions: Tensor, width: int, base: float) -> Tensor:
 
 def rotate(x_BHTK: Tensor, by: Rotation | None) -> Tensor:
     """Turn each pair (k, k + K/2) of the head by its position's angle; None = positions are not told by turning."""
-    if by is None:
-        return x_BHTK
-    cos, sin = by
+    return x_BHTK if by is None else _Turn.apply(x_BHTK, *by)
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation; its gradient is turned back. Written out, because autograd would keep and add up six tensors of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x_BHTK, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BHTK: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient_BHTK, cos, -sin), None, None
+
+
+def _turned(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x_BHTK.chunk(2, dim=-1)
-    return (x_BHTK * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BHTK.dtype)
+    sin = sin.chunk(2, dim=-1)[0]  # both halves are the same
+    y = x_BHTK * cos
+    y_first, y_second = y.chunk(2, dim=-1)
+    y_first.addcmul_(second, sin, value=-1)
+    y_second.addcmul_(first, sin)
+    return y.to(x_BHTK.dtype)
 
 
 def distances(queries: int, keys: int, ahead: bool, device: torch.device) -> Tensor:

@@ -153,7 +153,7 @@ class Infini(LayeredDecoder):
             remembered = _retrieve(features, before.map(lambda t: t.unsqueeze(2))).flatten(1, 2)
             gate = self.gate_LH[layer].sigmoid().view(-1, 1, 1) * _written(before.z_BGK).repeat_interleave(features.shape[2], dim=1)
             gate = gate.unsqueeze(-1)  # [B, H, S, 1, 1]
-            return (gate * remembered + (1 - gate) * local_BHSNK).to(local_BHSNK.dtype)
+            return torch.lerp(local_BHSNK.to(remembered.dtype), remembered, gate).to(local_BHSNK.dtype)
 
     @torch.no_grad()
     def diagnose(self) -> dict[str, Tensor]:

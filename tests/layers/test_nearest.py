@@ -37,13 +37,17 @@ def test_nearest_finds_the_rows_with_the_largest_products(
 ) -> None:
     monkeypatch.setattr(module, "_SCORES", scores)
     q_BGTK, keys_BGPK, (low_BT, high_BT) = normal(B, groups, T, K), normal(B, groups, rows, K, seed=1), ranges(rows)
-    found, seen = nearest(q_BGTK, keys_BGPK, low_BT, high_BT, k)
-    assert found.shape == seen.shape == (B, groups, T, min(k, rows))
+    found, product = nearest(q_BGTK, keys_BGPK, low_BT, high_BT, k)
+    assert found.shape == product.shape == (B, groups, T, min(k, rows))
+    seen = product > -torch.inf
     for b in range(B):
         for g in range(groups):
             for t in range(T):
                 expected = by_hand(q_BGTK[b, g, t], keys_BGPK[b, g], int(low_BT[b, t]), int(high_BT[b, t]), k)
-                assert sorted(found[b, g, t][seen[b, g, t]].tolist()) == sorted(expected)
+                mine = found[b, g, t][seen[b, g, t]]
+                assert sorted(mine.tolist()) == sorted(expected)
+                torch.testing.assert_close(product[b, g, t][seen[b, g, t]], keys_BGPK[b, g, mine] @ q_BGTK[b, g, t], rtol=1e-12, atol=1e-12)
+                assert ((found >= 0) & (found < rows)).all(), "what nobody sees still is a row"
 
 
 @CHUNKS
@@ -96,13 +100,13 @@ def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_SCORES", 10 * B * queries)
     monkeypatch.setattr(module, "_ROWS", 10)
     sizes = []
-    masked_fill = Tensor.masked_fill
+    masked_fill = Tensor.masked_fill_
 
     def spy(self: Tensor, *args: object) -> Tensor:
         sizes.append(self.shape)
         return masked_fill(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Tensor, "masked_fill", spy)
+    monkeypatch.setattr(Tensor, "masked_fill_", spy)
     low_BT, high_BT = torch.zeros(B, T, dtype=torch.long), torch.full((B, T), 64)
     nearest(normal(B, 1, T, K), normal(B, 1, 64, K, seed=1), low_BT, high_BT, 3)
     assert len(sizes) == searches and all(size.numel() <= 10 * B * T for size in sizes)

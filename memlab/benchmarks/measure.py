@@ -1,0 +1,170 @@
+"""What the suites share: models at given sizes, work done by turns, and floating point operations."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from memlab import schema
+from memlab.config import BenchConfig
+from memlab.errors import ConfigError, suggestion
+from memlab.models.base import Decoder, Model
+from memlab.paths import config_dir
+from memlab.training.build import on_gpu
+
+VOCABULARY = 256
+Work = Callable[[], Any]
+
+
+class Sizes(Protocol):
+    """Of a model in a measurement."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+
+def names() -> list[str]:
+    """Every model that configs/model has a file of."""
+    return sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
+
+
+def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **more: Any) -> Model:
+    """A model with its file's settings (or, if it is the configured one, those), at the sizes of this measurement.
+
+    Args:
+        segment_length: caches are as long.
+        more: arguments that this measurement sets; those that the model does not have are left out.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    file = Path(config_dir(), "model", f"{name}.yaml")
+    if not file.exists():
+        raise ConfigError(f"{config.suite}.models: no model is named {name!r}.{suggestion(name, names())} There are: {', '.join(names())}")
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
+    values = config.model if name == config.model["name"] else values
+    arguments = schema.parameters(values["_target_"])
+    own = {"width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mem_len": segment_length, "dropout": 0.0, **more}
+    torch.manual_seed(config.seed)
+    model: Model = schema.load(values["_target_"])(
+        vocab_size=VOCABULARY, **{key: own.get(key, values.get(key)) for key in arguments.keys() - {"vocab_size"}}
+    )
+    return model.train()
+
+
+def device_of(config: BenchConfig) -> torch.device:
+    return torch.device("cuda" if on_gpu(config) else "cpu")
+
+
+def tokens(config: BenchConfig, *shape: int) -> Tensor:
+    """Uniform token ids, the same for the same seed, where the measurement runs."""
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(config.seed)).to(device_of(config))
+
+
+def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
+    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment, of the last target of each."""
+    logits = model(tokens_BSN).logits
+    targets_BSN = targets_BSN if isinstance(model, Decoder) else targets_BSN[..., -1:]
+    return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
+
+
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """The same work for whoever is measured."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+
+
+def training_step(model: Model, tokens_BSN: Tensor) -> Work:
+    """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss."""
+    adam, targets_BSN = optimizer(model), tokens_BSN.flatten(1).roll(-1, dims=1).view_as(tokens_BSN)
+
+    def step() -> Tensor:
+        value = loss(model, tokens_BSN, targets_BSN)
+        value.backward()
+        adam.step()
+        adam.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """Of doing it once, with all that it started on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def progress(turns: Sequence[int], description: str) -> Iterable[int]:
+    """A bar on a terminal, nothing in a file."""
+    return track(turns, description=description, transient=True, disable=not Console().is_terminal)
+
+
+def by_turns(sides: Mapping[str, Work], repeats: int, device: torch.device, description: str, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each side's work, the sides by turns, so that what slows the machine for a while slows all of them."""
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for repeat in progress(range(warm_up + repeats), description):
+        for side, work in sides.items():
+            taken = seconds(work, device)
+            if repeat >= warm_up:
+                found[side].append(taken)
+    return found
+
+
+def operations(work: Work) -> int:
+    """Floating point operations of matrix products as torch counts them. What the processor's fused attention does is not in its list,
+    and so is not counted: rates made with it are lower bounds there."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(rows: int, width: int, ffn_width: int, device: torch.device, repeats: int = 5) -> dict[str, float]:
+    """FLOP/s of plain matrix products at the shapes of a model's linear layers, fp32; medians."""
+    rates = {}
+    for name, (inner, out) in {
+        "qkv": (width, 3 * width),
+        "out": (width, width),
+        "ffn, in": (width, ffn_width),
+        "ffn, out": (ffn_width, width),
+    }.items():
+        x, w = torch.randn(rows, inner, device=device), torch.randn(inner, out, device=device)
+        once = 2 * rows * inner * out
+        times = min(200, max(1, int(2e9 if device.type == "cpu" else 2e12) // once))
+
+        def products(x: Tensor = x, w: Tensor = w, times: int = times) -> None:
+            for _ in range(times):
+                x @ w
+
+        taken = [seconds(products, device) for _ in range(repeats + 1)][1:]
+        rates[f"{name}: {rows} x {inner} x {out}"] = once * times / statistics.median(taken)
+    return rates
+
+
+def most_time(work: Work, operations: int = 5) -> dict[str, float]:
+    """Shares of the time by operation, its own time without that of what it calls; the largest ones."""
+    with torch.profiler.profile() as profiler:
+        work()
+    own = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    whole = sum(event.self_cpu_time_total for event in own)
+    return {event.key: event.self_cpu_time_total / whole for event in own[:operations]}
