@@ -1,4 +1,4 @@
-"""`python -m memlab.bench suite=overhead|forms|memory`: measured in one run, interleaved, with spread, hardware and versions."""
+"""`python -m memlab.bench suite=overhead|forms|memory|state_sizes`: measured speed, memory of a training, and sizes of memories."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def job(config: BenchConfig) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
     import torch
 
-    from memlab.benchmarks import forms, memory, overhead
+    from memlab.benchmarks import forms, memory, overhead, state_sizes
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    {"overhead": overhead, "forms": forms, "memory": memory}[config.suite].run(config)
+    {"overhead": overhead, "forms": forms, "memory": memory, "state_sizes": state_sizes}[config.suite].run(config)
     return 0
 
 

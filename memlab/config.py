@@ -143,7 +143,7 @@ class MemoryConfig(Section):
 class BenchConfig(Config):
     """A measurement of speed or memory: a run's configuration, and how it is repeated."""
 
-    suite: Literal["overhead", "forms", "memory"]
+    suite: Literal["overhead", "forms", "memory", "state_sizes"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig
@@ -163,17 +163,25 @@ class ShowConfig(Section):
         return _arguments(getattr(self, group))
 
 
-class EvaluateConfig(Section):
-    """A trained run, and the lengths to test it at."""
-
-    run: str
-    lengths: Annotated[list[Positive], Field(min_length=1)] | None
-    samples: Positive | None
-    threads: Positive | None
-
-
 class StoreConfig(Section):
     uri: str
+
+
+class EvaluateConfig(Section):
+    """A trained run, and what to find out about it."""
+
+    run: str
+    controls: list[Literal["memory_off", "shuffled"]]
+    again: bool
+    lengths: Annotated[list[Positive], Field(min_length=1)] | None
+    samples: Positive | None
+    max_tokens: Positive | None
+    documents: Positive | None
+    bytes: Positive | None
+    stream: Positive | None
+    accelerator: Literal["cpu", "gpu", "auto"]
+    threads: Positive | None
+    tracking: StoreConfig
 
 
 class CompareConfig(Section):
@@ -226,8 +234,25 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
         ConfigError: as `check`.
     """
     if composed.get("run") is None:
-        raise ConfigError("run is missing: give the directory of a run, run=DIR")
-    return _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
+        raise ConfigError("run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id")
+    config = _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
+    for name in ("lengths", "controls"):
+        values = getattr(config, name) or []
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}={values}: one of them is given twice")
+    if config.stream is not None:
+        _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes")
+    return config
+
+
+def _unused(composed: DictConfig, because: str, *names: str) -> None:
+    """Keys that would be without an effect.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    if given := [f"{name}={composed[name]}" for name in names if composed[name]]:
+        raise ConfigError(f"{because} has no use for {', '.join(given)}")
 
 
 def check_compare(composed: DictConfig) -> CompareConfig:

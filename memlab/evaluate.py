@@ -1,15 +1,24 @@
-"""`python -m memlab.evaluate run=DIR lengths=[4,8,16]`: a trained run on samples of other lengths, with what its memory costs there."""
+"""`python -m memlab.evaluate run=DIR lengths=[4,8,4096]`: a trained run at other lengths, under controls, or on an endless stream."""
 
 from __future__ import annotations
+
+import sys
 
 from memlab import cli
 from memlab.config import EvaluateConfig, check_evaluate
 
 
 def job(config: EvaluateConfig) -> int:
-    from memlab.training.lengths import evaluate
+    from memlab.evaluation.run import evaluate
 
-    evaluate(config)
+    try:
+        evaluate(config)
+    except KeyboardInterrupt:
+        print(
+            "\nmemlab.evaluate: interrupted; what was finished is in evaluation.json, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from memlab.training.run import versions
+from memlab.tracking.versions import versions
 
 
 def machine() -> dict[str, Any]:
@@ -39,5 +39,6 @@ def write(result: dict[str, Any], table: Table, run_dir: str) -> None:
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
+    if "processor" in result:
+        console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
     console.print(f"report  {report}", soft_wrap=True)

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from memlab.models.base import Decoder
+from memlab.models.base import Decoder, Open
 
 
 @torch.no_grad()
@@ -31,20 +31,45 @@ def free_running(model: Decoder, tokens_BT: Tensor, answer_T: Sequence[bool], se
     predicted: list[Tensor] = []
     wanted, state, at = sum(answer_T), model.init_state(tokens_BT.shape[0]), 0
     for length in segment_lengths:
-        end, open = at + length, model.begin(state)
-        while at < end:  # as far as the tokens are known: up to the next one that has to be predicted
-            stop = next((t + 1 for t in range(at, end) if answer_T[t]), end)
-            known_Bn = tokens_BT[:, at:stop]
-            if at and answer_T[at - 1]:
-                known_Bn = torch.cat([predicted[-1][:, None], known_Bn[:, 1:]], dim=1)
-            logits_BnV, open = model.extend(known_Bn, open)
-            if answer_T[stop - 1]:
-                predicted.append(logits_BnV[:, -1].argmax(-1))
-            at = stop
-            if len(predicted) == wanted:
-                return torch.stack(predicted, dim=1)
-        state = model.close(open)
+        known_Bn, answer_n = tokens_BT[:, at : at + length], answer_T[at : at + length]
+        last_B = predicted[-1] if at and answer_T[at - 1] else None
+        if sum(answer_n) == wanted - len(predicted):  # what stands behind the last answer is of no use
+            answer_n = answer_n[: max((t + 1 for t, is_answer in enumerate(answer_n) if is_answer), default=0)]
+        more, open = read_on(model, known_Bn[:, : len(answer_n)], answer_n, model.begin(state), last_B)
+        predicted += more
+        if len(predicted) == wanted:
+            return torch.stack(predicted, dim=1)
+        state, at = model.close(open), at + length
     raise ValueError(f"answer_T wants {wanted} tokens, and the segments hold {len(predicted)} of them")
+
+
+def read_on(
+    model: Decoder, known_Bn: Tensor, answer_n: Sequence[bool], open: Open, last_B: Tensor | None = None
+) -> tuple[list[Tensor], Open]:
+    """Read n tokens of an open segment and predict, greedily, those that are answers.
+
+    Args:
+        known_Bn: what is read. A token that is an answer is not looked at: what was predicted is read in its place.
+        answer_n: whether the target of each token, the one behind it, is an answer.
+        last_B: what was predicted for the first token; None = it is no answer.
+
+    Returns:
+        The predicted token ids, a [B] for each answer, and the segment so far.
+    """
+    predicted: list[Tensor] = []
+    at, end = 0, len(answer_n)
+    while at < end:  # as far as the tokens are known: up to the next one that has to be predicted
+        stop = next((t + 1 for t in range(at, end) if answer_n[t]), end)
+        part_Bn = known_Bn[:, at:stop]
+        if last_B is not None:
+            part_Bn = torch.cat([last_B[:, None], part_Bn[:, 1:]], dim=1)
+        logits_BnV, open = model.extend(part_Bn, open)
+        last_B = None
+        if answer_n[stop - 1]:
+            last_B = logits_BnV[:, -1].argmax(-1)
+            predicted.append(last_B)
+        at = stop
+    return predicted, open
 
 
 @dataclass

@@ -10,11 +10,13 @@ memory that the closing reads is not. Neither ratio alone orders the methods sen
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from memlab.models.base import Model
 
@@ -34,6 +36,60 @@ class MemoryCost:
         return asdict(self)
 
 
+class Watch:
+    """Weighs a memory while documents are read: its curve over L, at segments 1, 2, 4, .. and the last.
+
+    Whoever reads stops at the segments `points`, and calls `see` before and `seen` behind each of them. The first row of the batch is
+    weighed. Between these segments the peak is not looked at: with a state of one size it is that of an equal segment, and one that
+    grows is larger at the next point.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.tokens = [0]
+        self.peak = 0
+        self.wanted: set[int] = set()
+        self.curve: list[dict[str, Any]] = []
+
+    def points(self, segment_lengths: Sequence[int]) -> set[int]:
+        """The segments to stop at: 1, 2, 4, .., the last, and the first and last of each length."""
+        self.tokens = [0, *itertools.accumulate(segment_lengths)]
+        count = len(segment_lengths)
+        self.wanted = {(1 << p) - 1 for p in range(count.bit_length())} | {count - 1}
+        first = {segment_lengths.index(n) for n in set(segment_lengths)}
+        last = {count - 1 - segment_lengths[::-1].index(n) for n in set(segment_lengths)}
+        return self.wanted | first | last
+
+    def see(self, tokens_BN: Tensor, state: Any, segment: int) -> None:
+        """A segment is about to be read."""
+        self.peak = max(self.peak, self.model.peak_bytes(tokens_BN[:1], first_row(state)))
+
+    def seen(self, state: Any, segment: int) -> None:
+        """It has been read, and this is the state behind it."""
+        if segment in self.wanted:
+            cost = weigh(self.model, first_row(state).nbytes, self.peak, self.tokens[segment + 1])
+            self.curve.append({"segments": segment + 1, **cost.to_dict()})
+
+
+def first_row(state: Any) -> Any:
+    """The state of the first document; no two tensors in it are one, as they may be in an initial state."""
+    return state.map(lambda t: t[:1])
+
+
+def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> MemoryCost:
+    """These bytes against a full cache."""
+    full = kv_full_bytes(model, tokens)
+    return MemoryCost(
+        tokens, full, state_bytes, peak_bytes, full / state_bytes if state_bytes else None, full / peak_bytes if peak_bytes else None
+    )
+
+
+def kv_full_bytes(model: Model, tokens: int) -> int:
+    """KV_full: keys and values of so many tokens in all layers."""
+    stack = model.stack
+    return 2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
+
+
 @torch.no_grad()
 def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
     """Read one document of these segments, and weigh what is held, as in evaluation."""
@@ -43,11 +99,22 @@ def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
     peak = 0
     for length in segment_lengths:
         tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
-        peak = max(peak, model.peak_bytes(tokens_BN, state))
+        peak = max(peak, model.peak_bytes(tokens_BN, first_row(state)))
         state = model.segment(tokens_BN, state).state
     model.train(was_training)
-    tokens = sum(segment_lengths)
-    stack = model.stack
-    full = 2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
-    carried = state.nbytes
-    return MemoryCost(tokens, full, carried, peak, full / carried if carried else None, full / peak if peak else None)
+    return weigh(model, state.nbytes, peak, sum(segment_lengths))
+
+
+@torch.no_grad()
+def trace(model: Model, segment_lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """The curve of one document of these segments, read for nothing else; see `Watch`."""
+    watch, state = Watch(model), model.init_state(1)
+    points = watch.points(segment_lengths)
+    for segment, length in enumerate(segment_lengths):
+        tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
+        if segment in points:
+            watch.see(tokens_BN, state, segment)
+        state = model.segment(tokens_BN, state).state
+        if segment in points:
+            watch.seen(state, segment)
+    return watch.curve

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LARGEST = 700.0  # exp of more is no float
+_LARGEST = 88.0  # exp of more is no float in single precision, as which the trainer hands metrics on
 
 
 class Tally:

@@ -22,7 +22,7 @@ def learning(
         stages_began_at: the step at which each stage of the curriculum began.
         chance: accuracy of guessing, where there is an accuracy.
     """
-    figure, (top, bottom) = _figure(2)
+    figure, (top, bottom) = new_figure(2)
     label, series = _PANELS[headline]
     for axes, shown in ((top, {"train/loss": "training", "val/loss": "validation"}), (bottom, series)):
         for key, name in shown.items():
@@ -37,7 +37,7 @@ def learning(
         bottom.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
         bottom.set(ylim=(0, 1.03), ylabel=f"{label} (dotted: chance)")
     top.set(ylabel="loss", title=title)
-    _save(figure, directory / "learning_curve.png")
+    save(figure, directory / "learning_curve.png")
 
 
 def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> None:
@@ -46,10 +46,10 @@ def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> No
     Args:
         ranges: what `evaluation.perplexity.Tally.by_position` gives.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     axes.stairs([r["loss"] for r in ranges], [*(r["from"] + 1 for r in ranges), 2 * ranges[-1]["from"] + 2])
     axes.set(xscale="log", xlabel="position in the document, tokens", ylabel="loss, nats for each token", title=title)
-    _save(figure, directory / "loss_by_position.png")
+    save(figure, directory / "loss_by_position.png")
 
 
 def activations(result: dict[str, Any], directory: Path) -> None:
@@ -80,14 +80,15 @@ def activations(result: dict[str, Any], directory: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("segments")
     grid[0, 0].legend(title="recompute", fontsize=8)
-    _save(figure, directory / "memory.png")
+    save(figure, directory / "memory.png")
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def new_figure(panels: int, width: float = 7.0, height: float | None = None) -> tuple[Any, Any]:
+    """A figure of so many panels above each other, and their axes; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 2.5 * panels + (panels == 1)), layout="constrained")
+    figure = Figure(figsize=(width, height or 2.5 * panels + (panels == 1)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
@@ -95,6 +96,7 @@ def _figure(panels: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, file: Path) -> None:
+def save(figure: Any, file: Path) -> None:
+    """Write a figure, and the directory it lies in."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -168,6 +168,11 @@ class SyntheticTask(Task):
         answer[:, self.answer_positions()] = True
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
 
+    def depths(self, batch: Batch) -> NDArray[np.float64] | None:
+        """Where in each sample [B] the fact stands that is asked for, 0 = as early as possible, 1 = as late; None = this task has no such
+        place, or only one."""
+        return None
+
     def word(self, token: int) -> str:
         """A token as a person reads it."""
         return str(token)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.schema import Fraction
-from memlab.tasks.base import Ints, choose
+from memlab.tasks.base import Batch, Ints, choose
+from memlab.tasks.facts import A_PERSON, PERSONS
 from memlab.tasks.memorize_fact import MemorizeFact
 
 
@@ -42,3 +43,9 @@ class DetectFact(MemorizeFact):
 
     def begin(self, word_B: NDArray[np.uint64]) -> Ints:
         return choose(word_B, self._last + 1) if self.depth is None else np.full(len(word_B), round(self.depth * self._last))
+
+    def depths(self, batch: Batch) -> NDArray[np.float64] | None:
+        if self._last == 0:
+            return None
+        person_BT = (batch.tokens_BT >= A_PERSON) & (batch.tokens_BT < A_PERSON + len(PERSONS))  # a fact begins with one, filler has none
+        return np.asarray(person_BT.argmax(axis=1) / self._last)

@@ -18,10 +18,11 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
 from memlab.schema import Fraction, Positive
-from memlab.tasks.base import Ints, SyntheticTask, Words, choose, choose_distinct, possible
+from memlab.tasks.base import Batch, Ints, SyntheticTask, Words, choose, choose_distinct, possible
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12
 
@@ -101,6 +102,16 @@ class Passkey(SyntheticTask):
         haystack_BL = FIRST_FILLER + (choose(filler, self.fillers) if self.filler == "random" else repeated)
         haystack_BL[np.arange(count)[:, None, None], start_BN[:, :, None] + np.arange(self.needle)] = needle_BNn
         return np.concatenate([haystack_BL, np.full((count, 1), QUESTION), needle_BNn[:, 0, 1:]], axis=1)
+
+    def depths(self, batch: Batch) -> NDArray[np.float64] | None:
+        tokens_BT, last = batch.tokens_BT, len(self.starts) - 1
+        if last == 0:
+            return None
+        found_BL = tokens_BT[:, : self.length] == MARKER
+        if self.keys:  # the needle whose key the question names
+            asked_B1 = tokens_BT[:, self.length + 1, None]
+            found_BL[:, :-1] &= tokens_BT[:, 1 : self.length] == asked_B1
+        return np.asarray(np.searchsorted(self.starts, found_BL.argmax(axis=1)) / last)
 
     def at(self, num_segments: int) -> Self:
         """As many segments of haystack as are left when the last is the question's."""

@@ -160,6 +160,10 @@ class TextTask(Task):
         """Rows of an evaluation's batches, over all processes."""
         return min(self.batch_size, len(self._texts[split]))
 
+    def test_documents(self) -> list[Ids]:
+        """Token ids of the documents that the test reads."""
+        return self._encoded("test")
+
     def amounts(self, split: Held) -> Amounts:
         """What `evaluation` reads."""
         texts = self._texts[split]

@@ -28,7 +28,7 @@ from memlab.tracking import multirun
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line, holds, lock, prepare
 from memlab.tracking.resume import flatten
 
-__all__ = ["Tracker", "absolute_uri", "add_points", "holds", "prepare"]
+__all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
 
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call
@@ -41,25 +41,6 @@ def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
     server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
     order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
     return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
-
-
-def add_points(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]]) -> None:
-    """Add (name, value, step) to a run that has ended; where it cannot be had, a warning says so.
-
-    Args:
-        run_id: None = the run is not in MLflow.
-    """
-    if run_id is None:
-        return
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-    from mlflow.exceptions import MlflowException
-
-    now = int(time.time() * 1000)
-    try:
-        MlflowClient(absolute_uri(uri)).log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in points])
-    except (MlflowException, OSError) as error:
-        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {first_line(error)}", file=sys.stderr)
 
 
 class Tracker(MLFlowLogger):

@@ -7,10 +7,8 @@ is written beside its place, synced and renamed: under these names there is neve
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from memlab.config import TrainerConfig
 from memlab.errors import UserError
+from memlab.tracking.checkpoint_file import BEST, LAST, PREVIOUS, DamagedError, read
 from memlab.tracking.run_directory import RunDirectory
 from memlab.training.processes import Processes
 from memlab.training.signals import Ended, Signals
-
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-
-
-class DamagedError(Exception):
-    """A file is no checkpoint of memlab's, or not all of it is there."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -75,24 +68,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint of which every byte has been checked.
-
-    Raises:
-        DamagedError: it is cut off, or altered, or holds other things than tensors and plain containers.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:  # torch does not look at the check sums
-            if (bad := file.testzip()) is not None:
-                raise DamagedError(f"the check sum of {bad} is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise DamagedError((str(error).splitlines() or [type(error).__name__])[0]) from None
-    if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
-        raise DamagedError("memlab did not write it")
-    return checkpoint
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:

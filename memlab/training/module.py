@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from memlab import __version__
 from memlab.config import Config
 from memlab.models.base import Model
 from memlab.splits import Held
@@ -167,7 +168,7 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = {**self.own_state(), "random": random_state.collect(self.device)}
-        checkpoint["memlab"] = {"common": self.common_state(), "processes": self.processes.gather(own)}
+        checkpoint["memlab"] = {"version": __version__, "common": self.common_state(), "processes": self.processes.gather(own)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["memlab"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import platform
 import re
 import shlex
 import signal
@@ -12,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
-from memlab import __version__
 from memlab.config import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
@@ -31,6 +28,7 @@ from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
+from memlab.tracking.versions import versions
 from memlab.training import checkpoints, sharding
 from memlab.training.build import Parts, build, on_gpu, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
@@ -341,9 +339,3 @@ def description(result: dict[str, Any]) -> str:
 
 def title(config: Config) -> str:
     return f"{config.model['name']} on {config.task['name']}, seed {config.seed}"
-
-
-def versions() -> dict[str, str]:
-    """What a figure was made with."""
-    found = {name: version(name) for name in ("torch", "lightning", "numpy", "hydra-core")}
-    return {"memlab": __version__, "python": platform.python_version(), "machine": platform.machine(), **found}

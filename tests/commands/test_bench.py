@@ -7,6 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_dir
+
+from memlab.bench import check_bench
+from memlab.benchmarks import state_sizes
+from memlab.paths import config_dir
+
 
 def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
     small = ["model.width=16", "model.layers=1", "task.length=8", "task.batch_size=4", "trainer.threads=1"]
@@ -96,3 +103,26 @@ def test_peak_bytes_are_those_that_were_allocated_at_a_time() -> None:
         before.add_(1)
 
     assert 2_000_000 <= peak_bytes(work, torch.device("cpu")) < 2_010_000
+
+
+def test_state_sizes_print_the_paper_s_table_and_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = check_bench(compose("bench", ["suite=state_sizes", f"run_dir={tmp_path}"]))
+    result = state_sizes.run(config)
+    assert json.loads((tmp_path / "state_sizes.json").read_text()) == result
+    models = result["models"]
+    counts = {name: (m["paper"], m["carried"]) for name, m in models.items()}
+    assert counts["infini"] == counts["infini_delta"] == (1_585_152, 1_585_152)
+    assert counts["memorizing"] == (183_451_648, 183_451_648)
+    assert counts["transformer_xl"] == (50_331_648, 25_165_824)
+    assert counts["rmt"] == (2_457_600, 102_400)
+    segment = 2 * 12 * 1024 * 2048  # its keys and values
+    assert models["infini"]["held"] == 2 * 1_585_152 + segment  # what the segment will add to the memory is held beside it
+    assert models["rmt"]["held"] == 102_400 + 2_457_600 + segment
+    full = 2 * 12 * 1024 * 65_536
+    for m in models.values():
+        assert m["compression_carry"] == pytest.approx(full / m["carried"], rel=1e-5)  # counters of tokens beside the numbers
+        assert m["compression_peak"] == pytest.approx(full / m["held"])
+    assert result["memorizing_over_infini"]["paper"] == pytest.approx(115.7, abs=0.05)
+    said = capsys.readouterr().out
+    assert all(printed in said for printed in ("50M", "183M", "2.5M", "1.6M", "114 ×"))

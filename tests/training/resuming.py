@@ -80,7 +80,7 @@ def numbers(run_dir: Path) -> list[dict[str, Any]]:
 def result(run_dir: Path) -> dict[str, Any]:
     """`result.json` without what may differ between a run in one piece and one in several."""
     whole: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
-    return {key: value for key, value in whole.items() if key not in ("timing", "resumed_at", "mlflow_run_id")}
+    return {key: value for key, value in whole.items() if key not in ("timing", "resumed_at", "mlflow_run_id", "command")}
 
 
 def resumed_at(run_dir: Path) -> list[int]:

@@ -1,0 +1,134 @@
+"""Text: every test document read from its beginning to its end, the loss by position in it, and what the memory is worth there.
+
+The controls are those of `samples.py`, at every segment: `memory_off` reads each with the initial state, `shuffled` with the state of
+another document that is being read at the same time (where there is none, the tokens are left out of its figures).
+
+Legend: B rows, S segments of a batch, N tokens of a segment, T = S * N.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memlab.evaluation import memory
+from memlab.evaluation.cost import PeakMemory
+from memlab.evaluation.intervals import ratio_of_sums
+from memlab.evaluation.perplexity import Tally
+from memlab.evaluation.progress import Meter
+from memlab.evaluation.samples import MEMORY_OFF, PLAIN, SHUFFLED
+from memlab.models.base import Model
+from memlab.tasks.text import TextTask
+
+
+@torch.inference_mode()
+def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str, Any]:
+    """Read the test split once; what is found is an entry of `texts` in `evaluation.json` (see `record.py`).
+
+    Args:
+        conditions: `plain`, which comes first, and controls.
+    """
+    amounts, rows = task.amounts("test"), task.evaluation_rows("test")
+    tallies = {name: Tally(task.segment_lengths[0]) for name in conditions}
+    reader = _Reader(model, rows, tallies)
+    peak, began = PeakMemory(model.device), time.perf_counter()
+    with Meter(f"{amounts.documents} documents, {amounts.tokens:,} tokens", amounts.tokens) as meter:
+        for batch in task.evaluation("test", range(rows)):
+            for s, length in enumerate(batch.segment_lengths):
+                part = slice(s * length, (s + 1) * length)
+                counts_BN = batch.counts_BT[:, part]
+                positions_BN = batch.offset_BS[:, s, None] + np.arange(length)
+                reader.segment(batch.tokens_BT[:, part], batch.targets_BT[:, part], counts_BN, positions_BN, batch.begins_BS[:, s])
+                meter.advance(int(counts_BN.sum()))
+    seconds, held = time.perf_counter() - began, peak.read()
+    if tallies[PLAIN].tokens != amounts.tokens:
+        raise RuntimeError(f"{tallies[PLAIN].tokens} tokens were read of the {amounts.tokens} in the test split")
+    loss = ratio_of_sums(reader.nats, reader.tokens)
+    bits = amounts.tokens / math.log(2) / amounts.bytes  # of a nat for each token
+    curve = memory.trace(model, task.typical_segments())
+    return {
+        **tallies[PLAIN].metrics(amounts.bytes, amounts.words),
+        "intervals": {"loss": loss, "bits_per_byte": loss and tuple(bits * bound for bound in loss)},
+        "by_position": tallies[PLAIN].by_position(),
+        "controls": {name: _control(tallies[name], bits) for name in conditions if name != PLAIN},
+        "documents_read": amounts.documents,
+        "tokens": amounts.tokens,
+        "memory": {key: value for key, value in curve[-1].items() if key != "segments"},
+        "memory_curve": curve,
+        "seconds": seconds,
+        "tokens_per_second": amounts.tokens / seconds,
+        "peak_memory": {"kind": peak.kind, "bytes": held},
+    }
+
+
+def _control(tally: Tally, bits: float) -> dict[str, Any]:
+    if not tally.tokens:
+        return {"tokens": 0, "loss": None, "bits_per_byte": None, "by_position": []}
+    loss = tally.nats / tally.tokens
+    return {"tokens": tally.tokens, "loss": loss, "bits_per_byte": bits * loss, "by_position": tally.by_position()}
+
+
+class _Reader:
+    """Rows that read document after document, under all conditions."""
+
+    def __init__(self, model: Model, rows: int, tallies: dict[str, Tally]) -> None:
+        self.model, self.tallies = model, tallies
+        self.state = model.init_state(rows)
+        self.initial = model.init_state(rows)
+        self.document_B = [-1] * rows  # which of those below each row reads
+        self.nats: list[float] = []
+        self.tokens: list[int] = []
+
+    def segment(self, tokens_BN: Any, targets_BN: Any, counts_BN: Any, positions_BN: Any, begins_B: Any) -> None:
+        """Read the next segment of every row."""
+        tokens, targets, counts, positions = (self._tensor(t) for t in (tokens_BN, targets_BN, counts_BN, positions_BN))
+        if begins_B.any():
+            self.state = self.state.reset(self._tensor(begins_B), self.initial)
+        for row in np.flatnonzero(begins_B).tolist():
+            self.document_B[row] = len(self.nats)
+            self.nats.append(0.0)
+            self.tokens.append(0)
+        after = None
+        for name, tally in self.tallies.items():
+            before = self._before(name, counts)
+            if before is None:
+                continue
+            output = self.model.segment(tokens, before)
+            nats_BN = _nats(output.logits, targets)
+            tally.add(nats_BN, counts, positions)
+            if name == PLAIN:
+                after = output.state
+                sums_B = torch.where(counts, nats_BN, 0.0).double().sum(1).tolist()
+                for row, (nats, number) in enumerate(zip(sums_B, counts_BN.sum(1).tolist(), strict=True)):
+                    if number:
+                        self.nats[self.document_B[row]] += nats
+                        self.tokens[self.document_B[row]] += number
+        self.state = after
+
+    def _before(self, name: str, counts_BN: Tensor) -> Any:
+        """The state to begin with under a condition; None = there is none."""
+        if name == MEMORY_OFF:
+            return self.initial
+        if name != SHUFFLED:
+            return self.state
+        reading = counts_BN.any(1).nonzero().flatten()
+        if len(reading) < 2:
+            return None
+        from_B = torch.arange(len(counts_BN), device=counts_BN.device)
+        from_B[reading] = reading.roll(1)
+        return self.state.map(lambda t: t[from_B])
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)
+
+
+def _nats(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
+    exact = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
+    return F.cross_entropy(exact.flatten(0, 1), targets_BN.flatten(), reduction="none").view_as(targets_BN)

@@ -1,0 +1,63 @@
+"""95 % confidence intervals of shares and means over test samples. They say nothing of other seeds of the training.
+
+Wilson's score interval for a share of samples (Wilson 1927): right also near 0 and 1 and for few samples, where the normal one is not.
+The percentile bootstrap over samples (Efron 1979) for anything whose samples have several parts: a sample's tokens are not independent of
+each other, samples are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+RESAMPLES = 4000
+Interval = tuple[float, float]
+
+
+def wilson(right: int, samples: int) -> Interval:
+    """Of a share `right / samples`."""
+    share, z2 = right / samples, Z * Z / samples
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z / (1 + z2) * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples))
+    # exact where rounding would put a bound on the wrong side of the share
+    return (0.0 if right == 0 else max(0.0, centre - half)), (1.0 if right == samples else min(1.0, centre + half))
+
+
+def token_share(right_B: Sequence[int], tokens: int) -> Interval:
+    """Of the share of right tokens, `tokens` of which each sample has.
+
+    One token: Wilson. Else the bootstrap over samples. Where all samples have everything right, or nothing, a bootstrap would know no
+    doubt; then the bound is Wilson's for whole samples, which is on the safe side.
+    """
+    counts = np.bincount(np.asarray(right_B), minlength=tokens + 1)
+    samples = int(counts.sum())
+    if tokens == 1 or counts[tokens] == samples or counts[0] == samples:
+        return wilson(int(counts[1:].sum()) if tokens > 1 else int(counts[1]), samples)
+    # samples with equal counts are interchangeable, so a resample is a multinomial draw
+    drawn = _generator().multinomial(samples, counts / samples, size=RESAMPLES)
+    return _percentiles(drawn @ np.arange(tokens + 1) / (samples * tokens))
+
+
+def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | None:
+    """Of sum(above) / sum(below) over samples, by the bootstrap; None for fewer than two samples.
+
+    Such as nats and tokens of documents: the loss for each token.
+    """
+    samples = len(above)
+    if samples < 2:
+        return None
+    picked = _generator().integers(samples, size=(RESAMPLES, samples))
+    return _percentiles(np.asarray(above, dtype=np.float64)[picked].sum(1) / np.asarray(below, dtype=np.float64)[picked].sum(1))
+
+
+def _generator() -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=0))  # the same interval from the same counts, always
+
+
+def _percentiles(values: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,121 @@
+"""A model on the test samples of one length: what is right, under which condition, where, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from memlab.errors import ConfigError
+from memlab.evaluation import samples as reading
+from memlab.evaluation.cost import PeakMemory
+from memlab.evaluation.intervals import token_share
+from memlab.evaluation.memory import Watch, kv_full_bytes
+from memlab.evaluation.progress import Meter
+from memlab.evaluation.samples import PLAIN, SHUFFLED, TOKENS_AT_ONCE, Answers
+from memlab.models.base import Model
+from memlab.tasks.base import SyntheticTask
+
+ROWS = 256  # of a batch at most
+DEPTHS = 10  # parts of the sample, by where the fact stands, whose accuracy is told
+_TOKENS = 1 << 22  # of a batch that are generated at once
+_BYTES = 1 << 30  # that a batch's states and open segments may take
+
+
+def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequence[str]) -> dict[str, Any]:
+    """Read the first `samples` test samples of a task; what is found is an entry of `lengths` in `evaluation.json` (see `record.py`).
+
+    Args:
+        conditions: `plain` and controls, see `samples.py`.
+    """
+    rows = shares(samples, rows_at_once(model, task), 2 if SHUFFLED in conditions else 1)
+    answers = {name: Answers(task.answer_tokens) for name in conditions}
+    depths: list[float] = []
+    watch: Watch | None = Watch(model)
+    curve: list[dict[str, Any]] = []
+    peak, began = PeakMemory(model.device), time.perf_counter()
+    start = 0
+    with Meter(f"{task.num_segments} segments, {samples} samples", samples * task.tokens) as meter:
+        for count in rows:
+            batch = task.batch("test", start, count)
+            for name, more in reading.read(model, batch, conditions, watch, meter.advance).items():
+                answers[name].add(more)
+            depths += [] if (found := task.depths(batch)) is None else found.tolist()
+            if watch is not None:  # every document costs the same
+                curve, watch = watch.curve, None
+            start += count
+    seconds = time.perf_counter() - began
+    figures = {name: answers[name].figures() for name in answers}
+    return {
+        "segments": task.num_segments,
+        "length": task.length,
+        "tokens": task.tokens,
+        "samples": samples,
+        "batch_size": max(rows),
+        **figures[PLAIN],
+        "controls": {name: figures[name] for name in conditions if name != PLAIN},
+        "depth": by_depth(answers[PLAIN], depths),
+        "memory": {key: value for key, value in curve[-1].items() if key != "segments"},
+        "memory_curve": curve,
+        "seconds": seconds,
+        "tokens_per_second": samples * task.tokens / seconds,
+        "peak_memory": {"kind": peak.kind, "bytes": peak.read()},
+    }
+
+
+def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> list[dict[str, Any]] | None:
+    """Accuracy by where the fact stands, in bins of equal width; those without a sample are left out. None = the task does not say."""
+    if not depths:
+        return None
+    index_B = np.minimum((np.asarray(depths) * bins).astype(int), bins - 1)
+    right_B = np.asarray(answers.free)
+    found = []
+    for index in np.unique(index_B):
+        right = right_B[index_B == index]
+        found.append(
+            {
+                "from": float(index / bins),
+                "to": float((index + 1) / bins),
+                "samples": len(right),
+                "accuracy": float(right.mean() / answers.tokens),
+                "interval": token_share(right.tolist(), answers.tokens),
+            }
+        )
+    return found
+
+
+def samples_for(task: SyntheticTask, wished: int | None, max_tokens: int | None) -> int:
+    """How many samples are read: as many as wished; else as many as the training's test, but no more than `max_tokens` make, nor fewer
+    than 2."""
+    if wished is not None:
+        return wished
+    return task.test_size if max_tokens is None else min(task.test_size, max(2, max_tokens // task.tokens))
+
+
+def rows_at_once(model: Model, task: SyntheticTask) -> int:
+    """Rows of a batch, so that what is held stays within bounds whatever the length."""
+    if model.state_grows:
+        held = kv_full_bytes(model, task.tokens)
+        held = held if model.keeps_everything else held // len(model.stack.blocks)  # of those with an end, one layer is that large
+    else:
+        longest = max(task.segment_lengths)
+        held = kv_full_bytes(model, longest) + model.init_state(1).nbytes
+    return max(1, min(ROWS, _TOKENS // task.tokens, _BYTES // max(1, held), TOKENS_AT_ONCE // max(task.segment_lengths)))
+
+
+def check(samples: int, controls: Sequence[str]) -> None:
+    """Whether there are enough for the controls.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    if SHUFFLED in controls and samples < 2:
+        raise ConfigError(f"samples={samples}: controls=[shuffled] reads on from another sample's state and needs 2 or more")
+
+
+def shares(amount: int, most: int, least: int) -> list[int]:
+    """`amount`, which is at least `least`, in parts as equal as can be, of `most` at most if that leaves each at least `least`."""
+    parts = min(-(-amount // most), amount // least)
+    return [amount * (part + 1) // parts - amount * part // parts for part in range(parts)]

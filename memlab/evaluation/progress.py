@@ -1,0 +1,74 @@
+"""How far a long evaluation is: a bar with the time that is left on a terminal, now and then a line in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY = 15.0  # seconds between lines in a file
+_DRAWN = 0.2  # seconds between updates of a bar
+
+
+class Meter:
+    """Counts tokens while a `with` block lasts.
+
+    Args:
+        what: that is being read, in few words.
+        total: tokens there will be.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.began = self.told = time.perf_counter()
+        self.bar: Progress | None = None
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("<"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+            )
+            self.bar = Progress(*columns, console=console, transient=True)
+
+    def __enter__(self) -> Meter:
+        if self.bar is not None:
+            self.bar.start()
+            self.bar.add_task(self.what, total=self.total, speed="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, tokens: int) -> None:
+        """So many more tokens have been read."""
+        self.done += tokens
+        now = time.perf_counter()
+        if now - self.told < (EVERY if self.bar is None else _DRAWN):
+            return
+        self.told = now
+        speed = self.done / (now - self.began)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, speed=f"{speed:,.0f} tokens/s")
+            return
+        left = (self.total - self.done) / speed
+        print(
+            f"{self.what}: {self.done / self.total:4.0%}  {speed:,.0f} tokens/s  {duration(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    """As h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

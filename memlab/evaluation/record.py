@@ -1,0 +1,134 @@
+"""`evaluation.json`: what has been found of a run after its training. Written whole after every finding, so nothing is computed twice.
+
+    {
+      "format": 1,
+      "run": its directory,  "model", "task": names,  "seed": of the training,  "trained_segments": its longest samples (text: null),
+      "chance": accuracy of guessing (text: null),
+      "cost": {"parameters": n, "flops_per_token": {"inference": n, "training": n}}           see evaluation/cost.py
+      "lengths": [ .. ]     one entry for each number of segments and key (below), in the order of segments
+      "texts": [ .. ]       text tasks: one entry for each key
+      "streams": [ .. ]     one entry for each key
+    }
+
+Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC, ISO 8601), "versions".
+A key is what the figures depend on. Another key is another entry beside the first; the same key is the same entry, found again only with
+`again=true`.
+
+    lengths   key: checkpoint, step, segments, length, samples                 what: `evaluation/lengths.py`
+              accuracy (free-running), exact_match, accuracy_teacher_forced, loss; intervals.{the first three}: [low, high], 95 %
+              controls.{memory_off, shuffled}: the same figures under a control (those that were asked for)
+              depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands, 0 = beginning of the sample
+              memory: {tokens, kv_full_bytes, state_bytes, peak_bytes, compression_carry, compression_peak}, for one document at its end
+              memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
+              tokens, batch_size, seconds, tokens_per_second, peak_memory.{kind: rss or gpu, bytes}, device
+    texts     key: checkpoint, step, documents, bytes (of each at most)        what: `evaluation/documents.py`
+              loss, perplexity, bits_per_byte, word_perplexity; intervals.{loss, bits_per_byte}: over documents, or null
+              by_position: [{from, tokens, loss}], controls.{..}: the same with tokens, loss, by_position
+              documents_read, tokens, memory, memory_curve, seconds, tokens_per_second, peak_memory, device
+    streams   key: checkpoint, step, tokens, segment_length, device, threads   what: `evaluation/streaming.py`
+              points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory, state_bytes}]
+              at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
+
+`best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes the largest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from memlab.errors import UserError
+from memlab.tracking.checkpoint_file import BEST
+from memlab.tracking.run_directory import write_whole
+
+NAME = "evaluation.json"
+FORMAT = 1
+KEYS: dict[str, tuple[str, ...]] = {
+    "lengths": ("checkpoint", "step", "segments", "length", "samples"),
+    "texts": ("checkpoint", "step", "documents", "bytes"),
+    "streams": ("checkpoint", "step", "tokens", "segment_length", "device", "threads"),
+}
+
+
+class Record:
+    """A run's `evaluation.json`. Several processes may add to it at the same time.
+
+    Args:
+        directory: of the run.
+        facts: what it says of the run itself.
+
+    Raises:
+        UserError: there is one that cannot be read, or the directory cannot be written to.
+    """
+
+    def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        self.file = directory / NAME
+        self.facts = {"format": FORMAT, **facts}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{directory} cannot be made: {error.strerror}") from None
+        self.whole()
+
+    def whole(self) -> dict[str, Any]:
+        """All that has been found."""
+        empty: dict[str, Any] = {kind: [] for kind in KEYS}
+        return {**self.facts, **empty, **{kind: entries for kind, entries in read(self.file).items() if kind in KEYS}}
+
+    def find(self, kind: str, **key: Any) -> dict[str, Any] | None:
+        """The entry with this key, if there is one."""
+        return next((entry for entry in self.whole()[kind] if _key(kind, entry) == _key(kind, key)), None)
+
+    def add(self, kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an entry down, in place of one with the same key; returns it as it is in the file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        new = {**entry, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+        try:
+            with FileLock(f"{self.file}.lock"):
+                found = self.whole()
+                found[kind] = [other for other in found[kind] if _key(kind, other) != _key(kind, new)] + [new]
+                if kind == "lengths":
+                    found[kind].sort(key=lambda e: (e["segments"], e["samples"]))
+                text = json.dumps(found, indent=2, allow_nan=False)
+                write_whole(self.file, text + "\n")
+        except OSError as error:
+            raise UserError(f"{self.file} cannot be written: {error.strerror or error}") from None
+        again: dict[str, Any] = json.loads(text)[kind][found[kind].index(new)]
+        return again
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What is in an `evaluation.json`; {} if there is none, or one of an earlier format.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); remove it, and what is in it is computed anew") from None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else {}
+
+
+def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of `lengths`, one entry for each number of segments: of the run's best checkpoint, with the most samples; by segments."""
+    own = [entry for entry in entries if entry["checkpoint"] == BEST]
+    newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
+    chosen: dict[int, dict[str, Any]] = {}
+    for entry in sorted(newest, key=lambda e: e["samples"]):
+        chosen[entry["segments"]] = entry
+    return [chosen[segments] for segments in sorted(chosen)]
+
+
+def _key(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in KEYS[kind])

@@ -1,0 +1,215 @@
+"""One evaluation from configuration to result: open the run, find out what is not known yet, write it down, draw it, print it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from memlab.config import EvaluateConfig, MLflowTracking
+from memlab.errors import ConfigError, UserError
+from memlab.evaluation import cost, documents, lengths, streaming, trained
+from memlab.evaluation.record import Record, best
+from memlab.evaluation.samples import PLAIN
+from memlab.evaluation.trained import Trained
+from memlab.reports import evaluation_figures as figures
+from memlab.reports import evaluation_tables as tables
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.text import TextTask
+from memlab.tracking import finished_runs
+from memlab.tracking.versions import versions
+
+Points = list[tuple[str, float, int]]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Find out what is asked for, print it, and return what is then in the run's `evaluation.json`.
+
+    Raises:
+        UserError: there is no such run, it cannot be opened, or what is asked for does not go together with it.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.accelerator)
+    found = finished_runs.find(config.run, config.tracking.uri)
+    run = trained.load(found, device, {"test_documents": config.documents, "test_bytes": config.bytes})
+    if config.stream is not None:
+        done = _stream(config.stream, config, run)
+    else:
+        _check_kind(config, run)
+        done = _text(config, run, run.task) if isinstance(run.task, TextTask) else _lengths(config, run)
+    if done.new:
+        _track(config, run, (), done.drawn)
+    console = Console(highlight=False)
+    done.show(console)
+    console.print(f"written to  {done.record.file}", soft_wrap=True)
+    for file in done.drawn:
+        console.print(f"figure      {file}", soft_wrap=True)
+    return done.record.whole()
+
+
+@dataclass
+class Done:
+    """What has been found: whether any of it is new, the figures, and what prints it."""
+
+    record: Record
+    new: bool
+    drawn: list[Path]
+    show: Callable[[Console], None]
+
+
+def _lengths(config: EvaluateConfig, run: Trained) -> Done:
+    task = run.task
+    assert isinstance(task, SyntheticTask)
+    asked = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
+    samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in asked]
+    for number in samples:
+        lengths.check(number, config.controls)
+    record, new = _record(run), False
+    entries: list[dict[str, Any]] = []
+    for t, number in zip(asked, samples, strict=True):
+        key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": number}
+        entry = record.find("lengths", **key)
+        if conditions := _missing(config, entry):
+            found = lengths.measure(run.model, t, number, conditions)
+            entries.append(record.add("lengths", {**found, **_about(run)}))
+            _track(config, run, _points(entries[-1]))  # at once: an evaluation may be stopped before its next length
+            new = True
+        elif entry is not None:
+            entries.append(entry)
+    whole = record.whole()
+    drawn = _draw_lengths(run, whole, best(whole["lengths"]) or entries)
+    return Done(record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size))
+
+
+def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
+    record, new = _record(run), False
+    key = {**_origin(run), "documents": task.documents["test"], "bytes": task.bytes["test"]}
+    entry = record.find("texts", **key) or {}
+    if conditions := _missing(config, entry):
+        entry = record.add("texts", {**key, **documents.measure(run.model, task, conditions), **_about(run)})
+        points = [("eval/loss_by_position", r["loss"], r["from"]) for r in entry["by_position"]]
+        for name, control in entry["controls"].items():
+            points += [(f"eval/loss_by_position_{name}", r["loss"], r["from"]) for r in control["by_position"]]
+        _track(config, run, points)
+        new = True
+    folder, title = run.found.directory / "figures", _title(run)
+    drawn = [folder / "evaluation_loss_by_position.png", folder / "memory_by_tokens.png"]
+    figures.loss_by_position(entry, title, drawn[0])
+    figures.memory_by_tokens(entry["memory_curve"], title, drawn[1])
+    whole = record.whole()
+    return Done(record, new, drawn, lambda console: tables.print_text(console, whole, entry))
+
+
+def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
+    streaming.check(run.model, tokens)
+    record = _record(run)
+    key = {**_about(run), "tokens": tokens, "segment_length": max(run.task.segment_lengths), "threads": torch.get_num_threads()}
+    entry = None if config.again else record.find("streams", **key)
+    new = entry is None
+    if entry is None:
+        entry = record.add("streams", {**streaming.stream(run.model, run.task, tokens), **key})
+        names = ("tokens_per_second", "peak_memory")
+        _track(config, run, [(f"eval/stream_{name}", point[name], point["tokens"]) for point in entry["points"] for name in names])
+    drawn = [run.found.directory / "figures" / "streaming.png"]
+    figures.streaming(entry, _title(run), drawn[0])
+    whole = record.whole()
+    return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
+
+
+def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
+    """The conditions under which something has to be read; None = all that is asked for is known. A control that is known is kept."""
+    known = set(entry["controls"]) if entry else set()
+    if entry and not config.again and set(config.controls) <= known:
+        return None
+    return [PLAIN, *sorted({*config.controls, *known})]
+
+
+def _record(run: Trained) -> Record:
+    task = run.task
+    synthetic = isinstance(task, SyntheticTask)
+    facts = {
+        "run": str(run.found.directory),
+        "model": run.config.model["name"],
+        "task": run.config.task["name"],
+        "seed": run.config.seed,
+        "trained_segments": task.num_segments if synthetic else None,
+        "chance": task.chance if isinstance(task, SyntheticTask) else None,
+        "cost": cost.of(run.model, task.segment_lengths),
+    }
+    return Record(run.found.directory, facts)
+
+
+def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
+    folder, title, chance = run.found.directory / "figures", _title(run), whole["chance"]
+    drawn = [folder / "accuracy_by_segments.png", folder / "memory_by_tokens.png"]
+    figures.accuracy_by_segments(entries, whole["trained_segments"], chance, title, drawn[0])
+    figures.memory_by_tokens(max(entries, key=lambda e: int(e["tokens"]))["memory_curve"], title, drawn[1])
+    if with_depth := [entry for entry in entries if entry["depth"]]:
+        drawn.append(folder / "depth_by_segments.png")
+        figures.depth_by_segments(with_depth, chance, title, drawn[-1])
+    return drawn
+
+
+def _points(entry: dict[str, Any]) -> Points:
+    """What MLflow gets of a length; the step is the number of segments."""
+    named = {
+        "accuracy": entry["accuracy"],
+        "accuracy_low": entry["intervals"]["accuracy"][0],
+        "accuracy_high": entry["intervals"]["accuracy"][1],
+        "exact_match": entry["exact_match"],
+        **{f"accuracy_{name}": control["accuracy"] for name, control in entry["controls"].items()},
+        **{key: entry["memory"][key] for key in ("state_bytes", "compression_carry", "compression_peak")},
+        "tokens_per_second": entry["tokens_per_second"],
+    }
+    return [(f"eval/{_by_segments(name)}", value, entry["segments"]) for name, value in named.items() if value is not None]
+
+
+def _by_segments(name: str) -> str:
+    return f"accuracy_by_segments{name.removeprefix('accuracy')}" if name.startswith("accuracy") else f"{name}_by_segments"
+
+
+def _track(config: EvaluateConfig, run: Trained, points: Sequence[tuple[str, float, int]], drawn: Sequence[Path] = ()) -> None:
+    """The same in the run's MLflow run, if there is one; of the checkpoint by which the run is judged alone."""
+    tracking = run.config.tracking
+    if not (run.found.best and isinstance(tracking, MLflowTracking)):
+        return
+    uri = config.tracking.uri if run.found.by_id else tracking.uri
+    finished_runs.add(uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn])
+
+
+def _check_kind(config: EvaluateConfig, run: Trained) -> None:
+    """Keys that say nothing to this task.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    text = isinstance(run.task, TextTask)
+    if given := next((k for k in (("lengths", "samples") if text else ("documents", "bytes")) if getattr(config, k) is not None), None):
+        raise ConfigError(f"{given}={getattr(config, given)}: task={run.config.task['name']} {_TEXT if text else _SAMPLES}")
+
+
+_TEXT = "is text, whose documents have lengths of their own: its loss is told by position; documents and bytes say how much is read"
+_SAMPLES = "has samples, not documents; lengths and samples say what is read"
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu: torch sees no GPU; use accelerator=cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _origin(run: Trained) -> dict[str, Any]:
+    return {"checkpoint": run.found.checkpoint.name, "step": run.step}
+
+
+def _about(run: Trained) -> dict[str, Any]:
+    return {**_origin(run), "device": run.model.device.type, "versions": versions()}
+
+
+def _title(run: Trained) -> str:
+    return f"{run.config.model['name']} on {run.config.task['name']}, seed {run.config.seed}"

@@ -1,0 +1,85 @@
+"""A trained run as it was left: its configuration, its model with the weights of a checkpoint, its task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from memlab import __version__, schema
+from memlab.config import Config, build_task, check
+from memlab.errors import ConfigError, UserError
+from memlab.models.base import Model
+from memlab.tasks.base import Task
+from memlab.tracking import checkpoint_file
+from memlab.tracking.finished_runs import Found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that can be evaluated.
+
+    Attributes:
+        task: prepared.
+        model: in evaluation mode, on its device.
+        step: optimizer steps before the checkpoint was written.
+    """
+
+    found: Found
+    config: Config
+    task: Task
+    model: Model
+    step: int
+
+
+def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None = None) -> Trained:
+    """Open a run.
+
+    Args:
+        changes: other values of its task's configuration; None, and keys that the task does not have, are left out.
+
+    Raises:
+        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not there.
+    """
+    file = found.checkpoint
+    try:
+        checkpoint = checkpoint_file.read(file)
+    except checkpoint_file.DamagedError as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    config = _configuration(found, checkpoint)
+    own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
+    config = config.model_copy(update={"task": {**config.task, **own}})
+    task = build_task(config)
+    task.prepare()
+    model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
+    if config.trainer.precision == "64-true":
+        model = model.double()
+    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        wrong = " ".join(str(error).split()).partition(": ")[2][:200]
+        raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
+    return Trained(found, config, task, model.to(device).eval(), int(checkpoint["global_step"]))
+
+
+def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
+    """Of the run's directory, or where the checkpoint lies alone, what it says itself."""
+    file = found.directory / "config.yaml"
+    try:
+        composed = OmegaConf.load(file) if file.is_file() else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file} cannot be read: {(str(error).splitlines() or [''])[0]}") from None
+    try:
+        return check(composed)  # type: ignore[arg-type]
+    except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}") from None
+
+
+def _version(file: Path, checkpoint: dict[str, Any]) -> str:
+    written = checkpoint["memlab"].get("version", "an earlier version")
+    return f"{file} was written by memlab {written}, this is memlab {__version__}"

@@ -1,0 +1,34 @@
+"""A checkpoint as a file: its names in a run's directory, and reading it without trust and without the trainer."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class DamagedError(Exception):
+    """A file is no checkpoint of memlab's, or not all of it is there."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of which every byte has been checked.
+
+    Raises:
+        DamagedError: it is cut off, or altered, or holds other things than tensors and plain containers.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # torch does not look at the check sums
+            if (bad := file.testzip()) is not None:
+                raise DamagedError(f"the check sum of {bad} is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise DamagedError((str(error).splitlines() or [type(error).__name__])[0]) from None
+    if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
+        raise DamagedError("memlab did not write it")
+    return checkpoint

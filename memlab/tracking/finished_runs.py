@@ -1,0 +1,151 @@
+"""Runs that have ended: found by what a person has of them, and added to afterwards.
+
+A run is named by its directory, by the file of one of its checkpoints, or by its MLflow run id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memlab.errors import UserError
+from memlab.tracking.checkpoint_file import BEST
+
+SQLITE = "sqlite:///"
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MOST = 1000  # metrics that MLflow takes in one call
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run is.
+
+    Attributes:
+        directory: of the run; of a checkpoint that lies outside of any run, a directory beside it that may not be there yet.
+        checkpoint: the file with its weights.
+        best: whether that is the checkpoint by which the run is judged.
+        by_id: whether it was named by its MLflow run id.
+    """
+
+    directory: Path
+    checkpoint: Path
+    best: bool
+    by_id: bool = False
+
+
+def find(run: str, uri: str) -> Found:
+    """The run that somebody means.
+
+    Args:
+        run: a directory, a `.ckpt` file, or an MLflow run id.
+        uri: of the MLflow store that run ids are looked up in.
+
+    Raises:
+        UserError: there is none, or it has not finished.
+    """
+    path = Path(run).expanduser().absolute()
+    if path.is_file():
+        if path.suffix != ".ckpt":
+            raise UserError(f"run={run} is a file, but no checkpoint (.ckpt)")
+        inside = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
+        directory = path.parent.parent if inside else path.with_name(f"{path.stem}.evaluation")
+        return Found(directory, path, best=inside and path.name == BEST)
+    if path.is_dir():
+        return _finished(path, f"run={run}")
+    if _RUN_ID.fullmatch(run):
+        return replace(_finished(_directory_of(run, uri), f"run={run} in {uri}"), by_id=True)
+    raise UserError(f"run={run}: there is no such directory or file, and it is no MLflow run id (32 hexadecimal digits)")
+
+
+def _finished(directory: Path, named: str) -> Found:
+    """The best checkpoint of a run that has ended."""
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"{named}: there is no run here ({directory / 'config.yaml'} is missing)")
+    best = directory / "checkpoints" / BEST
+    if not (directory / "result.json").is_file():
+        how = f", or evaluate the checkpoint it has: run={best}" if best.is_file() else "; it has no checkpoint yet"
+        raise UserError(
+            f"{named}: the run has not finished ({directory / 'result.json'} is missing). Continue it with memlab.train resume=DIR{how}"
+        )
+    if not best.is_file():
+        raise UserError(f"{named}: the run's checkpoint is gone ({best} is missing)")
+    return Found(directory, best, best=True)
+
+
+def _directory_of(run_id: str, uri: str) -> Path:
+    """The directory of a run in MLflow."""
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"run={run_id}: tracking.uri={uri} has no such run ({_first_line(error)})") from None
+    place = run.data.tags.get("memlab.run_dir")
+    if place is None:
+        raise UserError(f"run={run_id}: memlab.train did not make this MLflow run (it has no tag memlab.run_dir)")
+    if not Path(place).is_dir():
+        raise UserError(f"run={run_id}: its directory {place} is not on this machine; copy it here and give run=DIR")
+    return Path(place)
+
+
+def _client(uri: str) -> Any:
+    """A client of a store that is there: MLflow would make a new one.
+
+    Raises:
+        UserError: there is no store.
+    """
+    if uri.startswith(SQLITE):
+        database = Path(uri.removeprefix(SQLITE)).absolute()
+        if not database.is_file():
+            raise UserError(f"tracking.uri={uri}: there is no MLflow store ({database} is missing)")
+        uri = SQLITE + str(database)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(uri)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_first_line(error)}") from None
+
+
+def mlflow_run_id(directory: Path) -> str | None:
+    """The MLflow run of a run's directory; None = it has none."""
+    facts = directory / "run.json"
+    found: str | None = json.loads(facts.read_text(encoding="utf-8")).get("mlflow_run_id") if facts.is_file() else None
+    return found
+
+
+def add(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]] = (), files: Iterable[tuple[Path, str]] = ()) -> None:
+    """Add metrics (name, value, step) and files (path, folder among the artifacts) to an MLflow run; a warning says where that fails.
+
+    Args:
+        run_id: None = the run is not in MLflow.
+    """
+    if run_id is None:
+        return
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, float(value), now, step) for name, value, step in points]
+    try:
+        client = _client(uri)
+        for start in range(0, len(metrics), _MOST):
+            client.log_batch(run_id, metrics=metrics[start : start + _MOST])
+        for file, folder in files:
+            client.log_artifact(run_id, str(file), folder)
+    except (MlflowException, OSError, UserError) as error:
+        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {_first_line(error)}", file=sys.stderr)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
