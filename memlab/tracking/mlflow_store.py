@@ -28,7 +28,7 @@ from memlab.tracking import multirun
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line, holds, lock, prepare
 from memlab.tracking.resume import flatten
 
-__all__ = ["Tracker", "absolute_uri", "holds", "prepare"]
+__all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
 
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 _MOST = 1000  # metrics that MLflow takes in one call

@@ -101,7 +101,7 @@ def failing(tmp_path: Path, **changes: Any) -> Order:
 
 
 def test_a_failing_trial_records_its_error_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    order = failing(tmp_path)
+    order = failing(tmp_path, trials=6)
     assert Worker(order).run() == 0
     failed = [t for t in sweeps.trials(order) if t.state.name == "FAIL"]
     assert failed and all(t.user_attrs["error"] == "memlab.train: error: model.width=2 is bad" for t in failed)
