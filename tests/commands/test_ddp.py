@@ -172,9 +172,12 @@ def test_ten_kills_and_a_full_disk(strategy: str, tmp_path: Path) -> None:
 
     room = 3 << 20  # for what is logged, here and in MLflow, and not for a checkpoint
     assert logged(tmp_path / "whole") + size(tmp_path / "mlflow.db") < room < size(tmp_path / "here" / "checkpoints" / "last.ckpt")
-    status, err = interrupt(
-        tmp_path, *words, *tracked, rank=0, later=0, by=lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
-    )
+
+    def fill(pid: int) -> None:
+        wait_for((tmp_path / "here" / "checkpoints" / "previous.ckpt").exists)  # where steps are slow, all ten came before the second
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
+
+    status, err = interrupt(tmp_path, *words, *tracked, rank=0, later=0, by=fill)
     assert status == 2 and "cannot be written: File too large; those before it are untouched" in err, err
     kept = [checkpoints.read(tmp_path / "here" / "checkpoints" / name)["global_step"] for name in ("last.ckpt", "previous.ckpt")]
     assert kept[0] - kept[1] in (1, 2, 3)
