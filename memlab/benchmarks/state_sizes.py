@@ -103,18 +103,21 @@ def numbers(*states: State) -> int:
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    table = Table(title=f"numbers held for one document after {result['tokens']:,} tokens, at the sizes of the Infini-attention paper")
-    for column in ("model", "printed", "its count", "carried", "held at peak", "compr. carried", "compr. peak"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table = Table(
+        padding=(0, 0, 0, 1),
+        title=f"numbers held for one document after {result['tokens']:,} tokens, at the sizes of the Infini-attention paper",
+    )
+    for column in ("model", "printed", "its count", "carried", "at peak", "compr.", "of peak"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for name, m in result["models"].items():
         counts = (f"{m[key] / 1e6:,.2f}M" for key in ("paper", "carried", "held"))
-        table.add_row(name, m["printed"], *counts, f"{m['compression_carry']:,.1f} ×", f"{m['compression_peak']:,.1f} ×")
+        table.add_row(name, m["printed"], *counts, f"{m['compression_carry']:,.0f} ×", f"{m['compression_peak']:,.0f} ×")
     ratios = result["memorizing_over_infini"]
     table.add_section()
-    table.add_row("memorizing / infini", "114 ×", *(f"{ratios[key]:,.1f} ×" for key in ("paper", "carried", "held")))
+    table.add_row("memoriz. / infini", "114 ×", *(f"{ratios[key]:,.1f} ×" for key in ("paper", "carried", "held")))
     table.caption = (
         "printed, its count: the paper's figure, and what it counts, from the states; carried: what must survive to the next segment;\n"
-        "held at peak: with the keys and values of the segment that is read; compr.: a full cache of the same backbone over these, in bytes"
+        "at peak: with the keys and values of the segment that is read; compr.: a full cache of the same backbone over these, in bytes"
     )
     table.caption_justify = "left"
     return table
