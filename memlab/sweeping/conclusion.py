@@ -22,10 +22,10 @@ from memlab.errors import UserError
 from memlab.sweeping import figures, tracking
 from memlab.sweeping.claims import Arm
 from memlab.sweeping.ending import Asked
+from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
 from memlab.sweeping.table import duration, state
 from memlab.sweeping.training import Following
-from memlab.sweeping.worker import Order
 from memlab.tracking.run_directory import write_whole
 
 if TYPE_CHECKING:

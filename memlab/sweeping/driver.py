@@ -23,9 +23,10 @@ from memlab.experiment import word
 from memlab.sweeping import conclusion, table, tracking
 from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.ending import Asked, Interrupted
+from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan, gpus
 from memlab.sweeping.store import Store, open_study
-from memlab.sweeping.worker import FAILED, STOPPED, Order
+from memlab.sweeping.worker import FAILED, STOPPED
 
 _QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked
 _DEATHS = 3  # so many quick deaths in a row end the sweep

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from memlab.sweeping.claims import LEASE, Arm
-from memlab.sweeping.worker import Order
+from memlab.sweeping.order import Order
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

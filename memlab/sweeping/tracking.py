@@ -17,7 +17,7 @@ from memlab.tracking.resume import flatten
 
 if TYPE_CHECKING:
     from memlab.sweeping.claims import Claim
-    from memlab.sweeping.worker import Order
+    from memlab.sweeping.order import Order
 
 STATE, TRIAL, SWEEP = "memlab.sweep.state", "memlab.sweep.trial", "memlab.sweep"
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}

@@ -12,19 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from memlab import launch
 from memlab.errors import UserError
-from memlab.experiment import word
-from memlab.sweeping.claims import Arm, Beats, Claim, Claims, Nothing, TooManyFailedError
-from memlab.sweeping.space import pruner
-from memlab.sweeping.spec import Scalar, Spec
-from memlab.sweeping.store import Store, open_study
+from memlab.sweeping.claims import Beats, Claim, Claims, Nothing, TooManyFailedError
+from memlab.sweeping.order import Order
+from memlab.sweeping.store import Store
 from memlab.sweeping.training import Ended, Following
 
 STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
@@ -34,58 +29,6 @@ _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "max": max,
 }
-
-
-class Order(BaseModel):
-    """What a worker has to know."""
-
-    model_config = ConfigDict(frozen=True)
-
-    spec: Spec
-    study: str
-    storage: str
-    run_dir: str
-    trials: int
-    since: list[int]
-    max_steps: int
-    tracking: list[str] = ["tracking=off"]  # overrides
-    tracking_uri: str | None = None
-    parent_run: str | None = None
-    heartbeat: float = 10.0
-    grace: float = 120.0
-    deadline: float | None = None
-    restarts: int = 3
-    look_every: float = 0.2
-    environment: dict[str, str] = {}
-    command: list[str] = [sys.executable, "-m", "memlab.train"]
-
-    def study_name(self, arm: Scalar) -> str:
-        return self.study if arm is None else f"{self.study}/{arm}"
-
-    def arms(self, store: Store) -> list[Arm]:
-        """The studies, made where they are not there.
-
-        Raises:
-            UserError: see `open_study`.
-        """
-        directions = [objective.direction for objective in self.spec.objectives]
-        arms = []
-        for value in self.spec.arm_values():
-            study = open_study(store, self.study_name(value), directions, self.spec.identity())
-            assert study is not None
-            study.pruner = pruner(self.spec, self.max_steps)
-            arms.append(Arm(value, study))
-        return arms
-
-    def trial_dir(self, arm: Scalar, number: int) -> Path:
-        place = Path(self.run_dir) / "trials"
-        return (place if arm is None else place / str(arm)) / f"{number:04d}"
-
-    def words(self, arm: Scalar, parameters: dict[str, Any], seed: int, run_dir: Path, test: bool = False) -> list[str]:
-        """The command line of a training behind the program."""
-        own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
-        overrides = {**self.spec.fixed(arm), **parameters, **own}
-        return [*(word(key, value) for key, value in overrides.items()), *self.tracking]
 
 
 class Worker:

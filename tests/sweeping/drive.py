@@ -7,8 +7,8 @@ import sys
 from memlab.errors import UserError
 from memlab.sweeping import driver
 from memlab.sweeping.ending import Asked, Interrupted
+from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
-from memlab.sweeping.worker import Order
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from memlab.sweeping.worker import Order
+from memlab.sweeping.order import Order
 from tests.sweeping import sweeps
 
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from memlab.sweeping.order import Order
 from memlab.sweeping.spec import Spec
 from memlab.sweeping.store import Store
-from memlab.sweeping.worker import Order
 
 FAKE = [sys.executable, "-m", "tests.sweeping.fake_training"]
 SPEC: dict[str, Any] = {

@@ -17,8 +17,9 @@ import pytest
 
 from memlab.launch import DIES_WITH
 from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
+from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
-from memlab.sweeping.worker import Order, Worker, aggregate
+from memlab.sweeping.worker import Worker, aggregate
 from tests.sweeping import sweeps
 from tests.sweeping.killing import alive
 
