@@ -1,3 +1,27 @@
-"""memlab compares memory architectures of Transformers: one contract, one data path, honest figures."""
+"""memlab compares memory architectures of Transformers: one contract, one data path, honest figures.
+
+In notebooks and scripts: `memlab.load(run)`, see docs/API.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memlab.api import Run, load
 
 __version__ = "0.1.0"
+__all__ = ["Run", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for: commands tell `--help` and mistakes without it."""
+    if name in ("Run", "load"):
+        from memlab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'memlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -214,6 +214,25 @@ class EvaluateConfig(Section):
     tracking: StoreConfig
 
 
+class SamplingConfig(Section):
+    """What a trained run shall write."""
+
+    prompt: str
+    tokens: Positive
+    temperature: NonNegativeFloat
+    top_k: Positive | None
+    seed: NonNegative
+
+
+class GenerateConfig(SamplingConfig):
+    """A trained run on text, and what it shall write."""
+
+    run: str
+    accelerator: Literal["cpu", "gpu", "auto"]
+    threads: Positive | None
+    tracking: StoreConfig
+
+
 class CompareConfig(Section):
     """Which runs are compared, and where the report goes."""
 
@@ -263,8 +282,7 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
     Raises:
         ConfigError: as `check`.
     """
-    if composed.get("run") is None:
-        raise ConfigError("run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id")
+    _check_run(composed)
     config = _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
     for name in ("lengths", "controls"):
         values = getattr(config, name) or []
@@ -273,6 +291,31 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
     if config.stream is not None:
         _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes")
     return config
+
+
+def check_generate(composed: DictConfig) -> GenerateConfig:
+    """The typed configuration of `memlab.generate`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    _check_run(composed)
+    return _typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+
+
+def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> SamplingConfig:
+    """The same values, checked.
+
+    Raises:
+        ConfigError: one has the wrong type or is out of bounds.
+    """
+    values = {"prompt": prompt, "tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    return _typed(values, SamplingConfig)
+
+
+def _check_run(composed: DictConfig) -> None:
+    if composed.get("run") is None:
+        raise ConfigError("run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id")
 
 
 def _unused(composed: DictConfig, because: str, *names: str) -> None:

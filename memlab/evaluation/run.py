@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from memlab.config import EvaluateConfig, MLflowTracking
-from memlab.errors import ConfigError, UserError
+from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, lengths, streaming, trained
 from memlab.evaluation.record import Record, best
 from memlab.evaluation.samples import PLAIN
@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config.accelerator)
+    device = trained.choose_device(config.accelerator)
     found = finished_runs.find(config.run, config.tracking.uri)
     run = trained.load(found, device, {"test_documents": config.documents, "test_bytes": config.bytes})
     if config.stream is not None:
@@ -195,12 +195,6 @@ def _check_kind(config: EvaluateConfig, run: Trained) -> None:
 
 _TEXT = "is text, whose documents have lengths of their own: its loss is told by position; documents and bytes say how much is read"
 _SAMPLES = "has samples, not documents; lengths and samples say what is read"
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu: torch sees no GPU; use accelerator=cpu")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _origin(run: Trained) -> dict[str, Any]:

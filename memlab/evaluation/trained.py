@@ -36,6 +36,17 @@ class Trained:
     step: int
 
 
+def choose_device(accelerator: str) -> torch.device:
+    """Where a run is opened: cpu, gpu, or auto, which is the GPU if there is one.
+
+    Raises:
+        UserError: a GPU is asked for, and there is none.
+    """
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu: torch sees no GPU; use accelerator=cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None = None) -> Trained:
     """Open a run.
 

@@ -4,20 +4,22 @@
     recurrent(tokens_BSN, state)   the fold of `segment` over S segments
     parallel(tokens_BSN, state)    optional: all S segments at once, same numbers and gradients
     begin / extend / close         one segment in pieces of any size, for generation
+    stream(tokens_BT, state)       tokens of any number, segment by segment, split between calls wherever they come in
 
-Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, D width, V vocabulary, M memory slots.
+Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V vocabulary, M memory slots.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from memlab.errors import ConfigError
+from memlab.errors import ConfigError, UserError
 from memlab.layers.blocks import Stack, initialise
 from memlab.layers.state import State
 from memlab.schema import Dropout, Positive
@@ -54,6 +56,37 @@ class Open:
         """Bytes of the state and of the open segment's keys and values together; a tensor that is in both counts once."""
         tensors = [*self.state.tensors(), *(t for kv in self.past for t in kv.tensors())]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An encoder's segment whose end has not come: the state before it, and its tokens so far, which are read again when more have come."""
+
+    state: Any  # of the model's own kind
+    tokens_BN: Tensor
+
+    @property
+    def read(self) -> int:
+        """Tokens of this segment that are there."""
+        return self.tokens_BN.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state and of the waiting tokens."""
+        return int(self.state.nbytes) + self.tokens_BN.numel() * self.tokens_BN.element_size()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What `Model.stream` read: a segment, or as much of it as there was.
+
+    Attributes:
+        logits: of a decoder next-token scores, [B, n, V]; of an encoder the answer if the document ended here, [B, 1, V].
+        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment as far as it was read.
+    """
+
+    logits: Tensor
+    state: State | Open | Unread
 
 
 class Model(nn.Module, abc.ABC):
@@ -134,6 +167,38 @@ class Model(nn.Module, abc.ABC):
         diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]) for k in outputs[0].diagnostics}
         return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics)
 
+    @torch.no_grad()
+    def stream(self, tokens_BT: Tensor, state: State | Open | Unread | None = None, *, segment_length: int) -> Iterator[Piece]:
+        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment (and of a state that grows).
+
+        A call may end within a segment, and the next one goes on there: however a document is split, all calls read what one reads.
+
+        Args:
+            tokens_BT: token ids, on any device; each segment is moved to the model's when its turn comes.
+            state: of the last piece of an earlier call; None = a document begins.
+            segment_length: N, the same in all calls for a document.
+
+        Raises:
+            UserError: `tokens_BT` is not [B, T], or the open segment is longer than `segment_length`.
+        """
+        if tokens_BT.dim() != 2:
+            raise UserError(f"tokens of shape {list(tokens_BT.shape)}: stream reads [B, T]")
+        if state is None:
+            state = self.init_state(tokens_BT.shape[0])
+        at = 0
+        while at < tokens_BT.shape[1]:
+            read = state.read if isinstance(state, Open | Unread) else 0
+            if read >= segment_length:
+                raise UserError(f"segment_length={segment_length}: the open segment has {read} tokens already")
+            piece_Bn = tokens_BT[:, at : at + segment_length - read].to(self.device, torch.long)
+            piece = self._stream_piece(piece_Bn, state, ends=read + piece_Bn.shape[1] == segment_length)
+            yield piece
+            state, at = piece.state, at + piece_Bn.shape[1]
+
+    @abc.abstractmethod
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+        """Read n tokens of one segment, which may have been begun before and may end with them."""
+
     def forward(self, tokens_BSN: Tensor, state: Any = None) -> Output:
         """Read S segments of N tokens, in the parallel form if the model has one.
 
@@ -166,6 +231,13 @@ class Decoder(Model):
     def close(self, open: Open) -> Any:
         """End the segment: write memory, and return the state that the next segment needs."""
 
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+        if ends and not isinstance(state, Open):  # a whole segment at once
+            output = self.segment(tokens_Bn, state)
+            return Piece(output.logits, output.state)
+        logits_BnV, open = self.extend(tokens_Bn, state if isinstance(state, Open) else self.begin(state))
+        return Piece(logits_BnV, self.close(open) if ends else open)
+
     def peak_bytes(self, tokens_BN: Tensor, state: Any) -> int:
         return self.extend(tokens_BN, self.begin(state))[1].nbytes
 
@@ -175,3 +247,10 @@ class Encoder(Model):
 
     There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended here.
     """
+
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+        before, tokens_BN = (
+            (state.state, torch.cat([state.tokens_BN, tokens_Bn], dim=1)) if isinstance(state, Unread) else (state, tokens_Bn)
+        )
+        output = self.segment(tokens_BN, before)
+        return Piece(output.logits, output.state if ends else Unread(before, tokens_BN))

@@ -5,12 +5,13 @@ After a tokenizer's own ids comes one more, BEGIN, which stands before each docu
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +48,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str:
         """Text of some ids, for a person to read; half characters become U+FFFD."""
 
+    def decode_each(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come, in pieces of whole characters."""
+
 
 class ByteTokenizer:
     """Every byte is a token."""
@@ -58,6 +62,12 @@ class ByteTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def decode_each(self, ids: Iterable[int]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(bytes([i]))
+        yield decoder.decode(b"", final=True)
 
 
 class SavedTokenizer:
@@ -102,6 +112,17 @@ class SavedTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def decode_each(self, ids: Iterable[int]) -> Iterator[str]:
+        from tokenizers.decoders import DecodeStream
+
+        stream, held = DecodeStream(skip_special_tokens=False), list[int]()
+        for i in ids:
+            held.append(i)
+            if (text := stream.step(self.tokenizer, i)) is not None:
+                held.clear()
+                yield text
+        yield self.decode(held)  # of a character that was not finished
 
 
 def _keeps_words_apart(saved: dict[str, Any]) -> bool:

@@ -95,6 +95,30 @@ def test_yaml_is_the_constructors_arguments(path: Path) -> None:
     assert all(p.words != "Any" for p in arguments.values()), "every argument says what it accepts"
 
 
+@pytest.mark.parametrize("calls", [[14], [1, 2, 5, 6], [4, 8, 2], [3, 0, 10, 1]], ids=str)
+def test_stream_reads_the_same_however_it_is_split(model: Model, calls: list[int]) -> None:
+    """Segments of 4 from several calls of `stream`: logits and states are those of the fold, the last segment's those of a shorter one."""
+    x = tokens(2, 1, 14)[:, 0]
+    whole = model.recurrent(x[:, :12].unflatten(1, (3, 4)), model.init_state(2))
+    short = model.segment(x[:, 12:], whole.state)
+    pieces, state, closed = [], None, None
+    for part in x.split(calls, dim=1):
+        for piece in model.stream(part, state, segment_length=4):
+            assert piece.logits.shape[1] <= 4 and not piece.logits.requires_grad
+            pieces.append(piece)
+            state = piece.state
+            closed = state if isinstance(state, State) else closed
+    assert closed is not None and state is not None
+    assert_same_state(closed, whole.state)  # type: ignore[arg-type]
+    assert state.read == 2 and state.nbytes > 0  # type: ignore[union-attr]
+    if isinstance(model, Decoder):
+        close(torch.cat([p.logits for p in pieces], 1), torch.cat([whole.logits.flatten(1, 2), short.logits], 1))
+        assert_same_state(model.close(state), short.state)  # type: ignore[arg-type]
+    else:
+        close(torch.cat([p.logits for p in pieces if isinstance(p.state, State)], 1), whole.logits.flatten(1, 2))
+        close(pieces[-1].logits, short.logits)
+
+
 def test_causality(model: Model) -> None:
     """Nothing before token t moves when token t does; token t's own logits do. An encoder is causal by segments."""
     x = tokens(2, 3, 4)

@@ -1,0 +1,61 @@
+"""Tokens that a model writes itself, one after another: each is read once, and memory is written at each segment's end.
+
+Legend: B batch, T tokens of the prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from memlab.models.base import Decoder, Open, State
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    prompt_BT: Tensor,
+    tokens: int,
+    segment_length: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    choices: int | None = None,
+) -> Iterator[Tensor]:
+    """The next tokens, each [B], on the CPU. What is held is the carried state and one open segment, whatever was written before.
+
+    Args:
+        prompt_BT: token ids of a document from its beginning, at least one.
+        tokens: how many are written.
+        segment_length: N, after so many tokens memory is written.
+        temperature: of the softmax that tokens are drawn from; 0 = always the likeliest token.
+        top_k: draw from so many likeliest tokens; None = from all.
+        seed: the same seed draws the same tokens.
+        choices: only ids below this may be written; None = all.
+    """
+    generator = torch.Generator().manual_seed(seed)  # of the CPU: its draws are the same wherever the model is
+    next_BT, state = prompt_BT, None
+    for _ in range(tokens):
+        logits_BV, state = _read(model, next_BT, state, segment_length)
+        drawn_B = draw(logits_BV[:, :choices].cpu(), temperature, top_k, generator)
+        yield drawn_B
+        next_BT = drawn_B[:, None]
+
+
+def _read(model: Decoder, tokens_BT: Tensor, state: State | Open | None, segment_length: int) -> tuple[Tensor, State | Open]:
+    """The scores behind the last token, [B, V], and the state there."""
+    for piece in model.stream(tokens_BT, state, segment_length=segment_length):
+        logits_BV, state = piece.logits[:, -1], piece.state  # type: ignore[assignment]
+    assert state is not None
+    return logits_BV, state
+
+
+def draw(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+    """One token for each row, [B]; arguments as of `generate`."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    best_BK, ids_BK = logits_BV.double().topk(min(top_k or logits_BV.shape[1], logits_BV.shape[1]))
+    p_BK = ((best_BK - best_BK[:, :1]) / temperature).softmax(-1)  # 0 at the best: no temperature is too low
+    return ids_BK.gather(1, torch.multinomial(p_BK, 1, generator=generator))[:, 0]

@@ -1,0 +1,51 @@
+"""`python -m memlab.generate run=DIR prompt="Once upon a time"`: what a run on text writes. In Python: `memlab.load(DIR).generate(..)`."""
+
+from __future__ import annotations
+
+import sys
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from memlab import cli
+from memlab.config import GenerateConfig, check_generate
+
+
+def job(config: GenerateConfig) -> int:
+    import torch
+
+    from memlab.api import load
+    from memlab.evaluation.trained import choose_device
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    run = load(config.run, device=choose_device(config.accelerator), uri=config.tracking.uri)
+    pieces = run.write(config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed)
+    print(config.prompt, end="", flush=True)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print("\nmemlab.generate: interrupted", file=sys.stderr)
+        return 130
+    print()
+    return 0
+
+
+def quoted(word: str) -> str:
+    """The prompt as one text, whatever is in it: Hydra would see a sweep in a comma, and a number in digits.
+
+    One that stands in quotes (in those that the shell left) is Hydra's to read, as the jobs of `--multirun` get it.
+    """
+    key, equals, text = word.partition("=")
+    if key != "prompt" or not equals or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
+        return word
+    return f"prompt={QuotedString(text, Quote.double).with_quotes()}"
+
+
+def main() -> None:
+    sys.argv[1:] = [quoted(word) for word in sys.argv[1:]]
+    cli.run("generate", check_generate, job)
+
+
+if __name__ == "__main__":
+    main()
