@@ -56,7 +56,7 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
 
     layers = sorted({layer for layer, _ in found})
     heads = 1 + max(head for _, head in found)
-    figure, axes = new_figure(1, height=5.2)
+    figure, _ = new_figure(1, height=5.2)
     figure.clear()
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1 + 0.2 * len(layers)))
     colours = mpl.colormaps["viridis"].resampled(len(layers) + 1)
