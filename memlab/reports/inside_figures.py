@@ -10,7 +10,7 @@ from memlab.reports.curves import new_figure, save
 _SAID = {
     "memory_tokens": "attention on read memory",
     "cache": "attention on the cache",
-    "gated": "share of the memory in the output",
+    "gated": "memory's share of the output",
 }
 
 
@@ -35,7 +35,7 @@ def _share(found: dict[str, Any], said: str, title: str, file: Path) -> None:
     values = np.asarray(found["values"])  # [S, L, H]
     segments, layers, heads = values.shape
     rows = layers * heads
-    figure, (axes,) = new_figure(1, height=min(12.0, 1.8 + 0.22 * rows))
+    figure, (axes,) = new_figure(1, height=min(12.0, 2.7 + 0.2 * rows))
     image = axes.imshow(values.reshape(segments, rows).T, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest")
     for layer in range(1, layers):
         axes.axhline(layer * heads - 0.5, color="white", linewidth=1.5)
@@ -68,7 +68,8 @@ def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
     bottom.plot(segments, by_slot.mean(0), color="black", linewidth=1.8, label="mean of the slots")
     bottom.grid(alpha=0.3)
     bottom.legend(loc="best", fontsize=8)
-    bottom.set(xlabel="segment", ylabel="cosine, slot before and behind it", ylim=(-1.05, 1.05))
+    step = -(-len(segments) // 16)
+    bottom.set(xticks=segments[::step], xlabel="segment that wrote it", ylabel="cosine, slot and the\nsame slot before", ylim=(-1.05, 1.05))
     save(figure, file)
 
 
