@@ -16,6 +16,7 @@ Legend: B samples, H heads, T queries, L keys, S segments, M memory tokens, D wi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,8 @@ class Watching:
 
     def _see(self, event: str, values: dict[str, Any]) -> None:
         with observing.by(None):
-            {"attention": self._attention, "mix": self._mix, "nearest": self._nearest}[event](**values)
+            told: dict[str, Callable[..., None]] = {"attention": self._attention, "mix": self._mix, "nearest": self._nearest}
+            told[event](**values)
 
     def _attention(self, attention: Any, q: Tensor, k: Tensor, mask: Tensor | None, relative: Any, ahead: bool) -> None:
         layer, queries, keys = self.layers[id(attention)], q.shape[2], k.shape[2]
