@@ -209,6 +209,7 @@ class EvaluateConfig(Section):
     documents: Positive | None
     bytes: Positive | None
     stream: Positive | None
+    inside: Annotated[int, Field(ge=1, le=256)] | None
     accelerator: Literal["cpu", "gpu", "auto"]
     threads: Positive | None
     tracking: StoreConfig
@@ -289,7 +290,9 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}={values}: one of them is given twice")
     if config.stream is not None:
-        _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes")
+        _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes", "inside")
+    if config.inside is not None:
+        _unused(composed, f"inside={config.inside}", "samples", "controls", "documents", "bytes")
     return config
 
 

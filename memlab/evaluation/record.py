@@ -8,6 +8,7 @@
       "lengths": [ .. ]     one entry for each number of segments and key (below), in the order of segments
       "texts": [ .. ]       text tasks: one entry for each key
       "streams": [ .. ]     one entry for each key
+      "inside": [ .. ]      one entry for each key
     }
 
 Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC, ISO 8601), "versions".
@@ -28,6 +29,11 @@ A key is what the figures depend on. Another key is another entry beside the fir
     streams   key: checkpoint, step, tokens, segment_length, device, threads   what: `evaluation/streaming.py`
               points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory, state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
+    inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
+              memory_share.{memory_tokens, cache, gated}: {layers, values [segments][layers][heads]}: means over samples and tokens
+              similarity: {between [1 + segments][1 + segments], by_slot [slots][segments]} of memory tokens, or null
+              retrieval: {layer, from [bins], keys [heads][bins], attention [heads][bins]}: how far back retrieved keys lie, or null
+              Layers, heads and slots are counted from 0; segment 0 of `between` is the initial memory
 
 `best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes the largest.
 """
@@ -52,6 +58,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "lengths": ("checkpoint", "step", "segments", "length", "samples"),
     "texts": ("checkpoint", "step", "documents", "bytes"),
     "streams": ("checkpoint", "step", "tokens", "segment_length", "device", "threads"),
+    "inside": ("checkpoint", "step", "segments", "length", "samples"),
 }
 
 

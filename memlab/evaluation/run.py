@@ -12,12 +12,13 @@ from rich.console import Console
 
 from memlab.config import EvaluateConfig, MLflowTracking
 from memlab.errors import ConfigError
-from memlab.evaluation import cost, documents, lengths, streaming, trained
+from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
 from memlab.evaluation.record import Record, best
 from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.trained import Trained
 from memlab.reports import evaluation_figures as figures
 from memlab.reports import evaluation_tables as tables
+from memlab.reports import inside_figures
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.tracking import finished_runs
@@ -41,7 +42,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         done = _stream(config.stream, config, run)
     else:
         _check_kind(config, run)
-        done = _text(config, run, run.task) if isinstance(run.task, TextTask) else _lengths(config, run)
+        if config.inside is not None:
+            done = _inside(config.inside, config, run)
+        else:
+            done = _text(config, run, run.task) if isinstance(run.task, TextTask) else _lengths(config, run)
     if done.new:
         _track(config, run, (), done.drawn)
     console = Console(highlight=False)
@@ -119,6 +123,25 @@ def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
     figures.streaming(entry, _title(run), drawn[0])
     whole = record.whole()
     return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
+
+
+def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
+    task = run.task
+    if not isinstance(task, SyntheticTask):
+        raise ConfigError(f"inside={samples} looks at test samples: task={run.config.task['name']} {_TEXT}")
+    asked = [task.at(segments) for segments in config.lengths or [task.num_segments]]
+    for t in asked:
+        inside.check(run.model, t.num_segments)
+    record, new = _record(run), False
+    entries, drawn = [], []
+    for t in asked:
+        key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": samples}
+        entry = None if config.again else record.find("inside", **key)
+        if entry is None:
+            entry, new = record.add("inside", {**inside.look(run.model, t, samples), **key, **_about(run)}), True
+        entries.append(entry)
+        drawn += inside_figures.draw(entry, _title(run), run.found.directory / "figures")
+    return Done(record, new, drawn, lambda console: tables.print_inside(console, record.whole(), entries))
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from memlab.layers import observing
 from memlab.layers.positions import Rotation, distances, rotate, rotation, shift, sinusoids
 from memlab.layers.state import State, state
 
@@ -101,6 +102,7 @@ class Attention(nn.Module):
         Returns:
             [B, H, T, K].
         """
+        observing.offer("attention", attention=self, q=q, k=k, mask=mask, relative=relative, ahead=ahead)
         if self.kv_heads < self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         queries, keys = q.shape[2], k.shape[2]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memlab.layers import observing
+
 _SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, so that they stay in a processor's cache from the product to the choice
 _ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 
@@ -104,4 +106,5 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     seen = product > -torch.inf
     score = _Products.apply(q, keys_BGPK, found, product).masked_fill(~seen, torch.finfo(product.dtype).min)
     weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing
+    observing.offer("nearest", found=found, seen=seen, weight=weight, rows=keys_BGPK.shape[2], shared=shared)
     return weighted(weight, values_BGPK, found).unflatten(2, (t, shared)).transpose(2, 3).flatten(1, 2)

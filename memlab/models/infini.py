@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memlab.layers import windows
+from memlab.layers import observing, windows
 from memlab.layers.blocks import Block, KeyValues
 from memlab.layers.positions import rotate
 from memlab.layers.state import State, state
@@ -153,6 +153,7 @@ class Infini(LayeredDecoder):
             remembered = _retrieve(features, before.map(lambda t: t.unsqueeze(2))).flatten(1, 2)
             gate = self.gate_LH[layer].sigmoid().view(-1, 1, 1) * _written(before.z_BGK).repeat_interleave(features.shape[2], dim=1)
             gate = gate.unsqueeze(-1)  # [B, H, S, 1, 1]
+            observing.offer("mix", layer=layer, gate=gate, remembered=remembered, local=local_BHSNK)
             return torch.lerp(local_BHSNK.to(remembered.dtype), remembered, gate).to(local_BHSNK.dtype)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memlab.errors import ConfigError
-from memlab.layers import windows
+from memlab.layers import observing, windows
 from memlab.layers.blocks import Block, KeyValues
 from memlab.layers.nearest import attend_nearest
 from memlab.layers.positions import rotate
@@ -182,6 +182,7 @@ class Memorizing(LayeredDecoder):
         q = q * self.stack.head_width**-0.5
         remembered = attend_nearest(q, memory.keys_BHPK, memory.values_BHPK, low_BT, high_BT, self.top_k)
         gate_BHT1 = self.gate_H.sigmoid().view(-1, 1, 1) * (low_BT < high_BT)[:, None, :, None]
+        observing.offer("mix", layer=self.memory_layer, gate=gate_BHT1, remembered=remembered, local=local)
         return (gate_BHT1 * remembered + (1 - gate_BHT1) * local).to(local.dtype)
 
     @torch.no_grad()

@@ -88,6 +88,21 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
     )
 
 
+def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
+    """How much goes to the memory, by layer: what the figures show by head and segment."""
+    title = f"{_who(record)}: share of attention on what was read before, mean over heads and over the segments behind the first"
+    kinds = [(kind, layer) for kind, found in entries[0]["memory_share"].items() for layer in found["layers"]]
+    table = _table(title, ["segments", "samples", *(f"{kind.replace('_', ' ')}, layer {layer}" for kind, layer in kinds)])
+    for e in entries:
+        shares = []
+        for kind, layer in kinds:
+            found = e["memory_share"][kind]
+            heads = [h for segment in found["values"][1:] for h in segment[found["layers"].index(layer)]]
+            shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
+        table.add_row(f"{e['segments']:,}", f"{e['samples']:,}", *shares)
+    _print(console, table)
+
+
 def interval(bounds: Sequence[float]) -> str:
     """Two bounds, such as 0.981–0.994."""
     return f"{bounds[0]:.3f}–{bounds[1]:.3f}"

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from memlab.config import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
-from memlab.reports import curves
+from memlab.reports import curves, gates
 from memlab.reports.summary import print_summary, ratio, size
 from memlab.tracking import mlflow_store, provenance, resume
 from memlab.tracking.jsonl import JsonlLogger, read_metrics
@@ -301,6 +301,8 @@ def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirec
 def draw(parts: Parts, config: Config, result: dict[str, Any], logged: list[dict[str, float]], figures: Path) -> None:
     """The figures of a run."""
     curves.learning(logged, parts.module.headline, result.get("stages_began_at", [0]), result.get("chance"), title(config), figures)
+    if config.model.get("memory") != "off":  # with the memory off, gates are there and do nothing
+        gates.draw(logged, title(config), figures)
     if "by_position" in result:
         curves.by_position(result["by_position"], title(config), figures)
 

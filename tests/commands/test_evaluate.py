@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from memlab import cli
 from memlab.config import Config, EvaluateConfig, check, check_evaluate
 from memlab.errors import UserError
-from memlab.evaluation import lengths, memory
+from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.run import evaluate
 from memlab.paths import config_dir
@@ -204,6 +204,29 @@ def test_unequal_segments_do_not_say_how_to_grow(tmp_path: Path) -> None:
     train(configuration(tmp_path, *SMALL, "tracking=off", "task.segment_lengths=[6,8,4]", "curriculum=off", "model.memory_tokens=4"))
     with pytest.raises(UserError, match=r"task\.segment_lengths=\[6, 8, 4\] are not equal"):
         evaluate(asked(tmp_path / "run", "lengths=[5]"))
+
+
+def test_looking_inside(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(asked(run, "inside=5", "lengths=[3,4]"))["inside"]
+    assert [(e["segments"], e["samples"]) for e in found] == [(3, 5), (4, 5)]
+    for name in ("memory_tokens", "similarity"):
+        for segments in (3, 4):
+            assert (run / "figures" / f"inside_{name}_{segments}_segments.png").stat().st_size > 5000
+    assert "memory tokens, layer 0" in capsys.readouterr().out
+    monkeypatch.setattr(inside, "look", None)
+    assert evaluate(asked(run, "inside=5"))["inside"] == found, "what is known is not computed again"
+    with pytest.raises(UserError, match="inside=5 has no use for samples=3"):
+        asked(run, "inside=5", "samples=3")
+
+
+def test_gates_and_retrieval_of_a_run(tmp_path: Path) -> None:
+    words = ["model=memorizing", "model.mem_len=2", "model.memory_layer=1", "tracking=off", "trainer.log_every=2"]
+    train(configuration(tmp_path, *SMALL, *words))
+    figures = tmp_path / "run" / "figures"
+    assert (figures / "gates.png").is_file()
+    evaluate(asked(tmp_path / "run", "inside=4"))
+    drawn = {file.name for file in figures.glob("inside_*")}
+    assert drawn == {f"inside_{name}_3_segments.png" for name in ("cache", "gated", "retrieval")}
 
 
 def test_a_stream_and_its_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
