@@ -21,19 +21,21 @@ class Section(BaseModel):
 
 
 class TrainerConfig(Section):
+    """Where and how long. Keys with a default here are younger than some runs, whose `config.yaml` is to be read all the same."""
+
     accelerator: Literal["cpu", "gpu", "auto"]
-    strategy: Literal["single", "ddp", "fsdp"]
-    devices: Positive | None
-    num_nodes: Positive
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    devices: Positive | None = 1
+    num_nodes: Positive = 1
     precision: Literal["32-true", "64-true", "bf16-mixed"]
     threads: Positive | None
     accumulate: Positive = 1
     max_steps: Positive
     stop_at_accuracy: Fraction | None
     val_every: Positive
-    checkpoint_every: Positive | None
+    checkpoint_every: Positive | None = None
     log_every: Positive
-    test: bool
+    test: bool = True
     recompute: Literal["none", "segment", "block"] = "none"
     recompute_together: Positive | None = None
 
@@ -93,7 +95,7 @@ class MLflowTracking(Section):
     mlflow: Literal[True]
     uri: str
     experiment: str
-    parent_run: str | None
+    parent_run: str | None = None
 
 
 class Config(Section):

@@ -92,5 +92,6 @@ def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
 
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:
-    written = checkpoint["memlab"].get("version", "an earlier version")
-    return f"{file} was written by memlab {written}, this is memlab {__version__}"
+    version = checkpoint["memlab"].get("version")
+    written = "an earlier memlab" if version is None else f"memlab {version}"
+    return f"{file} was written by {written}, this is memlab {__version__}"

@@ -92,14 +92,13 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
     """How much goes to the memory, by layer: what the figures show by head and segment."""
     title = f"{_who(record)}: share of attention on what was read before, mean over heads and over the segments behind the first"
     kinds = [(kind, layer) for kind, found in entries[0]["memory_share"].items() for layer in found["layers"]]
-    table = _table(title, ["segments", "samples", *(f"{kind.replace('_', ' ')}, layer {layer}" for kind, layer in kinds)])
-    for e in entries:
+    table = _table(title, ["segments (samples)", *(f"{e['segments']:,} ({e['samples']:,})" for e in entries)])
+    for kind, layer in kinds:
         shares = []
-        for kind, layer in kinds:
-            found = e["memory_share"][kind]
+        for found in (e["memory_share"][kind] for e in entries):
             heads = [h for segment in found["values"][1:] for h in segment[found["layers"].index(layer)]]
             shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
-        table.add_row(f"{e['segments']:,}", f"{e['samples']:,}", *shares)
+        table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
     _print(console, table)
 
 

@@ -171,6 +171,13 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
         evaluate(asked(run, "lengths=[4]"))
 
 
+def test_a_run_from_before_some_keys(run: Path) -> None:
+    young = ("accumulate", "checkpoint_every", "devices", "experiment_file", "num_nodes", "recompute", "strategy", "test")
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    (run / "config.yaml").write_text("".join(line for line in lines if line.strip().partition(":")[0] not in young))
+    evaluate(asked(run, "lengths=[2]", "samples=8"))
+
+
 def test_what_cannot_be_evaluated(run: Path, tmp_path: Path, trained: tuple[Config, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"no such directory or file, and it is no MLflow run id"):
         evaluate(asked(tmp_path / "nowhere"))
