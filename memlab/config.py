@@ -259,7 +259,7 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
-    config = _typed(OmegaConf.to_container(composed, resolve=True), kind)
+    config = typed(OmegaConf.to_container(composed, resolve=True), kind)
     _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": schema.NonNegative | None})
     _check_group("task", config.task, provided=set(), extra={})
     _check_together(config, build_task(config))
@@ -273,7 +273,7 @@ def check_show(composed: DictConfig) -> ShowConfig:
         ConfigError: as `check`.
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    config = _typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
+    config = typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
     _check_group("task", config.task, provided=set(), extra={})
     build_task(config)
     return config
@@ -286,7 +286,7 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
         ConfigError: as `check`.
     """
     _check_run(composed)
-    config = _typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
+    config = typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
     for name in ("lengths", "controls"):
         values = getattr(config, name) or []
         if len(set(values)) < len(values):
@@ -305,7 +305,7 @@ def check_generate(composed: DictConfig) -> GenerateConfig:
         ConfigError: as `check`.
     """
     _check_run(composed)
-    return _typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+    return typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
 
 
 def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> SamplingConfig:
@@ -315,7 +315,7 @@ def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | No
         ConfigError: one has the wrong type or is out of bounds.
     """
     values = {"prompt": prompt, "tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
-    return _typed(values, SamplingConfig)
+    return typed(values, SamplingConfig)
 
 
 def _check_run(composed: DictConfig) -> None:
@@ -339,7 +339,7 @@ def check_compare(composed: DictConfig) -> CompareConfig:
     Raises:
         ConfigError: as `check`, or keys contradict each other.
     """
-    config = _typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
+    config = typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
     if config.runs is not None and config.experiment is not None:
         raise ConfigError("experiment and runs are both given: runs=[..] names each run, so leave experiment out")
     if config.runs is not None and config.filter is not None:
@@ -347,7 +347,7 @@ def check_compare(composed: DictConfig) -> CompareConfig:
     return config
 
 
-def _typed(plain: Any, kind: type[ConfigT]) -> ConfigT:
+def typed(plain: Any, kind: type[ConfigT]) -> ConfigT:
     try:
         return kind.model_validate(plain)
     except ValidationError as error:

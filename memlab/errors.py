@@ -18,3 +18,8 @@ def suggestion(wrong: str, choices: Iterable[str]) -> str:
     """' Did you mean 'rmt'?' if one of the choices is near the wrong word, else ''."""
     near = difflib.get_close_matches(wrong, list(choices), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

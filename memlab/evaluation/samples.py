@@ -14,6 +14,7 @@ Legend: B samples of a batch, n tokens of a segment, A answer tokens of a sample
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def exchanged(state: Any) -> Any:
     return state.map(lambda t: t.roll(1, dims=0))
 
 
-class _Reader:
+class _Reader(abc.ABC):
     """A batch, and the states behind what has been read of it."""
 
     def __init__(self, model: Any, batch: Batch, conditions: Sequence[str]) -> None:
@@ -136,13 +137,13 @@ class _Reader:
         self.state = self.initial
         self.answers = {name: Answers(int(self.answer_T.sum()), [0] * self.rows, [0] * self.rows) for name in conditions}
 
+    @abc.abstractmethod
     def asks(self, segment: int) -> bool:
         """Whether the segment has to be read by `segment`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def segment(self, segment: int) -> None:
         """Read it, under all conditions."""
-        raise NotImplementedError
 
     def tokens(self, segment: int) -> Tensor:
         return self._tensor(self.batch.tokens_BT[:, self.starts[segment] : self.starts[segment + 1]])

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from memlab import __version__, schema
 from memlab.config import Config, build_task, check
-from memlab.errors import ConfigError, UserError
+from memlab.errors import ConfigError, UserError, first_line
 from memlab.models.base import Model
 from memlab.tasks.base import Task
 from memlab.tracking import checkpoint_file
@@ -84,7 +84,7 @@ def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
     try:
         composed = OmegaConf.load(file) if file.is_file() else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file} cannot be read: {(str(error).splitlines() or [''])[0]}") from None
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     try:
         return check(composed)  # type: ignore[arg-type]
     except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator
 
 from memlab import schema
-from memlab.config import Config, MLflowTracking, NoTracking, Section, _typed, check
+from memlab.config import Config, MLflowTracking, NoTracking, Section, check, typed
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.experiment import number, word
 from memlab.paths import sweep_dir
@@ -106,7 +106,7 @@ def _checked(plain: str, file: Path, changed: int) -> Plan:
     for part, key in ((values, "study"), (values.get("tracking") or {}, "experiment")):
         if part.get(key) == values["sweep"]:
             part[key] = file.stem
-    config = _typed(values, SweepConfig)
+    config = typed(values, SweepConfig)
     if config.grace < 3 * config.heartbeat:
         raise ConfigError(f"grace={config.grace:g} s: with heartbeat={config.heartbeat:g} s it is at least {3 * config.heartbeat:g} s")
     spec = load(config.sweep, _more(config.base))

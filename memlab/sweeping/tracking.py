@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memlab.tracking.mlflow_client import first_line
+from memlab.errors import first_line
 from memlab.tracking.resume import flatten
 
 if TYPE_CHECKING:

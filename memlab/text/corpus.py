@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from memlab.errors import UserError
+from memlab.errors import UserError, first_line
 from memlab.splits import SPLITS, Split
 from memlab.text.files import HUB, SUFFIXES, Divide, File, documents, kind_of
 
@@ -131,7 +131,7 @@ def _list(source: str, advice: str) -> tuple[list[tuple[str, int]], str]:
     except HfHubHTTPError as error:
         raise UserError(f"task.source={source}: the Hugging Face hub refuses: {str(error).splitlines()[0]}. {advice}") from None
     except Exception as error:  # its network errors have no common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"task.source={source}: the Hugging Face hub cannot be reached ({reason}). {advice}") from None
     return sorted((s.rfilename, s.size or 0) for s in info.siblings or []), str(info.sha)
 

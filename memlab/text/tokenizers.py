@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memlab.errors import UserError
+from memlab.errors import UserError, first_line
 from memlab.text.corpus import Corpus
 from memlab.text.files import File
 
@@ -90,7 +90,7 @@ class SavedTokenizer:
             saved = file.read_text(encoding="utf-8")
             self.tokenizer = tokenizers.Tokenizer.from_str(saved)
         except Exception as error:  # the library raises plain Exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"task.tokenizer={path} is not a tokenizer saved by the tokenizers library: {reason}") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()

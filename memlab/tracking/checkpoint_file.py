@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from memlab.errors import first_line
+
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
@@ -28,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
                 raise DamagedError(f"the check sum of {bad} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise DamagedError((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise DamagedError(first_line(error)) from None
     if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
         raise DamagedError("memlab did not write it")
     return checkpoint

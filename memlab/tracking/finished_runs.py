@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memlab.errors import UserError
+from memlab.errors import UserError, first_line
 from memlab.tracking.checkpoint_file import BEST
-from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST = 1000  # metrics that MLflow takes in one call

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from memlab.errors import UserError
+from memlab.errors import UserError, first_line
 
 SQLITE = "sqlite:///"
 
@@ -66,8 +66,3 @@ def holds(uri: str, run_id: str) -> bool:
         return bool(MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException:
         return False
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

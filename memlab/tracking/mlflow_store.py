@@ -24,8 +24,9 @@ from urllib.parse import quote
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from memlab.errors import first_line
 from memlab.tracking import multirun
-from memlab.tracking.mlflow_client import SQLITE, absolute_uri, first_line, holds, lock, prepare
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri, holds, lock, prepare
 from memlab.tracking.resume import flatten
 
 __all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
