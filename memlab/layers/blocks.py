@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -74,10 +74,19 @@ class Attention(nn.Module):
             for bias in parts(self.qkv.bias):
                 bias[:by_position].normal_(std=2.0)
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, K], keys and values [B, kv heads, T, K], without positions."""
-        widths = [count * self.head_width for count in (self.heads, self.kv_heads, self.kv_heads)]
-        q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x_BTD).split(widths, dim=-1))
+    def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, K], keys and values [B, kv heads, T, K]; queries and keys turned by their positions if `turn` says so."""
+        h, g = self.heads, self.kv_heads
+
+        def parts(*heads: int) -> Iterator[Tensor]:
+            split = self.qkv(x_BTD).split([count * self.head_width for count in heads], dim=-1)
+            return (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in split)
+
+        if turn is None:
+            q, k, v = parts(h, g, g)
+        else:
+            both, v = parts(h + g, g)
+            q, k = rotate(both, turn).split([h, g], dim=1)  # at once: small segments pay for each call
         return q, k, v
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +136,8 @@ class Attention(nn.Module):
         by_distance = (q + relative.distance_HK[:, None].to(q.dtype)) * scale
         score = by_content @ k.transpose(-1, -2)
         score += shift(by_distance @ r_HKW, k.shape[2])
-        return score.masked_fill_(~mask, -torch.inf).softmax(-1) @ v
+        score += torch.zeros_like(mask, dtype=score.dtype).masked_fill_(~mask, -torch.inf)  # adding has no work for the gradient
+        return score.softmax(-1) @ v
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
         """The heads' outputs together: [B, T, D]."""
@@ -137,8 +147,7 @@ class Attention(nn.Module):
         self, x_BTD: Tensor, turn: Rotation | None, mask: Tensor | None, past: KeyValues | None, relative: Relative | None = None
     ) -> tuple[Tensor, KeyValues]:
         """Attention over [past ; own]. Args: mask: bool, True = may look, broadcastable to [B, H, T, P + T]; None = causal."""
-        q, k, v = self.project(x_BTD)
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k, v = self.project(x_BTD, turn)
         if past is not None:
             k, v = torch.cat([past.keys_BHPK, k], dim=2), torch.cat([past.values_BHPK, v], dim=2)
         return self.merge(self.attend(q, k, v, mask, relative, ahead=mask is not None)), KeyValues(k, v)
@@ -166,9 +175,9 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.dropout(y)
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`Attention.project` of the block's input."""
-        return self.attention.project(self.attention_norm(x_BTD))
+        return self.attention.project(self.attention_norm(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """`Attention.keys_values` of the block's input."""

@@ -32,10 +32,10 @@ def begin(block: Block, cache_BCD: Tensor, turn: Rotation | None) -> HiddenPast:
 
 def read(block: Block, before: HiddenPast, x_BnD: Tensor, turn: Rotation | None) -> tuple[Tensor, HiddenPast]:
     """Queries of n more rows, turned, and all that is seen with them."""
-    q, k, v = block.project(x_BnD)
-    keys = torch.cat([before.seen.keys_BHPK, rotate(k, turn)], dim=2)
+    q, k, v = block.project(x_BnD, turn)
+    keys = torch.cat([before.seen.keys_BHPK, k], dim=2)
     values = torch.cat([before.seen.values_BHPK, v], dim=2)
-    return rotate(q, turn), HiddenPast(KeyValues(keys, values), torch.cat([before.hidden_BnD, x_BnD], dim=1))
+    return q, HiddenPast(KeyValues(keys, values), torch.cat([before.hidden_BnD, x_BnD], dim=1))
 
 
 def keep(caches: Iterable[Tensor], read: Iterable[Tensor], size: int) -> tuple[Tensor, ...]:

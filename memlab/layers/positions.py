@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, [T, K] or [B, 1, T, K]
@@ -79,6 +78,29 @@ def shift(score_BHTW: Tensor, keys: int) -> Tensor:
     score stands in column T - 1 - i + j. With a column of padding, that is a regular view of the flat tensor.
     Without distances ahead, what comes out for keys ahead of their query is of no meaning and has to be masked.
     """
-    t, w = score_BHTW.shape[-2:]
-    flat = F.pad(score_BHTW, (0, 1)).flatten(-2)[..., t - 1 : t - 1 + t * w]
-    return flat.unflatten(-1, (t, w))[..., :keys]
+    y: Tensor = _Shift.apply(score_BHTW, keys)
+    return y
+
+
+class _Shift(torch.autograd.Function):
+    """The same view of the flat tensor takes the gradient back. Written out, because autograd would make every step of it a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, score_BHTW: Tensor, keys: int) -> Tensor:
+        *front, w = ctx.shape = score_BHTW.shape
+        ctx.keys = keys
+        padded = score_BHTW.new_empty(*front, w + 1)
+        padded[..., :w], padded[..., w] = score_BHTW, 0
+        return _by_key(padded, keys)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BHTL: Tensor) -> tuple[Tensor, None]:
+        *front, t, w = ctx.shape
+        padded = gradient_BHTL.new_zeros(*front, t, w + 1)
+        _by_key(padded, ctx.keys).copy_(gradient_BHTL)
+        return padded[..., :w], None
+
+
+def _by_key(padded: Tensor, keys: int) -> Tensor:
+    t, w = padded.shape[-2], padded.shape[-1] - 1
+    return padded.flatten(-2)[..., t - 1 : t - 1 + t * w].unflatten(-1, (t, w))[..., :keys]

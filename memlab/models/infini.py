@@ -175,7 +175,23 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _feature(x: Tensor) -> Tensor:
     """s(x) = ELU(x) + 1, positive."""
-    return F.elu(x.to(_accumulator(x.dtype))) + 1
+    y: Tensor = _Feature.apply(x.to(_accumulator(x.dtype)))
+    return y
+
+
+class _Feature(torch.autograd.Function):
+    """exp(x) below 0 and x + 1 above. The slope is the value itself, at most 1, so nothing else is kept; torch's ELU takes it from x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return y.clamp(max=1).mul_(dy)
 
 
 def _retrieve(features: Tensor, memory: Compressive) -> Tensor:
