@@ -22,7 +22,6 @@ import contextlib
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memlab.layers import observing, windows
