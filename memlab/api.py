@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.config import Config, check_sampling
+from memlab.config import Config
 from memlab.errors import UserError
 from memlab.evaluation import trained
 from memlab.evaluation.generation import generate
+from memlab.evaluation.settings import check_sampling
 from memlab.layers.state import State
 from memlab.models.base import Decoder, Model, Open, Piece, Unread
 from memlab.tasks.base import Task

@@ -199,43 +199,6 @@ class StoreConfig(Section):
     uri: str
 
 
-class EvaluateConfig(Section):
-    """A trained run, and what to find out about it."""
-
-    run: str
-    controls: list[Literal["memory_off", "shuffled"]]
-    again: bool
-    lengths: Annotated[list[Positive], Field(min_length=1)] | None
-    samples: Positive | None
-    max_tokens: Positive | None
-    documents: Positive | None
-    bytes: Positive | None
-    stream: Positive | None
-    inside: Annotated[int, Field(ge=1, le=256)] | None
-    accelerator: Literal["cpu", "gpu", "auto"]
-    threads: Positive | None
-    tracking: StoreConfig
-
-
-class SamplingConfig(Section):
-    """What a trained run shall write."""
-
-    prompt: str
-    tokens: Positive
-    temperature: NonNegativeFloat
-    top_k: Positive | None
-    seed: NonNegative
-
-
-class GenerateConfig(SamplingConfig):
-    """A trained run on text, and what it shall write."""
-
-    run: str
-    accelerator: Literal["cpu", "gpu", "auto"]
-    threads: Positive | None
-    tracking: StoreConfig
-
-
 class CompareConfig(Section):
     """Which runs are compared, and where the report goes."""
 
@@ -277,60 +240,6 @@ def check_show(composed: DictConfig) -> ShowConfig:
     _check_group("task", config.task, provided=set(), extra={})
     build_task(config)
     return config
-
-
-def check_evaluate(composed: DictConfig) -> EvaluateConfig:
-    """The typed configuration of `memlab.evaluate`.
-
-    Raises:
-        ConfigError: as `check`.
-    """
-    _check_run(composed)
-    config = typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
-    for name in ("lengths", "controls"):
-        values = getattr(config, name) or []
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{name}={values}: one of them is given twice")
-    if config.stream is not None:
-        _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes", "inside")
-    if config.inside is not None:
-        _unused(composed, f"inside={config.inside}", "samples", "controls", "documents", "bytes")
-    return config
-
-
-def check_generate(composed: DictConfig) -> GenerateConfig:
-    """The typed configuration of `memlab.generate`.
-
-    Raises:
-        ConfigError: as `check`.
-    """
-    _check_run(composed)
-    return typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
-
-
-def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> SamplingConfig:
-    """The same values, checked.
-
-    Raises:
-        ConfigError: one has the wrong type or is out of bounds.
-    """
-    values = {"prompt": prompt, "tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
-    return typed(values, SamplingConfig)
-
-
-def _check_run(composed: DictConfig) -> None:
-    if composed.get("run") is None:
-        raise ConfigError("run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id")
-
-
-def _unused(composed: DictConfig, because: str, *names: str) -> None:
-    """Keys that would be without an effect.
-
-    Raises:
-        ConfigError: one of them is given.
-    """
-    if given := [f"{name}={composed[name]}" for name in names if composed[name]]:
-        raise ConfigError(f"{because} has no use for {', '.join(given)}")
 
 
 def check_compare(composed: DictConfig) -> CompareConfig:

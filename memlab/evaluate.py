@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from memlab import cli
-from memlab.config import EvaluateConfig, check_evaluate
+from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 
 
 def job(config: EvaluateConfig) -> int:

@@ -7,7 +7,7 @@ import sys
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from memlab import cli
-from memlab.config import GenerateConfig, check_generate
+from memlab.evaluation.settings import GenerateConfig, check_generate
 
 
 def job(config: GenerateConfig) -> int:

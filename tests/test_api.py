@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 
 import memlab
 from memlab import generate as command
-from memlab.config import check, check_generate
+from memlab.config import check
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation.generation import draw, generate
+from memlab.evaluation.settings import check_generate
 from memlab.models.rmt_encoder import RMTEncoder
 from memlab.paths import config_dir
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer

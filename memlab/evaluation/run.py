@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from memlab.config import EvaluateConfig, MLflowTracking
+from memlab.config import MLflowTracking
 from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
 from memlab.evaluation.record import Record, best
 from memlab.evaluation.samples import PLAIN
+from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
 from memlab.reports import evaluation_figures as figures
 from memlab.reports import evaluation_tables as tables

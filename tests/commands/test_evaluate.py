@@ -13,11 +13,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from memlab import cli
-from memlab.config import Config, EvaluateConfig, check, check_evaluate
+from memlab.config import Config, check
 from memlab.errors import UserError
 from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.run import evaluate
+from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 from memlab.paths import config_dir
 from memlab.training.build import build
 from memlab.training.run import train
