@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 from memlab.errors import UserError
 from memlab.experiment import word
-from memlab.sweeping import conclusion, tracking
+from memlab.sweeping import conclusion, figures, tracking
 from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.order import Order
@@ -51,8 +52,11 @@ def _run(plan: Plan, asked: Asked) -> int:
         began = time.time()
         asked.leave()
         _announce(plan, store, arms)
+        loading = threading.Thread(target=figures.load)
+        loading.start()
         pool.run(order, store, arms)
         _check_done(order, store, arms)
+        loading.join()
         with store.lock("final", wait=False) as held:
             if not held:
                 print("memlab: all trials have ended; another machine of this sweep trains the best and writes the result", file=sys.stderr)

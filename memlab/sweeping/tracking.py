@@ -63,12 +63,15 @@ class Labels:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
     def __enter__(self) -> Self:
-        if (uri := self.order.tracking_uri) is not None:
-            self._writer.submit(client, uri)  # to import MLflow takes seconds; they pass during the first training
         return self
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown(wait=True)
+
+    def load(self) -> None:
+        """Import MLflow, which takes seconds; the worker asks for it when its training begins."""
+        if (uri := self.order.tracking_uri) is not None:
+            self._writer.submit(client, uri)
 
     def put(self, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None) -> None:
         """Label a trial. One that failed before its training had a run of its own gets one here."""

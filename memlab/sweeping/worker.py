@@ -66,6 +66,7 @@ class Worker:
                 return self.ending or beats.lost.is_set()
 
             self._note(claim, run_dir=str(place))
+            labels.load()
             began = time.time()
             for seed in order.spec.seeds:
                 run_dir = place / f"seed_{seed}"
@@ -178,4 +179,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    launch.end_quickly()
+    sys.exit(status)
