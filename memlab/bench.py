@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from memlab import cli
 from memlab.config import BenchConfig, check
 from memlab.errors import ConfigError, suggestion
+from memlab.sweeping.spec import find
 
 
 def check_bench(composed: DictConfig) -> BenchConfig:
@@ -19,6 +20,8 @@ def check_bench(composed: DictConfig) -> BenchConfig:
         raise ConfigError(f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or trainer=gpu")
     if config.suite in ("peers", "all"):
         _check_peers(config)
+    if config.suite in ("sweep", "all"):
+        find(config.sweep.name)
     return config
 
 
@@ -44,7 +47,7 @@ def job(config: BenchConfig) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
     import torch
 
-    from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming
+    from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming, sweep
     from memlab.benchmarks.report import PAGE
 
     if config.trainer.threads is not None:
@@ -57,6 +60,7 @@ def job(config: BenchConfig) -> int:
         "peers": peers,
         "roofline": roofline,
         "streaming": streaming,
+        "sweep": sweep,
     }
     for suite in PAGE if config.suite == "all" else (config.suite,):
         suites[suite].run(config.model_copy(update={"suite": suite}))

@@ -73,6 +73,7 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
 
     jobs = Jobs(command)
     main()
+    launch.end_quickly()
     sys.exit(jobs.end())
 
 

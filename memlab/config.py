@@ -169,10 +169,16 @@ class StreamingConfig(Section):
     heads: Positive
 
 
+class SweepOverheadConfig(Section):
+    name: str
+    trials: Positive
+    steps: Positive
+
+
 class BenchConfig(Config):
     """A measurement of speed or memory: a run's configuration, and how it is repeated."""
 
-    suite: Literal["overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "all"]
+    suite: Literal["overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "sweep", "all"]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig
@@ -180,6 +186,7 @@ class BenchConfig(Config):
     peers: PeersConfig
     roofline: RooflineConfig
     streaming: StreamingConfig
+    sweep: SweepOverheadConfig
 
 
 class ShowConfig(Section):

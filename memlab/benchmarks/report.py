@@ -16,7 +16,7 @@ from rich.table import Table
 
 from memlab.tracking.versions import versions
 
-PAGE = ("peers", "roofline", "streaming", "forms", "overhead")  # in this order
+PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")  # in this order
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The sweep's own process: starts workers and starts them anew when they die, shows the trials, and at the end trains the best once more.
+"""The sweep's own process: opens the study, lets workers do the trials (see `Pool`), and at the end trains the best once more.
 
 It decides nothing about trials. Kill it, and its workers and their trainings end with it; start it again, here or on another machine with
 the same storage, and the sweep goes on.
@@ -6,31 +6,23 @@ the same storage, and the sweep goes on.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from memlab import launch
 from memlab.errors import UserError
 from memlab.experiment import word
-from memlab.sweeping import conclusion, table, tracking
+from memlab.sweeping import conclusion, figures, tracking
 from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan, gpus
+from memlab.sweeping.pool import Pool
 from memlab.sweeping.store import Store, open_study
-from memlab.sweeping.worker import FAILED, STOPPED
-
-_QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked
-_DEATHS = 3  # so many quick deaths in a row end the sweep
-_WAIT = 150.0  # seconds that workers have to let their trainings save
 
 
 def run(plan: Plan) -> int:
@@ -45,6 +37,7 @@ def run(plan: Plan) -> int:
 
 def _run(plan: Plan, asked: Asked) -> int:
     order: Order | None = None
+    pool: Pool | None = None
     try:
         store, arms = _open(plan)
         if (done := conclusion.finished(plan, arms)) is not None:
@@ -52,13 +45,18 @@ def _run(plan: Plan, asked: Asked) -> int:
             conclusion.show(done, plan.run_dir)
             return 0
         shares = gpus(plan.config)
+        pool = Pool(plan.run_dir, shares, asked)
+        pool.start()  # the workers import while their order is written
         order = _order(plan, store, arms)
         (plan.run_dir / "result.json").unlink(missing_ok=True)
         began = time.time()
         asked.leave()
         _announce(plan, store, arms)
-        Pool(order, shares, store, arms, asked).run()
+        loading = threading.Thread(target=figures.load)
+        loading.start()
+        pool.run(order, store, arms)
         _check_done(order, store, arms)
+        loading.join()
         with store.lock("final", wait=False) as held:
             if not held:
                 print("memlab: all trials have ended; another machine of this sweep trains the best and writes the result", file=sys.stderr)
@@ -73,6 +71,9 @@ def _run(plan: Plan, asked: Asked) -> int:
     except UserError:
         _end_tracking(order, "FAILED")
         raise
+    finally:
+        if pool is not None:
+            pool.end()
 
 
 def _end_tracking(order: Order | None, status: str) -> None:
@@ -141,6 +142,7 @@ def _parent_run(plan: Plan, store: Store, arms: Sequence[Arm], uri: str, experim
     from memlab.tracking import mlflow_client
 
     study = arms[0].study
+    mlflow_client.prepare(uri, experiment)
     with store.lock("mlflow"):
         known = study.user_attrs.get("mlflow_run_id")
         if known is not None and mlflow_client.holds(uri, known):
@@ -179,104 +181,3 @@ def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
     claims = Claims(order.spec, store, arms, order.trials, order.since, order.grace, deadline=0)
     claims.next()  # raises what stopped the workers
     raise UserError(f"the workers ended with {sum(counts)} of {order.trials * len(arms)} trials; see {order.run_dir}/workers")
-
-
-class Pool:
-    """The workers of this machine.
-
-    Args:
-        shares: the GPUs of each; as many entries as workers.
-    """
-
-    def __init__(self, order: Order, shares: Sequence[Sequence[str]], store: Store, arms: Sequence[Arm], asked: Asked) -> None:
-        self.order, self.shares, self.store, self.arms, self.asked = order, shares, store, arms, asked
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.started: dict[int, float] = {}
-        self.deaths = dict.fromkeys(range(len(shares)), 0)
-
-    def run(self) -> None:
-        """Until every worker has nothing left to do.
-
-        Raises:
-            UserError: workers cannot work.
-            Interrupted: someone asked the sweep to end; its trainings have saved.
-        """
-        shown = table.Shown(self.order, self.arms, len(self.shares))
-        try:
-            with shown:
-                for worker in range(len(self.shares)):
-                    self._start(worker)
-                while self.processes:
-                    self.asked.leave()
-                    self._look()
-                    with contextlib.suppress(UserError):  # the workers say so if the storage stays away
-                        self.store.patiently(shown.update, patience=0)
-                    time.sleep(0.5)
-                with contextlib.suppress(UserError):
-                    self.store.patiently(shown.update, patience=0)
-        except Interrupted:
-            self._end(gently=True)
-            raise
-        finally:
-            self._end(gently=False)
-
-    def log(self, worker: int) -> Path:
-        return Path(self.order.run_dir) / "workers" / f"{os.uname().nodename}-{worker}.log"
-
-    def _start(self, worker: int) -> None:
-        share = self.shares[worker]
-        environment = {**self.order.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
-        order = self.order.model_copy(update={"environment": environment})
-        log = self.log(worker)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "memlab.sweeping.worker"],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, launch.DIES_WITH: str(os.getpid())},
-                start_new_session=True,  # Ctrl-C is the sweep's, which tells its workers
-            )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once, which is seen soon
-            process.stdin.write(order.model_dump_json().encode())
-            process.stdin.close()
-        self.processes[worker], self.started[worker] = process, time.monotonic()
-
-    def _look(self) -> None:
-        for worker, process in list(self.processes.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            del self.processes[worker]
-            if status in (0, STOPPED):
-                continue
-            quick = time.monotonic() - self.started[worker] < _QUICK
-            self.deaths[worker] = self.deaths[worker] + 1 if quick else 0
-            said = self._last_words(worker)
-            if status == FAILED and not quick:
-                raise UserError(said)
-            if self.deaths[worker] >= _DEATHS:
-                raise UserError(f"worker {worker} cannot work: {said}")
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            print(f"memlab: worker {worker} {how}; another one takes its place", file=sys.stderr)
-            self._start(worker)
-
-    def _last_words(self, worker: int) -> str:
-        lines = self.log(worker).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("memlab.sweep: ") if lines else f"it said nothing ({self.log(worker)})"
-
-    def _end(self, gently: bool) -> None:
-        if gently:
-            for process in self.processes.values():
-                process.terminate()
-            deadline = time.monotonic() + _WAIT
-            for process in self.processes.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, deadline - time.monotonic()))
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        self.processes.clear()

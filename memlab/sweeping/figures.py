@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from memlab.sweeping.claims import Arm
 
 
-def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
-    """Draw all figures that the trials allow; returns their names. One that cannot be drawn is told in a line."""
+def load() -> None:
+    """Import what `draw` needs, which takes seconds; the sweep does it while its first trials train."""
     import matplotlib
 
     matplotlib.use("Agg")
+    import matplotlib.pyplot
+    import optuna.importance
+    import optuna.visualization.matplotlib._param_importances  # noqa: F401  # its modules are loaded when they are asked for
+
+
+def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
+    """Draw all figures that the trials allow; returns their names. One that cannot be drawn is told in a line."""
+    load()
     import matplotlib.pyplot as plt
 
     drawn = []

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from memlab.errors import first_line
 from memlab.tracking.resume import flatten
@@ -32,7 +33,7 @@ def client(uri: str) -> Any:
 
 
 def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) -> str:
-    """Make the sweep's run; returns its id.
+    """Make the sweep's run in a store that is there (see `mlflow_client.prepare`); returns its id.
 
     Raises:
         UserError: the store cannot be used.
@@ -41,9 +42,7 @@ def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) 
     from mlflow.exceptions import MlflowException
 
     from memlab.errors import UserError
-    from memlab.tracking import mlflow_client
 
-    mlflow_client.prepare(uri, experiment)
     try:
         store = client(uri)
         found = store.get_experiment_by_name(experiment)
@@ -56,14 +55,34 @@ def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) 
     return run_id
 
 
-def label(order: Order, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None) -> None:
-    """Say in MLflow how a trial ended. One that failed before its training had a run of its own gets one here."""
-    if order.tracking_uri is None or order.parent_run is None:
-        return
-    try:
-        _label(order, claim, state, error, values)
-    except Exception as problem:  # whatever goes wrong with the store, the sweep goes on
-        print(f"memlab: warning: trial {claim.trial.number} is not labelled in MLflow: {first_line(problem)}", flush=True)
+class Labels:
+    """Says in MLflow how trials ended, beside the next trial's training. All is said when this context ends."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown(wait=True)
+
+    def load(self) -> None:
+        """Import MLflow, which takes seconds; the worker asks for it when its training begins."""
+        if (uri := self.order.tracking_uri) is not None:
+            self._writer.submit(client, uri)
+
+    def put(self, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None) -> None:
+        """Label a trial. One that failed before its training had a run of its own gets one here."""
+        if self.order.tracking_uri is not None and self.order.parent_run is not None:
+            self._writer.submit(self._write, claim, state, error, values)
+
+    def _write(self, claim: Claim, state: str, error: str | None, values: Sequence[float] | None) -> None:
+        try:
+            _label(self.order, claim, state, error, values)
+        except Exception as problem:  # whatever goes wrong with the store, the sweep goes on
+            print(f"memlab: warning: trial {claim.trial.number} is not labelled in MLflow: {first_line(problem)}", flush=True)
 
 
 def _label(order: Order, claim: Claim, state: str, error: str | None, values: Sequence[float] | None) -> None:

@@ -107,7 +107,8 @@ class Following:
                 if asked():
                     self.end()
                     return None
-                time.sleep(every)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its end is seen at once
+                    self.process.wait(every)
         finally:
             self._kill()
 

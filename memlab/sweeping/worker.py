@@ -1,5 +1,5 @@
 """A worker: takes one trial after another, trains it, reports its validations, and says how it ended. The sweep starts it as
-`python -m memlab.sweeping.worker` and hands its settings to its standard input.
+`python -m memlab.sweeping.worker` and hands its order to its standard input, some time later: meanwhile the worker imports.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from memlab.errors import UserError
 from memlab.sweeping.claims import Beats, Claim, Claims, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
+from memlab.sweeping.tracking import Labels
 from memlab.sweeping.training import Ended, Following
 
 STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
@@ -43,20 +44,19 @@ class Worker:
 
     def run(self) -> int:
         """Work; returns the exit status."""
-        while not self.ending:
-            claimed = self.store.patiently(self.claims.next)
-            if claimed is Nothing.DONE:
-                return 0
-            if isinstance(claimed, Nothing):
-                time.sleep(1.0)
-                continue
-            self.work(claimed)
+        with Labels(self.order) as labels:
+            while not self.ending:
+                claimed = self.store.patiently(self.claims.next)
+                if claimed is Nothing.DONE:
+                    return 0
+                if isinstance(claimed, Nothing):
+                    time.sleep(1.0)
+                    continue
+                self.work(claimed, labels)
         return 128 + signal.SIGTERM
 
-    def work(self, claim: Claim) -> None:
+    def work(self, claim: Claim, labels: Labels) -> None:
         """One trial, all its seeds."""
-        from memlab.sweeping import tracking
-
         order, number = self.order, claim.trial.number
         place = order.trial_dir(claim.arm.value, number)
         results: list[dict[str, Any]] = []
@@ -66,6 +66,7 @@ class Worker:
                 return self.ending or beats.lost.is_set()
 
             self._note(claim, run_dir=str(place))
+            labels.load()
             began = time.time()
             for seed in order.spec.seeds:
                 run_dir = place / f"seed_{seed}"
@@ -82,11 +83,11 @@ class Worker:
                 ended = training.run(asked, validated, order.look_every)
                 if pruned and ended == Ended():  # at its last validation it is complete
                     self._end(claim, "PRUNED", seconds=time.time() - began)
-                    tracking.label(order, claim, "pruned")
+                    labels.put(claim, "pruned")
                     return
                 if ended.error is not None:
                     self._end(claim, "FAIL", error=ended.error, seconds=time.time() - began)
-                    tracking.label(order, claim, "failed", ended.error)
+                    labels.put(claim, "failed", ended.error)
                     return
                 if ended.result is None:
                     with contextlib.suppress(UserError):
@@ -97,10 +98,10 @@ class Worker:
                 values = [self._value(objective.metric, results) for objective in order.spec.objectives]
             except UserError as error:
                 self._end(claim, "FAIL", error=str(error), seconds=time.time() - began)
-                tracking.label(order, claim, "failed", str(error))
+                labels.put(claim, "failed", str(error))
                 return
             self._end(claim, "COMPLETE", values, seconds=time.time() - began, steps=results[0].get("steps"))
-            tracking.label(order, claim, "complete", values=values)
+            labels.put(claim, "complete", values=values)
 
     def _note(self, claim: Claim, **facts: Any) -> None:
         def write() -> None:
@@ -153,7 +154,13 @@ def aggregate(metric: str, results: Sequence[dict[str, Any]], how: str) -> float
 
 def main() -> int:
     launch.end_with_starter()
-    order = Order.model_validate_json(sys.stdin.read())
+    import optuna.samplers  # what the first trial needs
+    import optuna.storages  # noqa: F401
+
+    given = sys.stdin.read()
+    if not given:
+        return 0  # the sweep could not begin
+    order = Order.model_validate_json(given)
     os.environ.update(order.environment)
     try:
         worker = Worker(order)
@@ -172,4 +179,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    launch.end_quickly()
+    sys.exit(status)

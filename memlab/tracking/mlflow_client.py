@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from filelock import FileLock
 from memlab.errors import UserError, first_line
 
 SQLITE = "sqlite:///"
+# Of the first contact with a server, in MLflow's own settings: by default it tries for more than a minute, and then waits two for an answer
+_FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def absolute_uri(uri: str) -> str:
@@ -20,10 +25,13 @@ def absolute_uri(uri: str) -> str:
     return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
 
 
-def prepare(uri: str, experiment: str) -> None:
+def prepare(uri: str, experiment: str, patient: bool = False) -> None:
     """Make the store and the experiment if they are not there yet, one process at a time.
 
     MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
+
+    Args:
+        patient: wait for a server that does not answer, as later writes do; False = some seconds: its address may be wrong.
 
     Raises:
         UserError: the store cannot be reached or written.
@@ -42,9 +50,29 @@ def prepare(uri: str, experiment: str) -> None:
             with lock(uri):
                 _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
         else:
-            _make_experiment(MlflowClient(uri), experiment, None)
+            with nullcontext() if patient else _first_contact():
+                _make_experiment(MlflowClient(uri), experiment, None)
     except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {first_line(error)}") from None
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; of a server that cannot be reached only why: requests tells what was asked for, and how often, first."""
+    line = first_line(error)
+    cause = re.search(r"""Caused by \w+\(.*(?:: |, ')([^:]+)["']\)\)$""", line)
+    return f"the server does not answer: {cause[1]}" if cause else line
+
+
+@contextlib.contextmanager
+def _first_contact() -> Iterator[None]:
+    """MLflow gives up a server soon; what the user has set in the environment counts more."""
+    mine = {key: value for key, value in _FIRST_CONTACT.items() if key not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for key in mine:
+            del os.environ[key]
 
 
 def lock(uri: str) -> AbstractContextManager[Any]:

@@ -111,7 +111,8 @@ def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory
 
     def take() -> Path:
         if isinstance(config.tracking, MLflowTracking):
-            mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
+            part_of_a_sweep = config.tracking.parent_run is not None  # which has reached the store before
+            mlflow_store.prepare(config.tracking.uri, config.tracking.experiment, patient=part_of_a_sweep)
         claimed.append(RunDirectory(config.run_dir, config, continues))
         return claimed[0].path
 

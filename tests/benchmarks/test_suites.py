@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from memlab.bench import check_bench
-from memlab.benchmarks import measure, peer_models, peer_names, peers, report, roofline, streaming
+from memlab.benchmarks import measure, peer_models, peer_names, peers, report, roofline, streaming, sweep
 from memlab.benchmarks.peer_models import PEERS, Loss, Peer
 from memlab.config import BenchConfig, PeersConfig
 from memlab.errors import ConfigError
@@ -133,3 +133,38 @@ def test_a_peer_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
         warnings.warn("old", FutureWarning, stacklevel=1)
         print("words", file=sys.stderr)
     assert capfd.readouterr().err == ""
+
+
+def test_the_parts_of_a_sweep_are_its_difference_from_the_same_by_hand() -> None:
+    times = sweep.Times(began=100.0, trials=[(103.0, 113.0), (113.5, 123.0), (123.25, 133.0)], ended=135.0)
+    parts = sweep.parts(times, by_hand=[9.0, 9.0, 9.0])
+    assert list(parts.values()) == pytest.approx([3.0, 0.75, 2.25, 2.0])
+    assert sum(parts.values()) == pytest.approx(35.0 - 27.0)
+
+
+def test_a_sweep_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'rmt_reverse'"):
+        configured(tmp_path, "sweep", "sweep.name=rmt_revers")
+
+
+@pytest.mark.slow
+def test_a_sweep_is_measured_against_the_same_trainings_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, list[str]]] = []
+
+    def command(place: Path, program: str, words: list[str]) -> float:
+        said.append((program, words))
+        return real(place, program, words)
+
+    real = sweep._command
+    monkeypatch.setattr(sweep, "_command", command)
+    result = sweep.run(configured(tmp_path, "sweep", "sweep.trials=2", "sweep.steps=20"))
+    assert json.loads((tmp_path / "sweep.json").read_text()) == result and "What a sweep adds" in (tmp_path / "PERFORMANCE.md").read_text()
+    assert len(result["by_hand_seconds"]) == len(result["trial_seconds"]) == 2
+    assert result["ratio"] == pytest.approx(result["sweep_seconds"] / sum(result["by_hand_seconds"]))
+    assert sum(result["parts"].values()) == pytest.approx(result["sweep_seconds"] - sum(result["by_hand_seconds"]))
+    trainings = [words for program, words in said[1:] if program == "memlab.train"]
+    for words in trainings:
+        keys = [word.partition("=")[0] for word in words]
+        assert len(set(keys)) == len(keys) and {"optim.lr", "trainer.max_steps", "tracking", "tracking.uri", "run_dir"} <= set(keys)
+        assert "tracking.parent_run" not in keys and "trainer.max_steps=20" in words
+    assert trainings[0] != trainings[1]

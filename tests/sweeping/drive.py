@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from memlab.errors import UserError
 from memlab.sweeping import driver
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.order import Order
+from memlab.sweeping.pool import Pool
 from memlab.sweeping.store import Store
 
 
@@ -18,7 +20,9 @@ def main() -> int:
     try:
         arms = store.patiently(lambda: order.arms(store))
         with Asked() as asked:
-            driver.Pool(order, [[] for _ in range(workers)], store, arms, asked).run()
+            pool = Pool(Path(order.run_dir), [[] for _ in range(workers)], asked)
+            pool.start()
+            pool.run(order, store, arms)
         driver._check_done(order, store, arms)
     except Interrupted:
         return 128 + asked.number

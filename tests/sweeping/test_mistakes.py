@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from memlab.sweep import gather
 from memlab.sweeping import driver, space
 from memlab.sweeping.plan import Plan, check_sweep
 from memlab.sweeping.spec import Spec, load
+from tests.sweeping.killing import children
 
 GOOD: dict[str, Any] = {
     "base": {"model": "rmt", "task": "reverse", "trainer.max_steps": 20},
@@ -33,7 +36,7 @@ GOOD: dict[str, Any] = {
 def plan(tmp_path: Path, *words: str, **changes: Any) -> Plan:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**GOOD, **changes}))
-    given = [f"sweep={file}", f"run_dir={tmp_path / 'out'}", "tracking=off", *words]
+    given = [f"sweep={file}", f"run_dir={tmp_path / 'out'}", *([] if "tracking=mlflow" in words else ["tracking=off"]), *words]
     made: Plan = cli.compose_checked("sweep", gather(given), check_sweep)
     return made
 
@@ -145,6 +148,15 @@ def test_a_storage_that_is_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"notes\.txt cannot be used: file is not a database"):
         driver.run(plan(tmp_path, f"storage='sqlite:///{file}'"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_mlflow_server_that_does_not_answer(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"^tracking\.uri=http://127\.0\.0\.1:1: .*refused$"):
+        driver.run(plan(tmp_path, "tracking=mlflow", "tracking.uri=http://127.0.0.1:1"))
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out" / "trials").exists()
+    assert not children(os.getpid()), "workers that were waiting for their order"
 
 
 def test_an_existing_study_of_another_space(tmp_path: Path) -> None:

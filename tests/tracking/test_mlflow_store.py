@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import time
 from typing import Any
 
 import pytest
 
-from memlab.tracking import mlflow_store
+from memlab.errors import UserError
+from memlab.tracking import mlflow_client, mlflow_store
 from memlab.tracking.mlflow_store import Tracker
 
 
@@ -83,3 +85,23 @@ def test_a_failing_store_costs_a_warning(tracker: Tracker, monkeypatch: pytest.M
     err = capsys.readouterr().err
     assert "2 writes to MLflow" in err and "no space left; metrics.jsonl" in err
     assert stored(tracker).info.status == "FINISHED"
+
+
+def test_a_server_that_does_not_answer_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"^tracking\.uri=http://127\.0\.0\.1:1: .* the server does not answer: .*refused$"):
+        mlflow_store.prepare("http://127.0.0.1:1", "tests")
+    assert time.monotonic() - began < 20, "by default MLflow tries for more than a minute"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ, "later writes are patient"
+
+
+@pytest.mark.parametrize(("patient", "own", "retries"), [(False, None, "1"), (True, None, None), (False, "3", "3")])
+def test_how_often_the_first_contact_is_tried(patient: bool, own: str | None, retries: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, seen = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", []
+    monkeypatch.delenv(key, raising=False)
+    if own is not None:
+        monkeypatch.setenv(key, own)
+    monkeypatch.setattr(mlflow_client, "_make_experiment", lambda *_: seen.append(os.environ.get(key)))
+    mlflow_store.prepare("http://127.0.0.1:1", "tests", patient)
+    assert seen == [retries] and os.environ.get(key) == own

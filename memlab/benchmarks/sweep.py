@@ -1,0 +1,153 @@
+"""What `memlab.sweep` costs beyond its trainings: its wall time over that of the same trainings started one after another by hand.
+
+Both sides are the commands that a user types, with MLflow in a SQLite store of their own. The sweep has one worker, no pruning and no
+final trainings; then each of its trials is trained again by the command that its `result.json` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from memlab.benchmarks.report import machine, rows, write
+from memlab.config import BenchConfig
+from memlab.errors import UserError
+from memlab.sweeping.spec import find
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it is written down), its exit."""
+
+    began: float
+    trials: Sequence[tuple[float, float]]
+    ended: float
+
+
+def run(config: BenchConfig) -> dict[str, Any]:
+    """Measure, print a table and return {"ratio", "sweep_seconds", "by_hand_seconds", "parts", ...}; also in `run_dir/sweep.json`.
+
+    Raises:
+        UserError: the sweep or a training failed.
+    """
+    sizes = config.sweep
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        _command(place, "memlab.train", ["trainer.max_steps=1", "run_dir=warm_up", "tracking=off"])  # files are in memory for both sides
+        times = sweep(place, sizes.name, sizes.trials, sizes.steps)
+        commands = [_by_hand(file) for file in sorted(place.glob("sweep/trials/*/*/result.json"))]
+        by_hand = []
+        for at, words in enumerate(track(commands, "by hand", transient=True, disable=not Console().is_terminal)):
+            by_hand.append(_command(place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"]))
+    result = {
+        "suite": "sweep",
+        "sweep": sizes.name,
+        "trials": len(times.trials),
+        "steps": sizes.steps,
+        "ratio": (times.ended - times.began) / sum(by_hand),
+        "sweep_seconds": times.ended - times.began,
+        "by_hand_seconds": by_hand,
+        "trial_seconds": [end - start for start, end in times.trials],
+        "parts": parts(times, by_hand),
+        **machine(),
+    }
+    write(result, table(result), config.run_dir, page(result))
+    return result
+
+
+def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
+    """Run a sweep in `place/sweep`, without what would make its trainings others than those by hand.
+
+    Raises:
+        UserError: it failed.
+    """
+    import optuna
+
+    values = {**yaml.safe_load(find(name).read_text(encoding="utf-8")), "pruner": {"name": "none"}}
+    (place / "measured.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    words = ["sweep=./measured.yaml", f"trials={trials}", f"base.trainer.max_steps={steps}", "final=false", "run_dir=sweep"]
+    began = time.time()
+    _command(place, "memlab.sweep", [*words, "tracking.uri=sqlite:///sweep.db"])
+    ended = time.time()
+    storage = optuna.storages.RDBStorage(f"sqlite:///{place / 'sweep' / 'study.db'}")
+    spans = []
+    for summary in optuna.get_all_study_summaries(storage):  # one for each arm
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False):
+            if trial.state.name != "COMPLETE":
+                raise UserError(f"sweep={name}: trial {trial.number} failed: {trial.user_attrs.get('error')}")
+            assert trial.datetime_start is not None and trial.datetime_complete is not None
+            spans.append((trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()))
+    storage.remove_session()
+    storage.engine.dispose()
+    return Times(began, sorted(spans), ended)
+
+
+def parts(times: Times, by_hand: Sequence[float]) -> dict[str, float]:
+    """Where the difference is, in seconds; together they are the sweep's wall time less the sum by hand."""
+    between = [start - end for (_, end), (start, _) in zip(times.trials, times.trials[1:], strict=False)]
+    return {
+        "before the first trial": times.trials[0][0] - times.began,
+        "between trials": sum(between),
+        "in trials, over the same by hand": sum(end - start for start, end in times.trials) - sum(by_hand),
+        "after the last trial": times.ended - times.trials[-1][1],
+    }
+
+
+def _by_hand(result: Path) -> list[str]:
+    """The overrides of a trial's training, but for its place and its sweep's run."""
+    words = shlex.split(json.loads(result.read_text(encoding="utf-8"))["command"])[3:]  # behind python -m memlab.train
+    return [word for word in words if word.partition("=")[0] not in ("tracking.uri", "tracking.parent_run")]
+
+
+def _command(place: Path, program: str, words: Sequence[str]) -> float:
+    """Seconds of a command.
+
+    Raises:
+        UserError: it failed.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", program, *words], cwd=place, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+    return time.perf_counter() - began
+
+
+def _title(result: dict[str, Any]) -> str:
+    mean = sum(result["by_hand_seconds"]) / len(result["by_hand_seconds"])
+    return f"{result['trials']} trials of {result['sweep']}, {result['steps']} steps each (by hand {mean:.1f} s on average), one worker"
+
+
+def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    measured = [("sweep, s", result["sweep_seconds"]), ("the same trainings by hand, one after another, s", sum(result["by_hand_seconds"]))]
+    lines = [(name, f"{seconds:.1f}") for name, seconds in measured]
+    return [*lines, ("ratio", f"{result['ratio']:.3f}"), *((f"{name}, s", f"{s:.1f}") for name, s in result["parts"].items())]
+
+
+def page(result: dict[str, Any]) -> list[str]:
+    """The suite's part of PERFORMANCE.md."""
+    return ["## What a sweep adds", "", f"{_title(result)}.", "", *rows(["", ""], _lines(result))]
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures as a person reads them."""
+    table = Table(title=f"sweep: {_title(result)}", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for line in _lines(result):
+        table.add_row(*line)
+    return table
