@@ -49,8 +49,8 @@ from typing import Any
 from filelock import FileLock
 
 from memlab.errors import UserError
+from memlab.files import write_whole
 from memlab.tracking.checkpoint_file import BEST
-from memlab.tracking.run_directory import write_whole
 
 NAME = "evaluation.json"
 FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -21,8 +20,8 @@ from memlab.reports import comparison_tables as tables
 from memlab.reports import page
 from memlab.reports.comparison import Comparison
 from memlab.reports.comparison import compare as sort
-from memlab.tracking import mlflow_store, multirun, stored_runs
-from memlab.tracking.mlflow_store import SQLITE, absolute_uri
+from memlab.tracking import mlflow_client, mlflow_store, multirun, stored_runs
+from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -35,7 +34,9 @@ def compare(config: CompareConfig) -> Comparison:
     Raises:
         UserError: there is no such store, experiment or run id, or no run that can be compared.
     """
-    client = _client(config.tracking.uri, needed=config.runs is None or any(_RUN_ID.fullmatch(run) for run in config.runs))
+    advice = f"Give another tracking.uri, or run directories, runs=[DIR,DIR]; or begin with: {_BEGIN}"
+    needs_store = config.runs is None or any(_RUN_ID.fullmatch(run) for run in config.runs)
+    client = mlflow_client.existing(config.tracking.uri, advice) if needs_store else None
     if config.runs is not None:
         name, asked = "selected runs", f"runs=[{','.join(config.runs)}]"
         found = list(_selected(config.runs, client, config.tracking.uri))
@@ -87,33 +88,6 @@ def _write(comparison: Comparison, config: CompareConfig, name: str) -> Path:
     except OSError as error:
         raise UserError(f"out={directory} cannot be written: {error.strerror}") from None
     return directory
-
-
-def _client(uri: str, needed: bool) -> Any:
-    """A client of a store that is there: MLflow would make a new one.
-
-    Raises:
-        UserError: it is needed, and there is none.
-    """
-    if not needed:
-        return None
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        place = Path(uri.removeprefix(SQLITE)).absolute().parent
-        raise UserError(
-            f"tracking.uri={uri}: there is no MLflow store in {place}. Give another tracking.uri, or run directories, runs=[DIR,DIR]; or "
-            f"begin with: {_BEGIN}"
-        )
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = MlflowClient(absolute_uri(uri))
-        client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {str(error).splitlines()[0]}") from None
-    return client
 
 
 def _experiment(client: Any, name: str | None, uri: str) -> Any:

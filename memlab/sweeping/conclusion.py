@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from memlab.errors import UserError
+from memlab.files import write_whole
 from memlab.sweeping import figures, tracking
 from memlab.sweeping.claims import Arm
 from memlab.sweeping.ending import Asked
@@ -26,7 +27,6 @@ from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
 from memlab.sweeping.table import duration, state
 from memlab.sweeping.training import Following
-from memlab.tracking.run_directory import write_whole
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.errors import UserError, first_line
+from memlab.files import write_whole
 from memlab.text.corpus import Corpus
 from memlab.text.files import File
 
@@ -152,13 +152,7 @@ def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target.parent}.lock"):  # of several processes that begin at once, one trains
             if not target.is_file():
-                trained = _train(corpus, size)
-                partial = target.with_suffix(".json.partial")
-                with partial.open("w", encoding="utf-8") as file:
-                    file.write(trained)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, target)  # it is there whole or not at all
+                write_whole(target, _train(corpus, size))
     except OSError as error:
         raise UserError(f"task.cache_dir: {target} cannot be written: {error.strerror}") from None
     return SavedTokenizer(target)

@@ -6,18 +6,16 @@ A run is named by its directory, by the file of one of its checkpoints, or by it
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from memlab.errors import UserError, first_line
+from memlab.tracking import mlflow_client
 from memlab.tracking.checkpoint_file import BEST
-from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST = 1000  # metrics that MLflow takes in one call
@@ -81,7 +79,7 @@ def _finished(directory: Path, named: str) -> Found:
 
 def _directory_of(run_id: str, uri: str) -> Path:
     """The directory of a run in MLflow."""
-    client = _client(uri)
+    client = mlflow_client.existing(uri)
     from mlflow.exceptions import MlflowException
 
     try:
@@ -94,26 +92,6 @@ def _directory_of(run_id: str, uri: str) -> Path:
     if not Path(place).is_dir():
         raise UserError(f"run={run_id}: its directory {place} is not on this machine; copy it here and give run=DIR")
     return Path(place)
-
-
-def _client(uri: str) -> Any:
-    """A client of a store that is there: MLflow would make a new one.
-
-    Raises:
-        UserError: there is no store.
-    """
-    if uri.startswith(SQLITE):
-        database = Path(absolute_uri(uri).removeprefix(SQLITE))
-        if not database.is_file():
-            raise UserError(f"tracking.uri={uri}: there is no MLflow store ({database} is missing)")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient(absolute_uri(uri))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {first_line(error)}") from None
 
 
 def mlflow_run_id(directory: Path) -> str | None:
@@ -137,7 +115,7 @@ def add(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]] =
     now = int(time.time() * 1000)
     metrics = [Metric(name, float(value), now, step) for name, value, step in points]
     try:
-        client = _client(uri)
+        client = mlflow_client.existing(uri)
         for start in range(0, len(metrics), _MOST):
             client.log_batch(run_id, metrics=metrics[start : start + _MOST])
         for file, folder in files:

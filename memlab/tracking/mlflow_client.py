@@ -56,6 +56,32 @@ def prepare(uri: str, experiment: str, patient: bool = False) -> None:
         raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_reason(error)}") from None
 
 
+def existing(uri: str, advice: str = "") -> Any:
+    """A client of a store that is there; MLflow would make a new one.
+
+    Args:
+        advice: what to do if there is none.
+
+    Raises:
+        UserError: there is no store, or it cannot be read.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    database = Path(absolute_uri(uri).removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not database.is_file():
+        raise UserError(f"tracking.uri={uri}: there is no MLflow store ({database} is missing){advice and '. '}{advice}")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(absolute_uri(uri))
+        with _first_contact():
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_reason(error)}") from None
+    return client
+
+
 def _reason(error: Exception) -> str:
     """What an error says; of a server that cannot be reached only why: requests tells what was asked for, and how often, first."""
     line = first_line(error)

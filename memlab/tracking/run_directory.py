@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from memlab.config import Config
 from memlab.errors import UserError
+from memlab.files import write_whole
 
 
 class RunDirectory:
@@ -93,21 +94,3 @@ class RunDirectory:
         target = self.path / "result.json"
         write_whole(target, json.dumps(result, indent=2, allow_nan=False) + "\n")
         return target
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Write a file in one piece: after a kill or on a full disk the old content is there, or the new one.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
