@@ -31,11 +31,13 @@ from memlab.sweeping.spec import find
 
 @dataclass(frozen=True)
 class Times:
-    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it is written down), its exit."""
+    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it is written down), its exit.
+    `processor`: seconds of all its processes together."""
 
     began: float
     trials: Sequence[tuple[float, float]]
     ended: float
+    processor: float = 0.0
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -50,9 +52,12 @@ def run(config: BenchConfig) -> dict[str, Any]:
         _command(place, "memlab.train", ["trainer.max_steps=1", "run_dir=warm_up", "tracking=off"])  # files are in memory for both sides
         times = sweep(place, sizes.name, sizes.trials, sizes.steps)
         commands = [_by_hand(file) for file in sorted(place.glob("sweep/trials/*/*/result.json"))]
-        by_hand = []
+        by_hand: list[float] = []
+        processor = 0.0
         for at, words in enumerate(track(commands, "by hand", transient=True, disable=not Console().is_terminal)):
-            by_hand.append(_command(place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"]))
+            training = _command(place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"])
+            by_hand.append(training[0])
+            processor += training[1]
     result = {
         "suite": "sweep",
         "sweep": sizes.name,
@@ -63,6 +68,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "by_hand_seconds": by_hand,
         "trial_seconds": [end - start for start, end in times.trials],
         "parts": parts(times, by_hand),
+        "processor_seconds": {"sweep": times.processor, "by_hand": processor},
         **machine(),
     }
     write(result, table(result), config.run_dir, page(result))
@@ -81,7 +87,7 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
     (place / "measured.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     words = ["sweep=./measured.yaml", f"trials={trials}", f"base.trainer.max_steps={steps}", "final=false", "run_dir=sweep"]
     began = time.time()
-    _command(place, "memlab.sweep", [*words, "tracking.uri=sqlite:///sweep.db"])
+    processor = _command(place, "memlab.sweep", [*words, "tracking.uri=sqlite:///sweep.db"])[1]
     ended = time.time()
     storage = optuna.storages.RDBStorage(f"sqlite:///{place / 'sweep' / 'study.db'}")
     spans = []
@@ -93,7 +99,7 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
             spans.append((trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()))
     storage.remove_session()
     storage.engine.dispose()
-    return Times(began, sorted(spans), ended)
+    return Times(began, sorted(spans), ended, processor)
 
 
 def parts(times: Times, by_hand: Sequence[float]) -> dict[str, float]:
@@ -113,18 +119,23 @@ def _by_hand(result: Path) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in ("tracking.uri", "tracking.parent_run")]
 
 
-def _command(place: Path, program: str, words: Sequence[str]) -> float:
-    """Seconds of a command.
+def _command(place: Path, program: str, words: Sequence[str]) -> tuple[float, float]:
+    """Seconds of a command, by the clock and of the processor (in all processes that it starts).
 
     Raises:
         UserError: it failed.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _used()
     done = subprocess.run([sys.executable, "-m", program, *words], cwd=place, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
-    return time.perf_counter() - began
+    return time.perf_counter() - began, _used() - used
+
+
+def _used() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -135,7 +146,9 @@ def _title(result: dict[str, Any]) -> str:
 def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     measured = [("sweep, s", result["sweep_seconds"]), ("the same trainings by hand, one after another, s", sum(result["by_hand_seconds"]))]
     lines = [(name, f"{seconds:.1f}") for name, seconds in measured]
-    return [*lines, ("ratio", f"{result['ratio']:.3f}"), *((f"{name}, s", f"{s:.1f}") for name, s in result["parts"].items())]
+    lines += [("ratio", f"{result['ratio']:.3f}"), *((f"{name}, s", f"{s:.1f}") for name, s in result["parts"].items())]
+    used = result["processor_seconds"]
+    return [*lines, ("processor time, sweep / by hand, s", f"{used['sweep']:.1f} / {used['by_hand']:.1f}")]
 
 
 def page(result: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
 from argparse import Namespace
@@ -32,6 +33,7 @@ from memlab.tracking.resume import flatten
 __all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
 
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
+LONG = 20.0  # seconds; MLflow tries to reach a server for more, and a SQLite store fails sooner
 _MOST = 1000  # metrics that MLflow takes in one call
 _NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")  # of a task: how its samples are read, not what they are
 
@@ -72,6 +74,7 @@ class Tracker(MLFlowLogger):
         super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id)
         self.uri = uri
         self.failures: list[Exception] = []
+        self._waited_until = -math.inf  # `time.monotonic()` when a write was last given up after long
         self._stored: dict[str, int] = {}  # the last step that a continued run has already, see `_mark`
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         if run_id is None:
@@ -189,11 +192,19 @@ class Tracker(MLFlowLogger):
                 multirun.child_ended(self.experiment, run.info.experiment_id, parent)
 
     def _write(self, write: Callable[[], object]) -> None:
+        asked = time.monotonic()
+
         def attempt() -> None:
+            if asked < self._waited_until:  # it waited behind a write that a server had minutes to take: not each of them has to
+                self.failures.append(self.failures[-1])
+                return
+            began = time.monotonic()
             try:
                 write()
             except Exception as error:  # whatever goes wrong with the store, the training goes on
                 self.failures.append(error)
+                if time.monotonic() - began > LONG:
+                    self._waited_until = time.monotonic()
 
         self._writer.submit(attempt)
 

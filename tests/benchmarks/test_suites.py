@@ -151,7 +151,7 @@ def test_a_sweep_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 def test_a_sweep_is_measured_against_the_same_trainings_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, list[str]]] = []
 
-    def command(place: Path, program: str, words: list[str]) -> float:
+    def command(place: Path, program: str, words: list[str]) -> tuple[float, float]:
         said.append((program, words))
         return real(place, program, words)
 
@@ -160,6 +160,7 @@ def test_a_sweep_is_measured_against_the_same_trainings_by_hand(tmp_path: Path, 
     result = sweep.run(configured(tmp_path, "sweep", "sweep.trials=2", "sweep.steps=20"))
     assert json.loads((tmp_path / "sweep.json").read_text()) == result and "What a sweep adds" in (tmp_path / "PERFORMANCE.md").read_text()
     assert len(result["by_hand_seconds"]) == len(result["trial_seconds"]) == 2
+    assert result["processor_seconds"]["sweep"] > result["processor_seconds"]["by_hand"] > 5
     assert result["ratio"] == pytest.approx(result["sweep_seconds"] / sum(result["by_hand_seconds"]))
     assert sum(result["parts"].values()) == pytest.approx(result["sweep_seconds"] - sum(result["by_hand_seconds"]))
     trainings = [words for program, words in said[1:] if program == "memlab.train"]

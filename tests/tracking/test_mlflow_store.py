@@ -105,3 +105,24 @@ def test_how_often_the_first_contact_is_tried(patient: bool, own: str | None, re
     monkeypatch.setattr(mlflow_client, "_make_experiment", lambda *_: seen.append(os.environ.get(key)))
     mlflow_store.prepare("http://127.0.0.1:1", "tests", patient)
     assert seen == [retries] and os.environ.get(key) == own
+
+
+def test_a_server_that_is_gone_is_waited_for_once_and_not_by_each_write(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mlflow_store, "LONG", 0.2)
+    tried: list[int] = []
+
+    def gone(number: int) -> None:
+        tried.append(number)
+        time.sleep(0.3)
+        raise ConnectionError("refused")
+
+    for number in range(50):
+        tracker._write(lambda number=number: gone(number))
+    tracker._writer.submit(lambda: None).result()
+    assert tried == [0], "the others waited behind it"
+    tracker.log_metrics({"train/loss": 1.0}, 7)  # it is there again
+    tracker.end("FINISHED")
+    assert stored(tracker).info.status == "FINISHED" and stored(tracker).data.metrics == {"train/loss": 1.0}
+    assert "50 writes to MLflow" in capsys.readouterr().err
