@@ -20,7 +20,7 @@ def check_bench(composed: DictConfig) -> BenchConfig:
         raise ConfigError(f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or trainer=gpu")
     if config.suite in ("peers", "all"):
         _check_peers(config)
-    if config.suite in ("sweep", "all"):
+    if config.suite == "sweep":
         find(config.sweep.name)
     return config
 
@@ -48,7 +48,7 @@ def job(config: BenchConfig) -> int:
     import torch
 
     from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming, sweep
-    from memlab.benchmarks.report import PAGE
+    from memlab.benchmarks.report import ALL
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -62,7 +62,7 @@ def job(config: BenchConfig) -> int:
         "streaming": streaming,
         "sweep": sweep,
     }
-    for suite in PAGE if config.suite == "all" else (config.suite,):
+    for suite in ALL if config.suite == "all" else (config.suite,):
         suites[suite].run(config.model_copy(update={"suite": suite}))
     return 0
 

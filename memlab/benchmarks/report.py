@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from rich.table import Table
 
 from memlab.tracking.versions import versions
 
-PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")  # in this order
+ALL = ("peers", "roofline", "streaming", "forms", "overhead")  # what suite=all measures
+PAGE = (*ALL, "sweep")  # the parts of the page, in this order; a sweep takes as long as all the others
 
 
 def machine() -> dict[str, Any]:
@@ -78,8 +80,11 @@ def _join(directory: Path, last: dict[str, Any]) -> Path:
     where = f"{last['processor']}, {last['cores']} cores, {last['threads']} threads"
     where += f", {last['gpu']}" if last["gpu"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    head = ["# Performance", "", "Made by `python -m memlab.bench suite=all`.", f"Machine: {where}. Versions: {packages}.", ""]
-    parts = [file.read_text(encoding="utf-8") for name in PAGE if (file := directory / f"{name}.md").exists()]
+    found = [name for name in PAGE if (directory / f"{name}.md").exists()]
+    made = ", ".join(f"`{name}`" for name in found)
+    how = f"Made by `python -m memlab.bench suite=SUITE` ({made}), or `suite=all` for all but `sweep`, on {date.today()}."
+    head = ["# Performance", "", how, f"Machine: {where}. Versions: {packages}.", ""]
+    parts = [(directory / f"{name}.md").read_text(encoding="utf-8") for name in found]
     page = directory / "PERFORMANCE.md"
     page.write_text("\n".join([*head, *parts]).rstrip() + "\n", encoding="utf-8")
     return page
