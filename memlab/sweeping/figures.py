@@ -71,9 +71,22 @@ def _plots(spec: Spec, study: optuna.Study) -> dict[str, Callable[[], Any]]:
         plots[f"history{part}"] = of(optuna_figures.plot_optimization_history, at)
         if varied:
             plots[f"importance{part}"] = of(optuna_figures.plot_param_importances, at)
-            plots[f"parallel_coordinates{part}"] = of(optuna_figures.plot_parallel_coordinate, at)
+            plots[f"parallel_coordinates{part}"] = of(_parallel_coordinates(spec.objectives[at].direction), at)
     if len(names) == 1:
         plots["validations"] = lambda: optuna_figures.plot_intermediate_values(study)
     elif len(names) <= 3:
         plots["pareto_front"] = lambda: optuna_figures.plot_pareto_front(study, target_names=names)
     return plots
+
+
+def _parallel_coordinates(direction: str) -> Callable[..., Any]:
+    """Optuna's plot with the best lines the darkest; of several objectives it takes each for one that is minimized."""
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+    def plot(study: optuna.Study, **more: Any) -> Any:
+        axes = plot_parallel_coordinate(study, **more)
+        for lines in axes.collections:
+            lines.set_cmap("Blues" if direction == "maximize" else "Blues_r")
+        return axes
+
+    return plot
