@@ -17,8 +17,8 @@ from rich.table import Table
 
 from memlab.tracking.versions import versions
 
-ALL = ("peers", "roofline", "streaming", "forms", "overhead")  # what suite=all measures
-PAGE = (*ALL, "sweep")  # the parts of the page, in this order; a sweep takes as long as all the others
+PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")  # the parts of the page, in this order
+ALL = ("streaming", "peers", "roofline", "forms", "overhead")  # suite=all; first what tells the most memory that the process has held
 
 
 def machine() -> dict[str, Any]:
