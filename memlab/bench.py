@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from memlab import cli
-from memlab.config import BenchConfig, check
+from memlab.benchmarks.settings import BenchConfig
+from memlab.config import check
 from memlab.errors import ConfigError, suggestion
 from memlab.sweeping.spec import find
 

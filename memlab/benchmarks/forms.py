@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, rows, spread, words, write
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import ConfigError
 from memlab.models.base import Model
 

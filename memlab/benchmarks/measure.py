@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from memlab import schema
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import ConfigError, suggestion
 from memlab.models.base import Decoder, Model
 from memlab.paths import config_dir

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, spread, write
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.models.base import Decoder, Model
 from memlab.reports import curves
 from memlab.training import truncation

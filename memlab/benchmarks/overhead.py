@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from memlab.benchmarks.report import machine, rows, spread, words, write
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import ConfigError, UserError
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare

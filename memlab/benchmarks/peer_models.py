@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from memlab.benchmarks.measure import VOCABULARY, Work, optimizer
-from memlab.config import PeersConfig
+from memlab.benchmarks.settings import PeersConfig
 
 Loss = Callable[[Tensor], Tensor]  # [B, T + 1] token ids to the mean loss of the T predictions, backward done
 

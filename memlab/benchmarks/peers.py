@@ -16,7 +16,7 @@ from torch import Tensor
 from memlab.benchmarks import measure, peer_models, report
 from memlab.benchmarks.measure import Work
 from memlab.benchmarks.peer_models import PEERS, Peer
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 
 
 def run(config: BenchConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from memlab.benchmarks import measure, report
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 
 
 def run(config: BenchConfig) -> dict[str, Any]:

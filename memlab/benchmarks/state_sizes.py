@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 
 from memlab.benchmarks.report import write
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.evaluation import memory
 from memlab.layers import nearest
 from memlab.layers.state import State

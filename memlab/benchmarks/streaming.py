@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from memlab.benchmarks import measure, report
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.models.base import Decoder, Model
 
 FIRST = 8_192  # tokens at the first point of a stream; the others are at twice as many each, and at the end

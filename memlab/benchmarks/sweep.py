@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from memlab.benchmarks.report import machine, rows, write
-from memlab.config import BenchConfig
+from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import UserError
 from memlab.sweeping.spec import find
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from memlab.bench import check_bench
 from memlab.benchmarks import measure, peer_models, peer_names, peers, report, roofline, streaming, sweep
 from memlab.benchmarks.peer_models import PEERS, Loss, Peer
-from memlab.config import BenchConfig, PeersConfig
+from memlab.benchmarks.settings import BenchConfig, PeersConfig
 from memlab.errors import ConfigError
 from memlab.paths import config_dir
 
