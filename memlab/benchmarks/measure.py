@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,12 +92,17 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
 
-def training_step(model: Model, tokens_BSN: Tensor) -> Work:
-    """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss."""
-    adam, targets_BSN = optimizer(model), tokens_BSN.flatten(1).roll(-1, dims=1).view_as(tokens_BSN)
+def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None = None) -> Work:
+    """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss.
+
+    Args:
+        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, behind the last of which comes the first.
+    """
+    adam = optimizer(model)
+    targets = tokens_BSN.flatten(1).roll(-1, dims=1).view_as(tokens_BSN) if targets_BSN is None else targets_BSN
 
     def step() -> Tensor:
-        value = loss(model, tokens_BSN, targets_BSN)
+        value = loss(model, tokens_BSN, targets)
         value.backward()
         adam.step()
         adam.zero_grad()
@@ -113,6 +120,11 @@ def seconds(work: Work, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
+
+
+def environment() -> dict[str, str]:
+    """Of a command that is measured from another directory: it finds the same memlab."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def progress(turns: Sequence[int], description: str) -> Iterable[int]:

@@ -7,7 +7,6 @@ made. The two take turns, block by block, and each block's first steps are left 
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, rows, spread, words, write
 from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import ConfigError, UserError
@@ -40,7 +38,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     block = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})})
     pairs = []
     with tempfile.TemporaryDirectory() as place:
-        for repeat in track(range(config.repeats), description="overhead", transient=True, disable=not Console().is_terminal):
+        for repeat in measure.progress(range(config.repeats), "overhead"):
             pairs.append((train_block(block, Path(place) / str(repeat)), bare_block(block)))
     ratios = [train / bare for train, bare in pairs]
     result = {
@@ -66,20 +64,19 @@ def start(config: BenchConfig) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"first_step": [], "help": []}
     train = [sys.executable, "-m", "memlab.train"]
     one = [f"model={config.model['name']}", f"task={config.task['name']}", "trainer.max_steps=1", "trainer.log_every=1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    silent: dict[str, Any] = {"env": measure.environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with tempfile.TemporaryDirectory() as place:
-        for repeat in track(range(3), description="start", transient=True, disable=not Console().is_terminal):
+        for repeat in measure.progress(range(3), "start"):
             metrics = Path(place, str(repeat), "metrics.jsonl")
             began = time.perf_counter()
-            silent: dict[str, Any] = {"cwd": place, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen([*train, *one, f"run_dir={metrics.parent}"], **silent)
+            process = subprocess.Popen([*train, *one, f"run_dir={metrics.parent}"], cwd=place, **silent)
             while process.poll() is None and not (metrics.exists() and "train/loss" in metrics.read_text()):
                 time.sleep(0.01)
             found["first_step"].append(time.perf_counter() - began)
             if process.wait():
                 raise UserError(f"{' '.join([*train[1:], *one])} ended with status {process.returncode}")
             began = time.perf_counter()
-            subprocess.run([*train, "--help"], check=True, **silent)
+            subprocess.run([*train, "--help"], check=True, cwd=place, **silent)
             found["help"].append(time.perf_counter() - began)
     return found
 

@@ -69,17 +69,8 @@ def compare(name: str, peer: Peer, config: BenchConfig, segments: int, tokens: i
 
 def our_step(model: measure.Model, ids_BT: Tensor, segments: int) -> Work:
     """The same tokens, cut into segments."""
-    adam = measure.optimizer(model)
     inputs_BSN, targets_BSN = (t.unflatten(1, (segments, -1)) for t in (ids_BT[:, :-1], ids_BT[:, 1:]))
-
-    def step() -> Tensor:
-        value = measure.loss(model, inputs_BSN, targets_BSN)
-        value.backward()
-        adam.step()
-        adam.zero_grad()
-        return value.detach()
-
-    return step
+    return measure.training_step(model, inputs_BSN, targets_BSN)
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -100,15 +91,10 @@ def cells(measured: dict[str, Any]) -> list[str]:
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    table = Table(title=f"peers: {title(result)}", title_justify="left")
-    for column in ("", "size", "theirs, ms", "ours, ms", "theirs / ours", "ceiling"):
-        table.add_column(column, justify="left" if column in ("", "size") else "right")
-    for size, at in result["sizes"].items():
-        for name, measured in at["models"].items():
-            table.add_row(name, size, *cells(measured))
-    table.caption = "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured beside"
-    table.caption_justify = "left"
-    return table
+    body = [[name, size, *cells(measured)] for size, at in result["sizes"].items() for name, measured in at["models"].items()]
+    head = ("", "size", "theirs, ms", "ours, ms", "theirs / ours", "ceiling")
+    caption = "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured beside"
+    return report.terminal_table(f"peers: {title(result)}", head, body, caption, names=2)
 
 
 def page(result: dict[str, Any]) -> list[str]:

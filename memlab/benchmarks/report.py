@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
     """A table of a page, with a line behind it."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return [*(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
+
+
+def terminal_table(title: str, head: Sequence[str], body: Iterable[Sequence[str]], caption: str, names: int = 1) -> Table:
+    """A table as a person reads it, whose first columns are names and the others figures."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for at, column in enumerate(head):
+        table.add_column(column, justify="left" if at < names else "right")
+    for line in body:
+        table.add_row(*line)
+    return table
 
 
 def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str] = ()) -> None:

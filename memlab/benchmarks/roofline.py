@@ -59,14 +59,8 @@ HEAD = ["model", "step, ms", "GFLOP", "GFLOP/s", "share, %"]
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    table = Table(title=f"roofline: {title(result)}", title_justify="left")
-    for column in HEAD:
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for line in cells(result):
-        table.add_row(*line)
-    table.caption = f"of {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at these shapes"
-    table.caption_justify = "left"
-    return table
+    caption = f"of {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at these shapes"
+    return report.terminal_table(f"roofline: {title(result)}", HEAD, cells(result), caption)
 
 
 def page(result: dict[str, Any]) -> list[str]:

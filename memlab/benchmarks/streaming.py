@@ -168,18 +168,17 @@ def title(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them, in 80 columns."""
-    table = Table(title=f"streaming: {title(result)}", title_justify="left")
-    for column in ("model", "training", "reading", "first, tokens/s", "last", "state, MB", "token, ms", "segment"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, *ratios, first, last, state, _, one, whole in cells(result):
-        table.add_row(name, *(ratio.partition(" ")[0] for ratio in ratios), first, last, state, one, whole)
-    table.caption = (
+    head = ("model", "training", "reading", "first, tokens/s", "last", "state, MB", "token, ms", "segment")
+    body = [
+        [name, *(ratio.partition(" ")[0] for ratio in ratios), first, last, state, one, whole]
+        for name, *ratios, first, last, state, _, one, whole in cells(result)
+    ]
+    caption = (
         f"training, reading: time per token over {result['many']} segments over that over {result['few']}\n"
         f"first, last: speed at the beginning and end of {result['tokens']:,} tokens\n"
         "token, segment: ms of one more token, first / last of its segment, and of a segment"
     )
-    table.caption_justify = "left"
-    return table
+    return report.terminal_table(f"streaming: {title(result)}", head, body, caption)
 
 
 def page(result: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, rows, write
 from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import UserError
@@ -125,9 +126,10 @@ def _command(place: Path, program: str, words: Sequence[str]) -> tuple[float, fl
     Raises:
         UserError: it failed.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     began, used = time.perf_counter(), _used()
-    done = subprocess.run([sys.executable, "-m", program, *words], cwd=place, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", program, *words], cwd=place, env=measure.environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise UserError(f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
     return time.perf_counter() - began, _used() - used
