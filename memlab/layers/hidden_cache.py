@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from memlab.layers import windows
-from memlab.layers.blocks import Block, KeyValues
-from memlab.layers.positions import Rotation, rotate
+from memlab.layers.attention import KeyValues
+from memlab.layers.blocks import Block
+from memlab.layers.positions import Rotation
 from memlab.layers.state import State, state
 
 
@@ -26,8 +27,7 @@ class HiddenPast(State):
 
 def begin(block: Block, cache_BCD: Tensor, turn: Rotation | None) -> HiddenPast:
     """The cache's keys and values, before anything of the segment is read. `turn` is the rotation of its rows."""
-    keys, values = block.keys_values(cache_BCD)
-    return HiddenPast(KeyValues(rotate(keys, turn), values), cache_BCD[:, :0])
+    return HiddenPast(KeyValues(*block.keys_values(cache_BCD, turn)), cache_BCD[:, :0])
 
 
 def read(block: Block, before: HiddenPast, x_BnD: Tensor, turn: Rotation | None) -> tuple[Tensor, HiddenPast]:

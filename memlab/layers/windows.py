@@ -29,7 +29,7 @@ def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
         own_BHTK: the segments' own T rows.
 
     Returns:
-        [B * S, H, C + N, K].
+        [B * S, H, C + N, K], contiguous.
     """
     n = own_BHTK.shape[2] // segments
     cached = rows_BHRK.shape[2] - (segments - 1) * n
@@ -40,7 +40,7 @@ def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
         window_BHSCK = rows_BHRK.unfold(2, cached, n).transpose(-1, -2)
     else:
         window_BHSCK = own_BHSNK[:, :, :, :0]
-    return torch.cat([window_BHSCK, own_BHSNK], dim=3).transpose(1, 2).flatten(0, 1)
+    return torch.cat([window_BHSCK.transpose(1, 2), own_BHSNK.transpose(1, 2)], dim=3).flatten(0, 1)
 
 
 def fold(x_BHTK: Tensor, segments: int) -> Tensor:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from memlab.layers import observing, windows
-from memlab.layers.blocks import Block, KeyValues
+from memlab.layers.attention import KeyValues
+from memlab.layers.blocks import Block
 from memlab.layers.positions import rotate
 from memlab.layers.state import State, state
 from memlab.models.base import Open

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from memlab.errors import ConfigError
 from memlab.layers import observing, windows
-from memlab.layers.blocks import Block, KeyValues
+from memlab.layers.attention import KeyValues
+from memlab.layers.blocks import Block
 from memlab.layers.nearest import attend_nearest
 from memlab.layers.positions import rotate
 from memlab.layers.state import State, state

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from memlab.layers import hidden_cache
 from memlab.layers import memory_tokens as layout
-from memlab.layers.blocks import Attend, Block, causal_mask
+from memlab.layers.attention import causal_mask
+from memlab.layers.blocks import Attend, Block
 from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.state import State, state
 from memlab.models.base import Decoder, Open, Output

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from memlab.layers.blocks import KeyValues, causal_mask
+from memlab.layers.attention import KeyValues, causal_mask
 from memlab.layers.state import Empty, State, state
 from memlab.models.base import Decoder, Open, Output
 

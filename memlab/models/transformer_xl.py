@@ -22,7 +22,6 @@ from memlab.errors import ConfigError
 from memlab.layers import hidden_cache, windows
 from memlab.layers.blocks import Block
 from memlab.layers.hidden_cache import HiddenPast
-from memlab.layers.positions import rotate
 from memlab.layers.state import State, state
 from memlab.models.base import Open
 from memlab.models.layered import LayeredDecoder
@@ -114,14 +113,14 @@ class TransformerXL(LayeredDecoder):
     def attend_all(self, layer: int, state: XLState, block: Block, x_BTD: Tensor, segments: int) -> tuple[Tensor, Tensor]:
         cached, t = self.capacity, x_BTD.shape[1]
         n = t // segments
-        q, k, v = block.project(x_BTD)
-        before_BRD = torch.cat([self._memory(layer, state), x_BTD[:, : t - n].detach()], dim=1)
-        k_before, v_before = block.keys_values(before_BRD)
-        turn = self.stack.turn(torch.arange(t, device=self.device), q.dtype)
-        k_before = rotate(k_before, self.stack.turn(torch.arange(-cached, t - n, device=self.device), q.dtype))
-        k, v = windows.cut(k_before, rotate(k, turn), segments), windows.cut(v_before, v, segments)
+        turn = self.stack.turn(torch.arange(t, device=self.device), x_BTD.dtype)
+        turn_memory = self.stack.turn(torch.arange(-cached, 0, device=self.device), x_BTD.dtype)
+        (q, k, v), again = block.project_twice(x_BTD, turn)  # what a segment reads of itself, and what later ones read of it
+        memory = block.keys_values(self._memory(layer, state), turn_memory)
+        before = (torch.cat([first, rows[:, :, : t - n]], dim=2) for first, rows in zip(memory, again, strict=True))
+        k, v = (windows.cut(rows, own, segments) for rows, own in zip(before, (k, v), strict=True))
         mask = windows.visible_all(cached, state.filled_B, segments, n, self.reach)
-        y = block.attention.attend(windows.fold(rotate(q, turn), segments), k, v, mask, self.stack.relative(layer))
+        y = block.attention.attend(windows.fold(q, segments), k, v, mask, self.stack.relative(layer))
         return block.attention.merge(windows.unfold(y, segments)), x_BTD
 
     def written(self, state: XLState, layers: tuple[Tensor, ...], tokens: int) -> XLState:

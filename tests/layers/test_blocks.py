@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.layers.blocks import Attention, KeyValues, Stack, causal_mask, initialise
+from memlab.layers.attention import Attention, KeyValues, causal_mask
+from memlab.layers.blocks import Stack, initialise
 from memlab.layers.positions import rotate, rotation
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}

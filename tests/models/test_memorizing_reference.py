@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.layers.blocks import KeyValues
+from memlab.layers.attention import KeyValues
 from memlab.models.base import Output
 from memlab.models.memorizing import Memorizing, MemorizingState
 from tests.models import naive, naive_memory

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.layers.positions import distances, shift, sinusoids
+from memlab.layers.distances import by_key, distances, sinusoids
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 3), (2, 5), (4, 5), (5, 9), (3, 40)]  # queries, keys
@@ -16,6 +17,10 @@ SIZES = [(1, 1), (1, 6), (2, 2), (3, 3), (2, 5), (4, 5), (5, 9), (3, 40)]  # que
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+def shift(score_BHTW: Tensor, keys: int) -> Tensor:
+    return by_key(F.pad(score_BHTW, (0, 1)), keys)
 
 
 def behind(queries: int, keys: int, query: int, key: int) -> int:
