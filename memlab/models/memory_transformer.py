@@ -41,8 +41,8 @@ class MemoryTransformer(Decoder):
         b, n = tokens_BN.shape
         m = self.memory_MD.shape[0]
         x = torch.cat([self.memory_MD.expand(b, -1, -1), self.embed(tokens_BN)], dim=1)
-        y, _ = self.stack(x, layout.positions(m, n, 0, self.device), layout.mask(m, n, 0, self.device))
-        return Output(self.head(y[:, m:]), state)
+        y, _ = self.stack(x, layout.positions(m, n, 0, self.device), layout.mask(m, n, 0, self.device), rows=slice(m, None))
+        return Output(self.head(y), state)
 
     def parallel(self, tokens_BSN: Tensor, state: Empty) -> Output:
         """Segments are independent: fold them into the batch."""

@@ -61,9 +61,9 @@ class RMT(Decoder):
     def segment(self, tokens_BN: Tensor, state: RMTState) -> Output:
         m, n = state.memory_BMD.shape[1], tokens_BN.shape[1]
         x = torch.cat([state.memory_BMD, self.embed(tokens_BN), self.written_from(state)], dim=1)
-        y, _ = self.stack(x, layout.positions(m, n, m, self.device), layout.mask(m, n, m, self.device))
-        written = RMTState(y[:, m + n :])
-        return Output(self.head(y[:, m : m + n]), written, diagnose(state.memory_BMD, written.memory_BMD))
+        y, _ = self.stack(x, layout.positions(m, n, m, self.device), layout.mask(m, n, m, self.device), rows=slice(m, None))
+        written = RMTState(y[:, n:])
+        return Output(self.head(y[:, :n]), written, diagnose(state.memory_BMD, written.memory_BMD))
 
     def begin(self, state: RMTState) -> Open:
         m = state.memory_BMD.shape[1]

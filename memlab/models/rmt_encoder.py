@@ -43,8 +43,8 @@ class RMTEncoder(Encoder):
 
     def segment(self, tokens_BN: Tensor, state: RMTState) -> Output:
         m = state.memory_BMD.shape[1]
-        y, _ = self.stack(*self.rows(tokens_BN, state))
-        after = RMTState(y[:, 1 : 1 + m])
+        y, _ = self.stack(*self.rows(tokens_BN, state), rows=slice(1 + m))
+        after = RMTState(y[:, 1:])
         return Output(self.head(y[:, :1]), after, diagnose(state.memory_BMD, after.memory_BMD))
 
     def peak_bytes(self, tokens_BN: Tensor, state: RMTState) -> int:

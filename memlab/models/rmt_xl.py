@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memlab.layers import hidden_cache
 from memlab.layers import memory_tokens as layout
-from memlab.layers.attention import causal_mask
+from memlab.layers.attention import ALL, causal_mask
 from memlab.layers.blocks import Attend, Block
 from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.state import State, state
@@ -64,9 +64,9 @@ class RMTXL(Decoder):
         x = torch.cat([state.memory_BMD, self.embed(tokens_BN), state.memory_BMD], dim=1)
         positions = layout.positions(m, n, m, self.device)
         is_token = (positions >= 0) & (positions < n)
-        y, past = self._read(x, positions, layout.mask(m, n, m, self.device), is_token, state, ())
-        after = self._after(state, y[:, m + n :], [kept.hidden_BnD[:, m : m + n] for kept in past], n)
-        return Output(self.head(y[:, m : m + n]), after, diagnose(state.memory_BMD, after.memory_BMD))
+        y, past = self._read(x, positions, layout.mask(m, n, m, self.device), is_token, state, (), rows=slice(m, None))
+        after = self._after(state, y[:, n:], [kept.hidden_BnD[:, m : m + n] for kept in past], n)
+        return Output(self.head(y[:, :n]), after, diagnose(state.memory_BMD, after.memory_BMD))
 
     def begin(self, state: RMTXLState) -> Open:
         m = state.memory_BMD.shape[1]
@@ -89,7 +89,14 @@ class RMTXL(Decoder):
         return self._after(open.state, y, [kept.hidden_BnD for kept in open.past], n)
 
     def _read(
-        self, x_BTD: Tensor, positions: Tensor, sees_TL: Tensor, is_token_T: Tensor, state: RMTXLState, past: tuple[HiddenPast, ...]
+        self,
+        x_BTD: Tensor,
+        positions: Tensor,
+        sees_TL: Tensor,
+        is_token_T: Tensor,
+        state: RMTXLState,
+        past: tuple[HiddenPast, ...],
+        rows: slice = ALL,
     ) -> tuple[Tensor, tuple[HiddenPast, ...]]:
         """T more rows of a segment: top-layer outputs, and what each layer keeps.
 
@@ -98,6 +105,7 @@ class RMTXL(Decoder):
             sees_TL: what they may look at of [read ; own].
             is_token_T: which of them are no memory tokens.
             past: of the rows read before; () = none, and the cache is read first.
+            rows: whose output is wanted.
         """
         first = -state.memory_BMD.shape[1] - self.mem_len
         turn = self.stack.turn(positions, x_BTD.dtype)
@@ -110,12 +118,13 @@ class RMTXL(Decoder):
             def attend(block: Block, x_BTD: Tensor) -> tuple[Tensor, HiddenPast]:
                 before = past[i] if past else hidden_cache.begin(block, state.hidden[i], turn_cache)
                 q, after = hidden_cache.read(block, before, x_BTD, turn)
-                y = block.attention.attend(q, after.seen.keys_BHPK, after.seen.values_BHPK, mask, self.stack.relative(i), ahead=True)
+                keys, values = after.seen.tensors()
+                y = block.attention.attend(q, keys, values, mask, self.stack.relative(i), ahead=True, rows=self.stack.rows(i, rows))
                 return block.attention.merge(y), after
 
             return attend
 
-        return self.stack.through(x_BTD, map(layer, range(len(self.stack.blocks))))
+        return self.stack.through(x_BTD, map(layer, range(len(self.stack.blocks))), rows)
 
     def _after(self, state: RMTXLState, memory_BMD: Tensor, read: list[Tensor], tokens: int) -> RMTXLState:
         """The state behind a segment whose layers had these inputs."""
