@@ -123,8 +123,8 @@ class Attention(nn.Module):
             [B, H, T, K], or as many of the T as `rows` has.
         """
         observing.offer("attention", attention=self, q=q, k=k, mask=mask, relative=relative, ahead=ahead)
-        if self.kv_heads < self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+        if self.kv_heads < self.heads:  # one head for all is seen by all without a copy
+            k, v = (t.unsqueeze(2).expand(-1, -1, self.heads // self.kv_heads, -1, -1).flatten(1, 2) for t in (k, v))
         queries, keys = q.shape[2], k.shape[2]
         if mask is None and (queries < keys or relative is not None or rows != ALL):
             mask = causal_mask(queries, keys, q.device)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memlab.layers.positions import angles
 
-_SCORES = 1 << 20  # about so many scores are made at once: 2 MB in fp32
+_SCORES = 1 << 19  # about so many scores are made at once: 2 MB in fp32
 
 
 class Relative(NamedTuple):

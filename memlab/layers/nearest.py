@@ -1,7 +1,7 @@
 """Exact attention over the k nearest keys of a large memory.
 
-Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries, P rows of memory, k neighbours,
-K head width.
+Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts of equal length, P rows of
+memory, c rows that are searched at once, k neighbours, K head width.
 """
 
 from __future__ import annotations
@@ -16,47 +16,81 @@ from memlab.layers import observing
 
 _SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, so that they stay in a processor's cache from the product to the choice
 _ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
+_SIEVE = 8  # scores of which the largest alone is compared first
 
 
 @torch.no_grad()
-def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k keys with the largest products with each query, among the rows low <= p < high that the query may see.
+def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k keys with the largest products with each query, among the rows low <= p < high that its part of the queries may see.
 
-    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time; and a piece of the queries is not
-    compared with rows that none of them may see.
+    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time; and queries are not compared with
+    rows that none of their part may see.
 
     Returns:
         Rows [B, G, T, k'], k' = min(k, P), and their products with the query [B, G, T, k'], -inf where it may see fewer rows than that.
     """
     b, g, t, _ = q_BGTK.shape
-    rows = keys_BGPK.shape[2]
-    piece = max(1, _SCORES // (b * g * min(max(rows, 1), _ROWS)))
-    if t > piece:
-        least, most = low_BT.amin(0).tolist(), high_BT.amax(0).tolist()
-        parts = []
-        for start in range(0, t, piece):
-            own = slice(start, start + piece)
-            first, end = min(least[own]), max(most[own])
-            keys = keys_BGPK[:, :, first : max(first, end)]
-            found, score = nearest(q_BGTK[:, :, own], keys, low_BT[:, own] - first, high_BT[:, own] - first, k)
+    rows, parts = keys_BGPK.shape[2], low_BS.shape[1]
+    pieces = []
+    for part, queries in enumerate(q_BGTK.split(max(1, t // parts), dim=2)):
+        low_B, high_B = low_BS[:, part], high_BS[:, part]
+        first, end, same = _seen(low_B, high_B, rows)
+        piece = max(1, _SCORES // (b * g * min(max(end - first, 1), _ROWS)))
+        for q in queries.split(piece, dim=2):
+            score, found = _search(q, keys_BGPK[:, :, first:end], low_B - first, high_B - first, k, same)
             missing = (0, min(k, rows) - found.shape[-1])
-            parts.append((F.pad(found + first, missing), F.pad(score, missing, value=-torch.inf)))
-        return torch.cat([found for found, _ in parts], dim=2), torch.cat([score for _, score in parts], dim=2)
+            pieces.append((F.pad(found + first, missing), F.pad(score, missing, value=-torch.inf)))
+    return torch.cat([found for found, _ in pieces], dim=2), torch.cat([score for _, score in pieces], dim=2)
+
+
+def _seen(low_B: Tensor, high_B: Tensor, rows: int) -> tuple[int, int, bool]:
+    """Between which rows all are that any document sees, and whether each document sees all of these."""
+    if low_B.is_meta:  # has no values
+        return 0, rows, False
+    low, high = low_B.tolist(), high_B.tolist()
+    first, end = min(low), max(high)
+    return first, max(first, end), max(low) == first and min(high) == end
+
+
+def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k: int, all_seen: bool) -> tuple[Tensor, Tensor]:
+    """The largest products and their rows, [B, G, T, k'] each; `all_seen`: nothing is to be left out."""
+    b, g, t, _ = q_BGTK.shape
     chunk = max(k, _SCORES // max(1, b * g * t))
     best = q_BGTK.new_empty(b, g, t, 0)
     found = torch.empty(b, g, t, 0, dtype=torch.long, device=q_BGTK.device)
-    for start in range(0, rows, chunk):
+    for start in range(0, keys_BGPK.shape[2], chunk):
         keys_BGcK = keys_BGPK[:, :, start : start + chunk]
-        row_c = torch.arange(start, start + keys_BGcK.shape[2], device=q_BGTK.device)
-        sees_BTc = (row_c >= low_BT[..., None]) & (row_c < high_BT[..., None])
-        score = (q_BGTK @ keys_BGcK.transpose(-1, -2)).masked_fill_(~sees_BTc[:, None], -torch.inf)
-        score, at = score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
+        score = q_BGTK @ keys_BGcK.transpose(-1, -2)
+        if not all_seen:
+            row_c = torch.arange(start, start + keys_BGcK.shape[2], device=q_BGTK.device)
+            hidden_Bc = (row_c < low_B[:, None]) | (row_c >= high_B[:, None])
+            score.masked_fill_(hidden_Bc[:, None, None], -torch.inf)
+        score, at = _largest(score, k)
         if start:
             score, at = torch.cat([best, score], dim=-1), torch.cat([found, at + start], dim=-1)
             score, among = score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
             at = at.gather(-1, among)
         best, found = score, at
-    return found, best
+    return best, found
+
+
+def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of the last dimension, and where they are.
+
+    Of many scores, first those k groups are chosen that have the largest maxima: none of the k largest scores is in another one. Maxima
+    are quick to find, and what is left to choose from is small.
+    """
+    groups, rest = divmod(score.shape[-1], _SIEVE)
+    if groups < 4 * k:
+        return score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
+    grouped = score[..., : groups * _SIEVE].unflatten(-1, (_SIEVE, groups))  # a group is every so many-th score
+    group = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
+    where = (group.unsqueeze(-2) + torch.arange(_SIEVE, device=score.device)[:, None] * groups).flatten(-2)
+    if rest:
+        last = torch.arange(groups * _SIEVE, score.shape[-1], device=score.device)
+        where = torch.cat([where, last.expand(*where.shape[:-1], -1)], dim=-1)
+    largest, among = score.gather(-1, where).topk(k, dim=-1, sorted=False)
+    return largest, where.gather(-1, among)
 
 
 class _Products(torch.autograd.Function):
@@ -83,13 +117,13 @@ def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tens
     return y.unflatten(0, found_BGTk.shape[:3])
 
 
-def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BT: Tensor, high_BT: Tensor, k: int) -> Tensor:
+def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int) -> Tensor:
     """Softmax attention of each query over its k nearest keys, with the gradient of the queries alone.
 
     Args:
         q_BHTK: queries, already scaled.
         keys_BGPK, values_BGPK: the memory; cut from the graph here.
-        low_BT, high_BT: each query may see the rows low <= p < high.
+        low_BS, high_BS: the queries of each of S equal parts may see the rows low <= p < high.
 
     Returns:
         [B, H, T, K]; 0 for a query that may see nothing.
@@ -98,11 +132,10 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     g, shared = keys_BGPK.shape[1], h // keys_BGPK.shape[1]
     if not keys_BGPK.shape[2]:
         return torch.zeros_like(q_BHTK)
-    # Queries that share a memory are searched for together, in the order of time: a piece of them then sees about the same rows.
+    # Queries that share a memory are searched for together, in the order of time: their parts stay parts.
     q = q_BHTK.unflatten(1, (g, shared)).transpose(2, 3).flatten(2, 3)
-    low_BT, high_BT = low_BT.repeat_interleave(shared, dim=1), high_BT.repeat_interleave(shared, dim=1)
     keys_BGPK, values_BGPK = keys_BGPK.detach(), values_BGPK.detach()
-    found, product = nearest(q.detach(), keys_BGPK, low_BT, high_BT, k)
+    found, product = nearest(q.detach(), keys_BGPK, low_BS, high_BS, k)
     seen = product > -torch.inf
     score = _Products.apply(q, keys_BGPK, found, product).masked_fill(~seen, torch.finfo(product.dtype).min)
     weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing

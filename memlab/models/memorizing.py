@@ -128,8 +128,8 @@ class Memorizing(LayeredDecoder):
         y = block.attention.attend(rotate(q, turn), seen_k, seen_v, mask, self.stack.relative(layer))
         if layer == self.memory_layer:
             stored = state.memory.keys_BHPK.shape[2]
-            low_BT = (stored - state.tokens_B).clamp(min=0)[:, None].expand(-1, n)
-            y = self._mix(q, y, state.memory, low_BT, torch.full_like(low_BT, stored))
+            low_B1 = (stored - state.tokens_B).clamp(min=0)[:, None]
+            y = self._mix(q, y, state.memory, low_B1, torch.full_like(low_B1, stored))
         return block.attention.merge(y), MemorizingPast(KeyValues(seen_k, seen_v), torch.cat([before.keys_BHnK, k], dim=2))
 
     def close(self, open: Open) -> MemorizingState:
@@ -152,9 +152,9 @@ class Memorizing(LayeredDecoder):
         if layer == self.memory_layer:
             memory = KeyValues(*(torch.cat(pair, dim=2) for pair in zip(state.memory.tensors(), own.detach().tensors(), strict=True)))
             stored = state.memory.keys_BHPK.shape[2]
-            high_T = stored + torch.arange(segments, device=self.device).repeat_interleave(n) * n
-            low_BT = (stored - state.tokens_B).clamp(min=0)[:, None].maximum(high_T - self.memory_size)
-            y = self._mix(q, y, memory, low_BT, high_T.expand_as(low_BT))
+            high_S = stored + torch.arange(segments, device=self.device) * n
+            low_BS = (stored - state.tokens_B).clamp(min=0)[:, None].maximum(high_S - self.memory_size)
+            y = self._mix(q, y, memory, low_BS, high_S.expand_as(low_BS))
         return block.attention.merge(y), own
 
     def written(self, state: MemorizingState, layers: tuple[KeyValues, ...], tokens: int) -> MemorizingState:
@@ -174,15 +174,16 @@ class Memorizing(LayeredDecoder):
         scale = self.scale_H.to(q.dtype).view(-1, 1, 1) * self.stack.head_width**0.5  # attention divides by this root
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
 
-    def _mix(self, q: Tensor, local: Tensor, memory: KeyValues, low_BT: Tensor, high_BT: Tensor) -> Tensor:
-        """What the memory gives to queries that may see its rows low <= p < high, and the local attention, by the gate."""
+    def _mix(self, q: Tensor, local: Tensor, memory: KeyValues, low_BS: Tensor, high_BS: Tensor) -> Tensor:
+        """What the memory gives to the queries of S segments, which may see its rows low <= p < high, and local attention, by the gate."""
         if self.memory == "off":
             return local
         if self.memory == "shuffled":
-            memory, low_BT = memory.map(lambda t: t.roll(1, dims=0)), low_BT.roll(1, dims=0)
+            memory, low_BS = memory.map(lambda t: t.roll(1, dims=0)), low_BS.roll(1, dims=0)
         q = q * self.stack.head_width**-0.5
-        remembered = attend_nearest(q, memory.keys_BHPK, memory.values_BHPK, low_BT, high_BT, self.top_k)
-        gate_BHT1 = self.gate_H.sigmoid().view(-1, 1, 1) * (low_BT < high_BT)[:, None, :, None]
+        remembered = attend_nearest(q, memory.keys_BHPK, memory.values_BHPK, low_BS, high_BS, self.top_k)
+        written_BT = (low_BS < high_BS).repeat_interleave(q.shape[2] // low_BS.shape[1], dim=1)
+        gate_BHT1 = self.gate_H.sigmoid().view(-1, 1, 1) * written_BT[:, None, :, None]
         observing.offer("mix", layer=self.memory_layer, gate=gate_BHT1, remembered=remembered, local=local)
         return (gate_BHT1 * remembered + (1 - gate_BHT1) * local).to(local.dtype)
 
