@@ -22,6 +22,7 @@ import contextlib
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memlab.layers import observing, windows
@@ -41,6 +42,16 @@ class Compressive(State):
 
     M_BGKK: Tensor  # from key feature to value
     z_BGK: Tensor  # sum of key features
+
+    @classmethod
+    def of(cls, joint: Tensor) -> Compressive:
+        """Apart again what `joint` put together."""
+        return cls(joint[..., :-1], joint[..., -1])
+
+    @property
+    def joint(self) -> Tensor:
+        """[.., K, K + 1]: z stands beside M like what is stored of a value that is always 1, and is written and read with it."""
+        return torch.cat([self.M_BGKK, self.z_BGK.unsqueeze(-1)], dim=-1)
 
 
 @state
@@ -87,9 +98,8 @@ class Infini(LayeredDecoder):
 
     def attend(self, layer: int, open: Open, block: Block, x_BnD: Tensor) -> tuple[Tensor, InfiniPast]:
         q, k, v = block.project(x_BnD)
-        one_segment = (t.unsqueeze(2) for t in open.state.layers[layer].tensors())
-        before = Compressive(*one_segment)  # [B, G, 1, ..]
-        added = self._added(k.unsqueeze(2), v.unsqueeze(2), before).map(lambda t: t.squeeze(2))
+        before = open.state.layers[layer].joint.unsqueeze(2)  # [B, G, 1, K, K + 1]
+        added = Compressive.of(self._added(k.unsqueeze(2), v.unsqueeze(2), before).squeeze(2))
         turn = self.stack.turn(torch.arange(open.read, open.read + x_BnD.shape[1], device=self.device), q.dtype)
         k = rotate(k, turn)
         if open.past:
@@ -112,46 +122,43 @@ class Infini(LayeredDecoder):
         local = windows.unfold(local, segments)
         q, k, v, local = (t.unflatten(2, (segments, -1)) for t in (q, k, v, local))
         memories = self._memories(k, v, state.layers[layer])
-        before, after = memories.map(lambda t: t[:, :, :-1]), memories.map(lambda t: t[:, :, -1])
-        return block.attention.merge(self._mix(layer, q, local, before).flatten(2, 3)), after
+        y = self._mix(layer, q, local, memories[:, :, :-1])
+        return block.attention.merge(y.flatten(2, 3)), Compressive.of(memories[:, :, -1])
 
     def written(self, state: InfiniState, layers: tuple[Compressive, ...], tokens: int) -> InfiniState:
         return InfiniState(layers)
 
-    def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Compressive) -> Compressive:
-        """What segments add to the memories [B, G, S, ..] before them (eq. 8 or 9): a sum over their tokens."""
+    def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Tensor) -> Tensor:
+        """What segments add to the joint memories [B, G, S, K, K + 1] before them (eq. 8 or 9): a sum over their tokens."""
         with _exactly(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
             if self.update == "delta":
                 values = values - _retrieve(features, before)
-            return Compressive(features.transpose(-1, -2) @ values, features.sum(-2))
+            return features.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
 
-    def _memories(self, k_BGSNK: Tensor, v_BGSNK: Tensor, start: Compressive) -> Compressive:
-        """The memories before each of S segments and after the last: [B, G, S + 1, ..]."""
+    def _memories(self, k_BGSNK: Tensor, v_BGSNK: Tensor, start: Compressive) -> Tensor:
+        """The joint memories before each of S segments and after the last: [B, G, S + 1, K, K + 1]."""
         with _exactly(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
-            z = torch.cat([start.z_BGK.unsqueeze(2), features.sum(-2)], dim=2).cumsum(2)
-            B = features.transpose(-1, -2) @ values
+            added = features.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
             if self.update == "linear":
-                return Compressive(torch.cat([start.M_BGKK.unsqueeze(2), B], dim=2).cumsum(2), z)
+                return _fold(start.joint, added)
+            z = _fold(start.z_BGK, added[..., -1])
             scaled = features / (features @ z[:, :, :-1, :, None]).clamp_min(_SMALLEST)
-            erased = features.transpose(-1, -2) @ scaled  # I - A_s; of no effect before the first writing, where M is 0
-            M = [start.M_BGKK]
-            for erased_BGKK, B_BGKK in zip(erased.unbind(2), B.unbind(2), strict=True):
-                M.append(M[-1] - erased_BGKK @ M[-1] + B_BGKK)
-            return Compressive(torch.stack(M, dim=2), z)
+            A = torch.eye(features.shape[-1], dtype=z.dtype, device=z.device) - features.transpose(-1, -2) @ scaled
+            return Compressive(_fold(start.M_BGKK, added[..., :-1], A), z).joint
 
-    def _mix(self, layer: int, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Compressive) -> Tensor:
-        """Eq. 10: what the memory [B, G, S, ..] gives for queries without positions, and the local attention, by the gate."""
+    def _mix(self, layer: int, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Tensor) -> Tensor:
+        """Eq. 10: what the joint memory [B, G, S, ..] gives for queries without positions, and the local attention, by the gate."""
         if self.memory == "off":
             return local_BHSNK
         if self.memory == "shuffled":
-            before = before.map(lambda t: t.roll(1, dims=0))
+            before = before.roll(1, dims=0)
         with _exactly(q_BHSNK):
-            groups = before.z_BGK.shape[1]
+            groups = before.shape[1]
             features = _feature(q_BHSNK).unflatten(1, (groups, -1))  # [B, G, H / G, S, N, K]
-            remembered = _retrieve(features, before.map(lambda t: t.unsqueeze(2))).flatten(1, 2)
-            gate = self.gate_LH[layer].sigmoid().view(-1, 1, 1) * _written(before.z_BGK).repeat_interleave(features.shape[2], dim=1)
+            remembered = _retrieve(features, before.unsqueeze(2)).flatten(1, 2)
+            gate = self.gate_LH[layer].sigmoid().view(-1, 1, 1) * _written(before).repeat_interleave(features.shape[2], dim=1)
             gate = gate.unsqueeze(-1)  # [B, H, S, 1, 1]
             observing.offer("mix", layer=layer, gate=gate, remembered=remembered, local=local_BHSNK)
             return torch.lerp(local_BHSNK.to(remembered.dtype), remembered, gate).to(local_BHSNK.dtype)
@@ -184,7 +191,8 @@ class _Feature(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)  # as the products that follow want it
+        torch.clamp(x, max=0, out=y).exp_().add_(x.clamp(min=0))
         ctx.save_for_backward(y)
         return y
 
@@ -194,11 +202,60 @@ class _Feature(torch.autograd.Function):
         return y.clamp(max=1).mul_(dy)
 
 
-def _retrieve(features: Tensor, memory: Compressive) -> Tensor:
+def _retrieve(features: Tensor, joint: Tensor) -> Tensor:
     """Eq. 7: s(Q) M / s(Q) z for features [.., N, K]."""
-    return features @ memory.M_BGKK / (features @ memory.z_BGK.unsqueeze(-1)).clamp_min(_SMALLEST)
+    read = features @ joint
+    return read[..., :-1] / read[..., -1:].clamp_min(_SMALLEST)
 
 
-def _written(z: Tensor) -> Tensor:
-    """1 where a memory [.., K] has been written to, else 0, as [.., 1]: features are positive, so z tells."""
-    return (z.amax(-1, keepdim=True) > 0).to(z.dtype)
+def _written(joint: Tensor) -> Tensor:
+    """1 where a memory [.., K, K + 1] has been written to, else 0, as [.., 1]: features are positive, so z tells."""
+    return (joint[..., -1].amax(-1, keepdim=True) > 0).to(joint.dtype)
+
+
+def _fold(start: Tensor, added_S: Tensor, factor_S: Tensor | None = None) -> Tensor:
+    """m_s = A_s m_{s-1} + b_s from m_0 on; without A a sum.
+
+    Args:
+        start: [B, G, ..]; [B, G, K, ..] if there are factors.
+        added_S: b, [B, G, S, ..].
+        factor_S: A, [B, G, S, K, K].
+
+    Returns:
+        [B, G, S + 1, ..], the first of which is `start`.
+    """
+    y: Tensor = _Fold.apply(start, added_S, factor_S)
+    return y
+
+
+class _Fold(torch.autograd.Function):
+    """One small operation for each segment, forwards and backwards; autograd would need four and six."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, added_S: Tensor, factor_S: Tensor | None) -> Tensor:
+        segments = added_S.shape[2]
+        m = added_S.new_empty(*start.shape[:2], segments + 1, *start.shape[2:])
+        m[:, :, 0] = start
+        for s in range(segments):
+            _step(m, s, s + 1, added_S[:, :, s], None if factor_S is None else factor_S[:, :, s])
+        ctx.save_for_backward(m if factor_S is not None else None, factor_S)
+        return m
+
+    @staticmethod
+    def backward(ctx: Any, dm: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        m, factor_S = ctx.saved_tensors
+        total = torch.empty_like(dm, memory_format=torch.contiguous_format)  # with what comes through later segments
+        total[:, :, -1] = dm[:, :, -1]
+        for s in reversed(range(dm.shape[2] - 1)):
+            _step(total, s + 1, s, dm[:, :, s], None if factor_S is None else factor_S[:, :, s].transpose(-1, -2))
+        dfactor_S = None if factor_S is None else total[:, :, 1:] @ m[:, :, :-1].transpose(-1, -2)
+        return total[:, :, 0], total[:, :, 1:], dfactor_S
+
+
+def _step(m: Tensor, source: int, target: int, added: Tensor, factor: Tensor | None) -> None:
+    """m_target = factor m_source + added."""
+    if factor is None:
+        torch.add(m[:, :, source], added, out=m[:, :, target])
+    else:
+        flat = (t.flatten(0, 1) for t in (added, factor, m[:, :, source]))
+        torch.baddbmm(*flat, out=m[:, :, target].flatten(0, 1))
