@@ -1,8 +1,10 @@
 """A training step of ours against the implementations that people use today: their time / ours.
 
 Both sides have the same width, layers, heads, segments, tokens, number format and optimizer, train on the same tokens, and take turns.
-`ceiling` is the ratio that a program would have which did our floating point operations at the rate of plain matrix products, measured in
-the same run: no code for this processor could come above it. `peer_models.py` says what is compared with what.
+Two figures say how large a ratio may become. `without_memory` is that of our Transformer of these sizes that has no memory, and reads all
+segments at once: what any memory adds to it is more work. `ceiling` is the ratio of a program which did our floating point operations at
+the rate of plain matrix products, measured in the same run: no code for this processor could come above it.
+`peer_models.py` says what is compared with what.
 """
 
 from __future__ import annotations
@@ -43,21 +45,24 @@ def compare(name: str, peer: Peer, config: BenchConfig, segments: int, tokens: i
     sizes, device = config.peers, measure.device_of(config)
     ids_BT = measure.tokens(config, sizes.batch_size, segments * tokens + 1)
     ours = measure.build(peer.model, config, sizes, tokens, memory_tokens=sizes.memory_tokens, **peer.ours).to(device)
+    without = measure.build("transformer", config, sizes, tokens, **{"context": "segment", **peer.ours}).to(device)
     torch.manual_seed(config.seed)
     with peer_models.quiet():
         theirs, loss = peer.build(sizes, tokens)
         theirs = theirs.to(device).train()
-        sides: dict[str, Work] = {"theirs": peer_models.step(theirs, loss, ids_BT), "ours": our_step(ours, ids_BT, segments)}
+        sides: dict[str, Work] = {"theirs": peer_models.step(theirs, loss, ids_BT)}
+        sides |= {"ours": our_step(ours, ids_BT, segments), "without": our_step(without, ids_BT, segments)}
         first = {side: float(work()) for side, work in sides.items()}
         seconds = measure.by_turns(sides, config.repeats, device, f"{name}, {segments} x {tokens}", warm_up=1)
         last = {side: float(work()) for side, work in sides.items()}
     operations = measure.operations(sides["ours"])
-    ratios = [a / b for a, b in zip(seconds["theirs"], seconds["ours"], strict=True)]
+    ratios = {side: [a / b for a, b in zip(seconds["theirs"], seconds[side], strict=True)] for side in ("ours", "without")}
     return {
         "package": f"{peer.package} {peer.version}",
         "parameters": {"ours": parameters(ours), "theirs": parameters(theirs)},
         "seconds": seconds,
-        "ratio": report.spread(ratios),
+        "ratio": report.spread(ratios["ours"]),
+        "without_memory": report.spread(ratios["without"]),
         "ceiling": report.spread(seconds["theirs"])["median"] / (operations / rate),
         "operations": operations,
         "loss": {side: [first[side], last[side]] for side in sides},  # both really train
@@ -86,14 +91,15 @@ def title(result: dict[str, Any]) -> str:
 
 def cells(measured: dict[str, Any]) -> list[str]:
     milliseconds = [f"{1000 * report.spread(measured['seconds'][side])['median']:.0f}" for side in ("theirs", "ours")]
-    return [*milliseconds, report.words(measured["ratio"]), f"{measured['ceiling']:.1f}"]
+    return [*milliseconds, report.words(measured["ratio"]), f"{measured['without_memory']['median']:.2f}", f"{measured['ceiling']:.1f}"]
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
     body = [[name, size, *cells(measured)] for size, at in result["sizes"].items() for name, measured in at["models"].items()]
-    head = ("", "size", "theirs, ms", "ours, ms", "theirs / ours", "ceiling")
-    caption = "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured beside"
+    head = ("", "size", "theirs, ms", "ours, ms", "theirs / ours", "without memory", "ceiling")
+    caption = "without memory: theirs over the time of our Transformer that has none\n"
+    caption += "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured beside"
     return report.terminal_table(f"peers: {title(result)}", head, body, caption, names=2)
 
 
@@ -101,11 +107,12 @@ def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     lines = ["## Against other implementations", "", f"One training step: {title(result)}. Median (smallest–largest).", ""]
     lines += [
-        "The ceiling is the ratio of a program that does our floating point operations at the rate of plain matrix products (measured in "
-        "the same run): the other side's own distance from what the machine can do at all.",
+        "Two columns say how large a ratio may become. *Without memory* is theirs over our Transformer of these sizes that has no memory "
+        "and reads all segments at once: whatever a memory adds to it is more work. The *ceiling* is the ratio of a program that does our "
+        "floating point operations at the rate of plain matrix products (measured in the same run): what the machine can do at all.",
         "",
     ]
-    head = ["comparison", "package", "theirs, ms", "ours, ms", "theirs / ours", "ceiling", "parameters, theirs", "ours"]
+    head = ["comparison", "package", "theirs, ms", "ours, ms", "theirs / ours", "without memory", "ceiling", "parameters, theirs", "ours"]
     for size, at in result["sizes"].items():
         best = max(at["matmul_flops_per_second"].values()) / 1e9
         body = []

@@ -68,8 +68,7 @@ def page(result: dict[str, Any]) -> list[str]:
     lines = ["## Share of the machine", "", f"One training step: {title(result)}.", ""]
     lines += [
         f"The yardstick is {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at these shapes. "
-        "Operations are counted by `torch.utils.flop_counter`, which does not know the processor's fused attention: where that is used, "
-        "shares are lower bounds.",
+        "Operations are counted by `torch.utils.flop_counter`, those of attention as if nothing were masked: so they are computed.",
         "",
         *report.rows(HEAD, cells(result)),
         "Where the time goes (one step under torch's profiler):",

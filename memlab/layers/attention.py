@@ -129,8 +129,9 @@ class Attention(nn.Module):
         if mask is None and (queries < keys or relative is not None or rows != ALL):
             mask = causal_mask(queries, keys, q.device)
         if self.distance is None or relative is None or mask is None:
-            mask = None if mask is None else mask[..., rows, :]
-            return F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, is_causal=mask is None)
+            if rows != ALL:
+                q, mask = q[:, :, rows], None if mask is None else mask[..., rows, :]
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         distance_W = distances.distances(queries, keys, ahead, q.device)
         if relative.clamp_len is not None:
             distance_W = distance_W.clamp(-relative.clamp_len, relative.clamp_len)

@@ -41,7 +41,7 @@ class Block(nn.Module):
             rows: the tokens that `attend` gives something for, and which come out.
         """
         y, kept = attend(self, x_BTD)
-        x_BTD = x_BTD[:, rows] + self.dropout(y)
+        x_BTD = (x_BTD if rows == ALL else x_BTD[:, rows]) + self.dropout(y)
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept
 
     def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
