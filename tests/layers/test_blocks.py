@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memlab.layers.attention import Attention, KeyValues, causal_mask
-from memlab.layers.blocks import Stack, initialise
+from memlab.layers.blocks import Block, Stack, initialise
 from memlab.layers.positions import rotate, rotation
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
@@ -59,6 +59,50 @@ def test_a_stack_read_in_pieces_equals_the_stack_at_once(pieces: list[int], rows
     for actual, expected in zip(past, kept, strict=True):
         torch.testing.assert_close(actual.keys_BHPK, expected.keys_BHPK, **TOLERANCE)
         torch.testing.assert_close(actual.values_BHPK, expected.values_BHPK, **TOLERANCE)
+
+
+@pytest.mark.parametrize("positions", ["rope", "transformer_xl"])
+@pytest.mark.parametrize("rows", [slice(3, None), slice(2), slice(2, 5), slice(None)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_that_are_wanted_are_those_of_all_rows(positions: str, rows: slice, masked: bool) -> None:
+    """Outputs, what is kept, and all gradients of what is wanted."""
+    torch.manual_seed(0)
+    stack = Stack(layers=3, width=8, heads=2, ffn_width=16, dropout=0.0, positions=positions).double()
+    initialise(stack, layers=3)
+    if stack.distance_biases is not None:
+        torch.nn.init.normal_(stack.distance_biases)
+    x_BTD = normal(2, 7, 8).requires_grad_()
+    mask = torch.ones(7, 7, dtype=torch.bool).tril(2) if masked else None
+    all_rows, kept = stack(x_BTD, torch.arange(7), mask)
+    few, kept_of_few = stack(x_BTD, torch.arange(7), mask, rows=rows)
+    torch.testing.assert_close(few, all_rows[:, rows], **TOLERANCE)
+    for actual, expected in zip(kept_of_few, kept, strict=True):
+        torch.testing.assert_close(actual.keys_BHPK, expected.keys_BHPK, **TOLERANCE)
+        torch.testing.assert_close(actual.values_BHPK, expected.values_BHPK, **TOLERANCE)
+    weights, leaves = normal(*few.shape).flip(1), [x_BTD, *stack.parameters()]
+    for actual, expected in zip(*(torch.autograd.grad((weights * y).sum(), leaves) for y in (few, all_rows[:, rows])), strict=True):
+        torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("positions", ["rope", "transformer_xl"])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_projecting_twice_in_one_product_is_projecting_once_with_and_once_without_the_inputs_gradient(
+    positions: str, kv_heads: int
+) -> None:
+    torch.manual_seed(0)
+    block = Block(Attention(12, 3, kv_heads, positions), ffn_width=8, dropout=0.0).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x_BTD = normal(2, 7, 12).requires_grad_()
+    turn = rotation(torch.arange(3, 10), 4, dtype=torch.float64) if positions == "rope" else None
+    own, again = block.project_twice(x_BTD, turn)
+    expected = [*block.project(x_BTD, turn), *block.keys_values(x_BTD.detach(), turn)]
+    leaves = [x_BTD, *block.attention_norm.parameters(), *block.attention.qkv.parameters()]
+    sums = [sum((normal(*y.shape).roll(n) * y).sum() for n, y in enumerate(outputs)) for outputs in ([*own, *again], expected)]
+    for actual, wanted in zip([*own, *again], expected, strict=True):
+        torch.testing.assert_close(actual, wanted, **TOLERANCE)
+    for actual, wanted in zip(*(torch.autograd.grad(total, leaves) for total in sums), strict=True):
+        torch.testing.assert_close(actual, wanted, **TOLERANCE)
 
 
 def test_a_mask_says_who_may_look_whether_or_not_there_is_a_past() -> None:

@@ -1,4 +1,4 @@
-"""Transformer-XL's way to tell positions: distances, their sinusoids, and the shift from scores by distance to scores by key."""
+"""Transformer-XL's way to tell positions: distances, their sinusoids, the shift from scores by distance to scores by key, and attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.layers.distances import by_key, distances, sinusoids
+from memlab.layers import distances as module
+from memlab.layers.distances import attention, by_key, distances, sinusoids
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 3), (2, 5), (4, 5), (5, 9), (3, 40)]  # queries, keys
@@ -86,3 +87,44 @@ def test_float32_sinusoids_stay_exact_a_million_tokens_away() -> None:
     assert r_WD.dtype == torch.float32
     angles = [distance / 10_000 ** (2 * k / width) for k in range(width // 2)]
     assert r_WD[0].tolist() == pytest.approx([f(a) for f in (math.sin, math.cos) for a in angles], abs=1e-7)
+
+
+@pytest.mark.parametrize("scores", [1, 30, 100, 1 << 20])  # pieces of a query, of a few, of rows of the batch, and all at once
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 3), (4, 9), (7, 8)])
+@pytest.mark.parametrize("mask_has_rows", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_attention_is_softmax_of_the_papers_four_terms(
+    monkeypatch: pytest.MonkeyPatch, scores: int, queries: int, keys: int, mask_has_rows: bool, ahead: bool
+) -> None:
+    """Section 3.3, score by score; values and all gradients, in whatever pieces."""
+    monkeypatch.setattr(module, "_SCORES", scores)
+    batch, heads, width = 3, 2, 4
+    distance_W = distances(queries, keys, ahead, CPU).tolist()
+    shapes = {"q": (batch, heads, queries, width), "k": (batch, heads, keys, width), "v": (batch, heads, keys, width)}
+    shapes |= {"r": (heads, len(distance_W), width), "u_HK": (heads, width), "v_HK": (heads, width)}
+    leaves = {name: normal(*shape).roll(n).requires_grad_() for n, (name, shape) in enumerate(shapes.items())}
+    q, k, v, r, u_HK, v_HK = leaves.values()
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries + (2 if ahead else 0))
+    if mask_has_rows:
+        mask = mask.repeat(batch, 1, 1, 1)
+        mask[1, 0, :, : keys - queries] = False
+    rows = []
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(queries):
+                seen = [j for j in range(keys) if mask.expand(batch, 1, queries, keys)[b, 0, i, j]]
+                terms = [
+                    (q[b, h, i] + u_HK[h]) @ k[b, h, j] + (q[b, h, i] + v_HK[h]) @ r[h, distance_W.index(behind(queries, keys, i, j))]
+                    for j in seen
+                ]
+                weight = (torch.stack(terms) / math.sqrt(width)).softmax(0)
+                rows.append(weight @ v[b, h, seen])
+    expected = torch.stack(rows).view(batch, heads, queries, width)
+    y = attention(q, k, v, r, u_HK, v_HK, mask, ahead)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    wanted = normal(*y.shape).flip(0)
+    found, right = (torch.autograd.grad((wanted * output).sum(), list(leaves.values())) for output in (y, expected))
+    for name, actual, gradient in zip(leaves, found, right, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        assert torch.equal(attention(q, k, v, r, u_HK, v_HK, mask, ahead), y)
