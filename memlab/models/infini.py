@@ -134,13 +134,13 @@ class Infini(LayeredDecoder):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
             if self.update == "delta":
                 values = values - _retrieve(features, before)
-            return features.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
+            return _write(features, values)
 
     def _memories(self, k_BGSNK: Tensor, v_BGSNK: Tensor, start: Compressive) -> Tensor:
         """The joint memories before each of S segments and after the last: [B, G, S + 1, K, K + 1]."""
         with _exactly(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(_accumulator(v_BGSNK.dtype))
-            added = features.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
+            added = _write(features, values)
             if self.update == "linear":
                 return _fold(start.joint, added)
             z = _fold(start.z_BGK, added[..., -1])
@@ -200,6 +200,11 @@ class _Feature(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return y.clamp(max=1).mul_(dy)
+
+
+def _write(features: Tensor, values: Tensor) -> Tensor:
+    """What tokens add to a joint memory, s(K)^T [V | 1]."""
+    return features.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
 
 
 def _retrieve(features: Tensor, joint: Tensor) -> Tensor:
