@@ -1,4 +1,4 @@
-"""What the suites share: models at given sizes, work done by turns, and floating point operations."""
+"""What the suites share: models at given sizes, work done by turns, and the rate of matrix products."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from memlab import schema
 from memlab.benchmarks.settings import BenchConfig
@@ -142,14 +140,6 @@ def by_turns(sides: Mapping[str, Work], repeats: int, device: torch.device, desc
             if repeat >= warm_up:
                 found[side].append(taken)
     return found
-
-
-def operations(work: Work) -> int:
-    """Floating point operations of matrix products as torch counts them. Attention is computed without a fused kernel for that, since
-    its counter does not know all of them; what is masked counts, as the processor's kernel computes it too (of up to 512 keys)."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        work()
-    return int(counter.get_total_flops())
 
 
 def matmul_rate(rows: int, width: int, ffn_width: int, device: torch.device, repeats: int = 5) -> dict[str, float]:

@@ -19,6 +19,7 @@ from memlab.benchmarks import measure, peer_models, report
 from memlab.benchmarks.measure import Work
 from memlab.benchmarks.peer_models import PEERS, Peer
 from memlab.benchmarks.settings import BenchConfig
+from memlab.evaluation import cost
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def compare(name: str, peer: Peer, config: BenchConfig, segments: int, tokens: i
         first = {side: float(work()) for side, work in sides.items()}
         seconds = measure.by_turns(sides, config.repeats, device, f"{name}, {segments} x {tokens}", warm_up=1)
         last = {side: float(work()) for side, work in sides.items()}
-    operations = measure.operations(sides["ours"])
+    operations = cost.operations(sides["ours"])
     ratios = {side: [a / b for a, b in zip(seconds["theirs"], seconds[side], strict=True)] for side in ("ours", "without")}
     return {
         "package": f"{peer.package} {peer.version}",

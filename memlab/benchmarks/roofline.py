@@ -12,6 +12,7 @@ from rich.table import Table
 
 from memlab.benchmarks import measure, report
 from memlab.benchmarks.settings import BenchConfig
+from memlab.evaluation import cost
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     for name, model in models.items():
         rates.append(measure.matmul_rate(tokens_BSN.numel(), sizes.width, 4 * sizes.width, device))
         step = measure.training_step(model.to(device), tokens_BSN)
-        operations = measure.operations(step)
+        operations = cost.operations(step)
         seconds = measure.by_turns({"step": step}, config.repeats, device, name, warm_up=1)["step"]
         found[name] = {"operations": operations, "seconds": seconds, "time": measure.most_time(step, 6)}
         models[name] = model.to("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,13 @@ def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, f
     was_training = model.training
     lengths = [*segment_lengths, segment_lengths[0]][:2]
     segments = [torch.zeros(1, n, dtype=torch.long, device=model.device) for n in lengths]
-    with sdpa_kernel(SDPBackend.MATH):  # the others are not all known to torch's counter
-        model.eval()
-        with torch.no_grad():
-            state = model.segment(segments[0], model.init_state(1)).state
-            inference = _count(lambda: model.segment(segments[1], state))
-        model.train()
-        with torch.enable_grad():
-            training = _count(lambda: _loss(model, segments).backward())
+    model.eval()
+    with torch.no_grad():
+        state = model.segment(segments[0], model.init_state(1)).state
+        inference = operations(lambda: model.segment(segments[1], state))
+    model.train()
+    with torch.enable_grad():
+        training = operations(lambda: _loss(model, segments).backward())
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return {"inference": inference / lengths[1], "training": training / sum(lengths)}
@@ -57,8 +56,10 @@ def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
     return losses[-1] if isinstance(model, Encoder) else torch.stack(losses).sum()
 
 
-def _count(work: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
+def operations(work: Callable[[], Any]) -> int:
+    """Floating point operations of the matrix products in some work, which is done once, with attention by plain products: torch's counter
+    does not know all fused kernels. What is masked counts."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work()
     return int(counter.get_total_flops())
 

@@ -31,29 +31,32 @@ def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, 
     """
     b, g, t, _ = q_BGTK.shape
     rows, parts = keys_BGPK.shape[2], low_BS.shape[1]
+    seen = _seen(low_BS, high_BS, rows)
     pieces = []
     for part, queries in enumerate(q_BGTK.split(max(1, t // parts), dim=2)):
-        low_B, high_B = low_BS[:, part], high_BS[:, part]
-        first, end, same = _seen(low_B, high_B, rows)
+        first, end, by_all = seen[part]
+        low_B, high_B = low_BS[:, part] - first, high_BS[:, part] - first
         piece = max(1, _SCORES // (b * g * min(max(end - first, 1), _ROWS)))
         for q in queries.split(piece, dim=2):
-            score, found = _search(q, keys_BGPK[:, :, first:end], low_B - first, high_B - first, k, same)
+            score, found = _search(q, keys_BGPK[:, :, first:end], low_B, high_B, k, by_all)
             missing = (0, min(k, rows) - found.shape[-1])
             pieces.append((F.pad(found + first, missing), F.pad(score, missing, value=-torch.inf)))
     return torch.cat([found for found, _ in pieces], dim=2), torch.cat([score for _, score in pieces], dim=2)
 
 
-def _seen(low_B: Tensor, high_B: Tensor, rows: int) -> tuple[int, int, bool]:
-    """Between which rows all are that any document sees, and whether each document sees all of these."""
-    if low_B.is_meta:  # has no values
-        return 0, rows, False
-    low, high = low_B.tolist(), high_B.tolist()
-    first, end = min(low), max(high)
-    return first, max(first, end), max(low) == first and min(high) == end
+def _seen(low_BS: Tensor, high_BS: Tensor, rows: int) -> list[tuple[int, int, bool]]:
+    """For each part, between which rows all are that any document sees, and whether each document sees all of these.
+
+    All parts at once, since reading a value waits for a GPU.
+    """
+    if low_BS.is_meta:  # has no values
+        return [(0, rows, False)] * low_BS.shape[1]
+    bounds = zip(low_BS.T.tolist(), high_BS.T.tolist(), strict=True)
+    return [(min(low), max(min(low), *high), max(low) == min(low) and min(high) == max(high)) for low, high in bounds]
 
 
-def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k: int, all_seen: bool) -> tuple[Tensor, Tensor]:
-    """The largest products and their rows, [B, G, T, k'] each; `all_seen`: nothing is to be left out."""
+def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k: int, by_all: bool) -> tuple[Tensor, Tensor]:
+    """The largest products and their rows, [B, G, T, k'] each; `by_all`: each document sees all of these rows."""
     b, g, t, _ = q_BGTK.shape
     chunk = max(k, _SCORES // max(1, b * g * t))
     best = q_BGTK.new_empty(b, g, t, 0)
@@ -61,7 +64,7 @@ def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k:
     for start in range(0, keys_BGPK.shape[2], chunk):
         keys_BGcK = keys_BGPK[:, :, start : start + chunk]
         score = q_BGTK @ keys_BGcK.transpose(-1, -2)
-        if not all_seen:
+        if not by_all:
             row_c = torch.arange(start, start + keys_BGcK.shape[2], device=q_BGTK.device)
             hidden_Bc = (row_c < low_B[:, None]) | (row_c >= high_B[:, None])
             score.masked_fill_(hidden_Bc[:, None, None], -torch.inf)
