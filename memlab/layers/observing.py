@@ -1,11 +1,14 @@
 """Looking at what layers compute, from outside and without changing it.
 
-Layers offer tensors that they have anyway, by the name of an event; whoever reads a model inside of `by(observer)` is told. Otherwise an
-offer is one comparison. An observer must not change what it is given.
+Layers offer tensors that they have anyway, by the name of an event; the observer within `by(observer)` receives them.
+Without one, an offer is a comparison. An observer must not change what it receives.
 
-    attention   Attention.attend: attention (the module), q, k, mask, relative, ahead, as its arguments
-    nearest     attend_nearest: found, seen, weight [B, G, T * shared, k'] (rows, whether there is one, softmax), rows (P), shared (H / G)
-    mix         a memory mixed with local attention by a gate: layer, gate, remembered, local, broadcastable to [B, H, .., K]
+    attention   LayerMemory.attend: memory (the module), remembered (leading keys written before the segment), where, and
+                mass: a function from values [B, G, L, 1] to what the wanted queries make of them, [B, H, T, 1]
+    mix         LayerMemory.mix, a memory mixed with local attention by a gate: memory, gate, remembered, local,
+                broadcastable to [B, H, .., K]
+    nearest     attend_nearest: found, seen, weight [B, G, T * shared, k'] (rows, whether there is one, softmax),
+                rows (P), shared (H / G)
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ _observer: Observer | None = None
 
 
 def offer(event: str, **values: Any) -> None:
-    """Tell the observer, if there is one."""
+    """Hand values to the observer, if there is one."""
     if _observer is not None:
         _observer(event, values)
 

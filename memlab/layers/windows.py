@@ -1,11 +1,11 @@
-"""A cache of the last tokens before a segment, and the same cache before each of many segments at once.
+"""Remembered rows before a segment, and the same before each of many segments at once.
 
-    recurrent    [cache (C) | segment (N)]                       one segment
+    recurrent    [remembered (C) | segment (N)]                  one segment
     parallel     rows -C .. (S - 1) N - 1 of the document, cut into S windows of C rows, each N rows after the one before
 
-Rows of the cache that no token of the document has filled yet stand at its front and are masked.
+Rows that no token of the document has filled yet stand at the front and are masked.
 
-Shapes: B batch, H heads, S segments, N tokens in a segment, T = S * N, C cached rows, L = C + N, K head width, D width.
+Shapes: B batch, H heads, S segments, N tokens in a segment, T = S * N, C remembered rows, L = C + N, K head width, D width.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ def fit(rows_BCD: Tensor, size: int) -> Tensor:
     return F.pad(rows_BCD, (0, 0, missing, 0)) if missing > 0 else rows_BCD[..., -missing:, :]
 
 
+def filled(size: int, tokens_B: Tensor) -> Tensor:
+    """bool [B, C]: which of C remembered rows belong to each row's document, which has had so many tokens: the last ones."""
+    return torch.arange(-size, 0, device=tokens_B.device) >= -tokens_B[:, None]
+
+
 def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
-    """What each segment looks at: [window of the cache ; own rows], folded into the batch.
+    """What each segment looks at: [window of remembered rows ; own rows], folded into the batch.
 
     Args:
         rows_BHRK: the R = C + (S - 1) N rows before the last segment.
@@ -32,12 +37,12 @@ def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
         [B * S, H, C + N, K], contiguous.
     """
     n = own_BHTK.shape[2] // segments
-    cached = rows_BHRK.shape[2] - (segments - 1) * n
+    size = rows_BHRK.shape[2] - (segments - 1) * n
     own_BHSNK = own_BHTK.unflatten(2, (segments, n))
-    if cached == n:  # the usual case is a plain reshape
+    if size == n:  # the usual case is a plain reshape
         window_BHSCK = rows_BHRK.unflatten(2, (segments, n))
-    elif cached:
-        window_BHSCK = rows_BHRK.unfold(2, cached, n).transpose(-1, -2)
+    elif size:
+        window_BHSCK = rows_BHRK.unfold(2, size, n).transpose(-1, -2)
     else:
         window_BHSCK = own_BHSNK[:, :, :, :0]
     return torch.cat([window_BHSCK.transpose(1, 2), own_BHSNK.transpose(1, 2)], dim=3).flatten(0, 1)
@@ -53,12 +58,11 @@ def unfold(x_FHNK: Tensor, segments: int) -> Tensor:
     return x_FHNK.unflatten(0, (-1, segments)).transpose(1, 2).flatten(2, 3)
 
 
-def visible(cached: int, filled_B: Tensor, read: int, queries: int, reach: int | None = None) -> Tensor:
-    """Which keys of [cache (C) | own] the next tokens of an open segment may look at.
+def visible(filled_BC: Tensor, read: int, queries: int, reach: int | None = None) -> Tensor:
+    """Which keys of [remembered (C) | own] the next tokens of an open segment may look at.
 
     Args:
-        cached: C.
-        filled_B: how many of the cache's last rows belong to each row's document; or more, if it is longer than the cache.
+        filled_BC: which remembered rows are of each row's document.
         read: tokens of the segment read before.
         queries: n, tokens that are read now.
         reach: how far back a token looks at most, itself counted; None = as far as there are rows.
@@ -66,15 +70,21 @@ def visible(cached: int, filled_B: Tensor, read: int, queries: int, reach: int |
     Returns:
         bool [B, 1, n, C + read + n], True = may look.
     """
-    device = filled_B.device
-    key_L = torch.arange(-cached, read + queries, device=device)
+    b, size = filled_BC.shape
+    device = filled_BC.device
+    key_L = torch.arange(-size, read + queries, device=device)
     behind_nL = torch.arange(read, read + queries, device=device)[:, None] - key_L
     look_nL = behind_nL >= 0 if reach is None else (behind_nL >= 0) & (behind_nL < reach)
-    return (look_nL & (key_L >= -filled_B[:, None, None]))[:, None]
+    there_BL = F.pad(filled_BC, (0, read + queries), value=True)
+    return (look_nL & there_BL[:, None])[:, None]
 
 
-def visible_all(cached: int, filled_B: Tensor, segments: int, tokens: int, reach: int | None = None) -> Tensor:
-    """`visible` for S whole segments of N tokens, folded into the batch as `cut` does: bool [B * S, 1, N, C + N]."""
-    before_S = torch.arange(segments, device=filled_B.device) * tokens
-    filled_BS = filled_B[:, None] + before_S
-    return visible(cached, filled_BS.flatten(), 0, tokens, reach)
+def visible_all(size: int, tokens_B: Tensor, segments: int, tokens: int, reach: int | None = None) -> Tensor:
+    """`visible` for S whole segments of N tokens, folded into the batch as `cut` does: bool [B * S, 1, N, C + N].
+
+    Args:
+        size: C.
+        tokens_B: of each row's document, before the first of the segments.
+    """
+    before_BS = tokens_B[:, None] + torch.arange(segments, device=tokens_B.device) * tokens
+    return visible(filled(size, before_BS.flatten()), 0, tokens, reach)

@@ -6,7 +6,9 @@
     begin / extend / close         one segment in pieces of any size, for generation
     stream(tokens_BT, state)       tokens of any number, segment by segment, split between calls wherever they come in
 
-Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V vocabulary, M memory slots.
+A model is a backbone whose layers have memories, with memory tokens around it: `decoder.py`, `encoder.py`, `compose.py`.
+
+Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,11 +20,28 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from memlab.errors import ConfigError, UserError
-from memlab.layers.blocks import Stack, initialise
-from memlab.layers.state import State
-from memlab.schema import Dropout, Positive
+from memlab.errors import UserError
+from memlab.layers.state import State, state
+from memlab.memories.base import Where
+from memlab.memory_tokens.base import MemoryTokens
+from memlab.models.backbone import Backbone
+
+Memory = Literal["on", "off", "shuffled"]
+
+
+@state
+class ModelState(State):
+    """What a model carries from segment to segment: memory tokens, and what each layer remembers."""
+
+    tokens: Any
+    layers: tuple[Any, ...]
+    nothing_B0: Tensor  # of no bytes: says how many documents there are, also where nothing is carried
+
+    @property
+    def batch_size(self) -> int:
+        return self.nothing_B0.shape[0]
 
 
 @dataclass(frozen=True)
@@ -30,50 +49,52 @@ class Output:
     """What a model gives back.
 
     Attributes:
-        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several.
+        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several; of an encoder its answer if the
+            document ended with the segment, [B, 1, V] or [B, S, 1, V].
         state: what the next segment needs.
         diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
     """
 
     logits: Tensor
-    state: State
+    state: ModelState
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Open:
-    """A segment that is being read: what is needed of the carried state, and the keys and values of all that its tokens may look at.
+    """A segment that is being read: the carried state, and in each layer what the segment's rows look at.
 
     It is not carried over a boundary; its bytes count in `compression_peak`.
     """
 
-    state: Any  # of the model's own kind
-    past: tuple[Any, ...]  # states, one for each layer
+    state: ModelState
+    layers: tuple[Any, ...]
     read: int  # tokens of this segment that have been read: the next one's position within it
+    other: Open | None = None  # with memory=shuffled, the same segment after another document's state
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state and of the open segment's keys and values together; a tensor that is in both counts once."""
-        tensors = [*self.state.tensors(), *(t for kv in self.past for t in kv.tensors())]
+        """Bytes of the state and of the open segment together; a tensor that is in both counts once."""
+        tensors = [t for t in pytree.tree_leaves((self.state, self.layers)) if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
 @dataclass(frozen=True)
 class Unread:
-    """An encoder's segment whose end has not come: the state before it, and its tokens so far, which are read again when more have come."""
+    """An encoder's segment whose end has not come: the state before it, and its tokens so far, which are read again."""
 
-    state: Any  # of the model's own kind
+    state: ModelState
     tokens_BN: Tensor
 
     @property
     def read(self) -> int:
-        """Tokens of this segment that are there."""
+        """Tokens of this segment so far."""
         return self.tokens_BN.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the state and of the waiting tokens."""
-        return int(self.state.nbytes) + self.tokens_BN.numel() * self.tokens_BN.element_size()
+        return self.state.nbytes + self.tokens_BN.numel() * self.tokens_BN.element_size()
 
 
 @dataclass(frozen=True)
@@ -82,84 +103,70 @@ class Piece:
 
     Attributes:
         logits: of a decoder next-token scores, [B, n, V]; of an encoder the answer if the document ended here, [B, 1, V].
-        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment as far as it was read.
+        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment as far as it
+            was read.
     """
 
     logits: Tensor
-    state: State | Open | Unread
+    state: ModelState | Open | Unread
 
 
 class Model(nn.Module, abc.ABC):
-    """Base of all models: the Transformer and the fold over segments. See `Decoder`, and `Encoder` for those that do not generate.
+    """Base of all models. See `Decoder`, and `Encoder` for those that answer once for each sample.
 
     Args:
-        vocab_size: number of token ids (V).
-        layers, width, heads: of the Transformer; `width` (D) is divided among the heads.
-        kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = as many as heads.
-        ffn_multiple: width of the feed-forward layer over `width`.
-        dropout: on the outputs of attention and feed-forward layers, while training.
-        positions: how tokens know where they stand, see `layers/positions.py`; with "none" only causality tells.
-
-    Raises:
-        ConfigError: `width` does not divide into heads of even width (rotary positions turn pairs), or `heads` not among `kv_heads`.
+        backbone: whose layers have memories.
+        tokens: memory tokens around it.
+        memory: on; or a control, the same for every memory. off: each segment is read after the initial state. shuffled:
+            each is read after the state of another document of the batch, as that one's own reading left it; what a
+            document reads never depends on its own earlier segments.
     """
 
-    parallel: ClassVar[Any] = None  # a method (tokens_BSN, state) -> Output where there is an exact parallel form
+    answers_once: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        vocab_size: Positive,
-        layers: Positive,
-        width: Positive,
-        heads: Positive,
-        ffn_multiple: Positive,
-        dropout: Dropout,
-        kv_heads: Positive | None = None,
-        positions: Literal["rope", "transformer_xl", "none"] = "rope",
-    ) -> None:
+    def __init__(self, backbone: Backbone, tokens: MemoryTokens, memory: Memory = "on") -> None:
         super().__init__()
-        if width % (2 * heads):
-            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
-        if kv_heads is not None and heads % kv_heads:
-            raise ConfigError(f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}")
-        self.width = width
-        self.embed = nn.Embedding(vocab_size, width)
-        self.stack = Stack(layers, width, heads, ffn_multiple * width, dropout, kv_heads, positions)
-        self.head = nn.Linear(width, vocab_size)
-        initialise(self, layers)
+        self.backbone, self.tokens, self.memory = backbone, tokens, memory
 
     @property
     def carries(self) -> bool:
         """Whether anything passes a segment boundary; only then does a back-propagation depth mean anything."""
-        return True
+        return self.memory != "off" and (self.tokens.carries or any(m.carries for m in self.backbone.memories))
 
     @property
     def state_grows(self) -> bool:
         """Whether the state gets larger with the document; otherwise it has one size for ever."""
-        return self.keeps_everything
+        return self.memory != "off" and any(m.state_grows for m in self.backbone.memories)
 
     @property
     def keeps_everything(self) -> bool:
         """Whether the state holds every token of the document, and so has no largest size."""
-        return False
+        return self.memory != "off" and any(m.keeps_everything for m in self.backbone.memories)
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.backbone.device
 
-    @abc.abstractmethod
-    def init_state(self, batch_size: int) -> Any:
+    def init_state(self, batch_size: int) -> ModelState:
         """The state at the start of a document; learned parts of it carry gradient."""
+        nothing_B0 = torch.zeros(batch_size, 0, device=self.device)
+        return ModelState(self.tokens.init_state(batch_size), self.backbone.init_state(batch_size), nothing_B0)
 
-    @abc.abstractmethod
-    def segment(self, tokens_BN: Tensor, state: Any) -> Output:
-        """Read one segment: logits [B, N, V] and the state for the next one."""
+    def exchanged(self, state: ModelState, from_B: Tensor) -> ModelState:
+        """The state in which row b remembers what row from_B[b] does."""
+        return state.map(lambda t: t[from_B])
 
-    @abc.abstractmethod
-    def peak_bytes(self, tokens_BN: Tensor, state: Any) -> int:
-        """Bytes held while a segment is read, just before it is closed: the state, and keys and values that its tokens look at."""
+    def segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+        """Read one segment: logits [B, N, V] (an encoder: [B, 1, V]) and the state for the next one."""
+        if self.memory == "on":
+            return self._segment(tokens_BN, state)
+        if self.memory == "off":
+            return self._segment(tokens_BN, self.init_state(state.batch_size))
+        own = self._segment(tokens_BN, state)
+        other = self._segment(tokens_BN, self._of_others(state))
+        return Output(other.logits, own.state, own.diagnostics)
 
-    def recurrent(self, tokens_BSN: Tensor, state: Any) -> Output:
+    def recurrent(self, tokens_BSN: Tensor, state: ModelState) -> Output:
         """Fold `segment` over S segments."""
         outputs: list[Output] = []
         for tokens_BN in tokens_BSN.unbind(1):
@@ -167,11 +174,46 @@ class Model(nn.Module, abc.ABC):
         diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]) for k in outputs[0].diagnostics}
         return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics)
 
-    @torch.no_grad()
-    def stream(self, tokens_BT: Tensor, state: State | Open | Unread | None = None, *, segment_length: int) -> Iterator[Piece]:
-        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment (and of a state that grows).
+    @property
+    def parallel(self) -> Any:
+        """A method (tokens_BSN, state) -> Output that reads all segments at once, or None where there is no exact one."""
+        return None
 
-        A call may end within a segment, and the next one goes on there: however a document is split, all calls read what one reads.
+    @abc.abstractmethod
+    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+        """`segment` with the memory on."""
+
+    @abc.abstractmethod
+    def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
+        """Bytes held while a segment is read, just before it is closed: the state, and what its rows look at."""
+
+    def _of_others(self, state: ModelState) -> ModelState:
+        return self.exchanged(state, torch.arange(state.batch_size, device=self.device).roll(1))
+
+    def _where(self, state: ModelState, start: int, count: int, tokens: slice, mask: Tensor | None = None) -> Where:
+        """Where `count` rows stand that begin at position `start` of their segment."""
+        return Where(
+            start=start,
+            count=count,
+            batch_size=state.batch_size,
+            device=self.device,
+            first=-self.tokens.reads,
+            tokens=tokens,
+            mask=mask,
+            memory_tokens_read=getattr(self.tokens, "read_mem_from_cache", False),
+            offset_B=self.backbone.offset(state.layers),
+            rotary=self.backbone.rotary,
+        )
+
+    @torch.no_grad()
+    def stream(
+        self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None, *, segment_length: int
+    ) -> Iterator[Piece]:
+        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment (and of a state
+        that grows).
+
+        A call may end within a segment, and the next one goes on there: however a document is split, all calls read what
+        one reads.
 
         Args:
             tokens_BT: token ids, on any device; each segment is moved to the model's when its turn comes.
@@ -187,7 +229,7 @@ class Model(nn.Module, abc.ABC):
             state = self.init_state(tokens_BT.shape[0])
         at = 0
         while at < tokens_BT.shape[1]:
-            read = state.read if isinstance(state, Open | Unread) else 0
+            read = 0 if isinstance(state, ModelState) else state.read
             if read >= segment_length:
                 raise UserError(f"segment_length={segment_length}: the open segment has {read} tokens already")
             piece_Bn = tokens_BT[:, at : at + segment_length - read].to(self.device, torch.long)
@@ -199,7 +241,7 @@ class Model(nn.Module, abc.ABC):
     def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
         """Read n tokens of one segment, which may have been begun before and may end with them."""
 
-    def forward(self, tokens_BSN: Tensor, state: Any = None) -> Output:
+    def forward(self, tokens_BSN: Tensor, state: ModelState | None = None) -> Output:
         """Read S segments of N tokens, in the parallel form if the model has one.
 
         Args:
@@ -207,50 +249,9 @@ class Model(nn.Module, abc.ABC):
             state: what an earlier call returned; None = a document begins.
 
         Returns:
-            logits [B, S, N, V], the state after the last segment, diagnostics.
+            logits [B, S, N, V] (an encoder: [B, S, 1, V]), the state after the last segment, diagnostics.
         """
         if state is None:
             state = self.init_state(tokens_BSN.shape[0])
-        return (self.parallel or self.recurrent)(tokens_BSN, state)
-
-
-class Decoder(Model):
-    """Base of all models that predict the next token. A subclass gives `init_state`, `segment`, `begin`, `close`, often `extend`."""
-
-    @abc.abstractmethod
-    def begin(self, state: Any) -> Open:
-        """Open a segment."""
-
-    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
-        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
-        positions = torch.arange(open.read, open.read + tokens_Bn.shape[1], device=self.device)
-        y_BnD, past = self.stack(self.embed(tokens_Bn), positions, past=open.past)
-        return self.head(y_BnD), Open(open.state, past, open.read + tokens_Bn.shape[1])
-
-    @abc.abstractmethod
-    def close(self, open: Open) -> Any:
-        """End the segment: write memory, and return the state that the next segment needs."""
-
-    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
-        if ends and not isinstance(state, Open):  # a whole segment at once
-            output = self.segment(tokens_Bn, state)
-            return Piece(output.logits, output.state)
-        logits_BnV, open = self.extend(tokens_Bn, state if isinstance(state, Open) else self.begin(state))
-        return Piece(logits_BnV, self.close(open) if ends else open)
-
-    def peak_bytes(self, tokens_BN: Tensor, state: Any) -> int:
-        return self.extend(tokens_BN, self.begin(state))[1].nbytes
-
-
-class Encoder(Model):
-    """Base of all models that read in both directions and answer once for each sample.
-
-    There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended here.
-    """
-
-    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
-        before, tokens_BN = (
-            (state.state, torch.cat([state.tokens_BN, tokens_Bn], dim=1)) if isinstance(state, Unread) else (state, tokens_Bn)
-        )
-        output = self.segment(tokens_BN, before)
-        return Piece(output.logits, output.state if ends else Unread(before, tokens_BN))
+        output: Output = (self.parallel or self.recurrent)(tokens_BSN, state)
+        return output

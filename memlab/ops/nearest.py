@@ -1,33 +1,33 @@
 """Exact attention over the k nearest keys of a large memory.
 
-Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts of equal length, P rows of
-memory, c rows that are searched at once, k neighbours, K head width.
+Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts of equal
+length, P rows of memory, c rows that are searched at once, k neighbours, K head width.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.layers import observing
-
-_SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, so that they stay in a processor's cache from the product to the choice
+_SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
 _ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 _SIEVE = 8  # scores of which the largest alone is compared first
 
 
 @torch.no_grad()
-def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k keys with the largest products with each query, among the rows low <= p < high that its part of the queries may see.
+def nearest(
+    q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k keys with the largest products with each query, among the rows low <= p < high that its part may see.
 
-    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time; and queries are not compared with
-    rows that none of their part may see.
+    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time. Queries are not
+    compared with rows that none of their part may see.
 
     Returns:
-        Rows [B, G, T, k'], k' = min(k, P), and their products with the query [B, G, T, k'], -inf where it may see fewer rows than that.
+        Rows [B, G, T, k'], k' = min(k, P), and their products with the query, [B, G, T, k']; -inf where it may see fewer.
     """
     b, g, t, _ = q_BGTK.shape
     rows, parts = keys_BGPK.shape[2], low_BS.shape[1]
@@ -45,18 +45,23 @@ def nearest(q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, 
 
 
 def _seen(low_BS: Tensor, high_BS: Tensor, rows: int) -> list[tuple[int, int, bool]]:
-    """For each part, between which rows all are that any document sees, and whether each document sees all of these.
+    """For each part, the range of rows that any document sees, and whether each document sees all of the range.
 
     All parts at once, since reading a value waits for a GPU.
     """
     if low_BS.is_meta:  # has no values
         return [(0, rows, False)] * low_BS.shape[1]
     bounds = zip(low_BS.T.tolist(), high_BS.T.tolist(), strict=True)
-    return [(min(low), max(min(low), *high), max(low) == min(low) and min(high) == max(high)) for low, high in bounds]
+    return [
+        (min(low), max(min(low), *high), max(low) == min(low) and min(high) == max(high))
+        for low, high in bounds
+    ]
 
 
-def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k: int, by_all: bool) -> tuple[Tensor, Tensor]:
-    """The largest products and their rows, [B, G, T, k'] each; `by_all`: each document sees all of these rows."""
+def _search(
+    q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k: int, by_all: bool
+) -> tuple[Tensor, Tensor]:
+    """The largest products and their rows, [B, G, T, k'] each; `by_all`: each document sees all rows."""
     b, g, t, _ = q_BGTK.shape
     chunk = max(k, _SCORES // max(1, b * g * t))
     best = q_BGTK.new_empty(b, g, t, 0)
@@ -80,13 +85,15 @@ def _search(q_BGTK: Tensor, keys_BGPK: Tensor, low_B: Tensor, high_B: Tensor, k:
 def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the last dimension, and where they are.
 
-    Of many scores, first those k groups are chosen that have the largest maxima: none of the k largest scores is in another one. Maxima
-    are quick to find, and what is left to choose from is small.
+    Of many scores, first the k groups with the largest maxima are chosen: none of the k largest scores is in another
+    group. Maxima are quick to find, and what is left to choose from is small.
     """
     groups, rest = divmod(score.shape[-1], _SIEVE)
     if groups < 4 * k:
         return score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
-    grouped = score[..., : groups * _SIEVE].unflatten(-1, (_SIEVE, groups))  # a group is every so many-th score
+    grouped = score[..., : groups * _SIEVE].unflatten(
+        -1, (_SIEVE, groups)
+    )  # a group is every so many-th score
     group = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
     where = (group.unsqueeze(-2) + torch.arange(_SIEVE, device=score.device)[:, None] * groups).flatten(-2)
     if rest:
@@ -97,10 +104,12 @@ def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Products(torch.autograd.Function):
-    """Products of queries with the keys found. The search has computed them; what is added here is the gradient of the queries."""
+    """Products of queries with the keys found. The search has computed them; this adds the gradient of the queries."""
 
     @staticmethod
-    def forward(ctx: Any, q_BGTK: Tensor, keys_BGPK: Tensor, found_BGTk: Tensor, score_BGTk: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q_BGTK: Tensor, keys_BGPK: Tensor, found_BGTk: Tensor, score_BGTk: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(keys_BGPK, found_BGTk)
         ctx.dtype = q_BGTK.dtype
         return score_BGTk.clone()
@@ -111,7 +120,7 @@ class _Products(torch.autograd.Function):
 
 
 def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tensor:
-    """Sums of the rows found, [B, G, T, K], each row with its weight, without a copy of the rows for each query."""
+    """Weighted sums of the rows found, [B, G, T, K], without a copy of the rows for each query."""
     b, g, p, width = rows_BGPK.shape
     first = torch.arange(b * g, device=rows_BGPK.device).view(b, g, 1, 1) * p
     bags = (found_BGTk + first).flatten(0, 2)
@@ -120,21 +129,29 @@ def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tens
     return y.unflatten(0, found_BGTk.shape[:3])
 
 
-def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int) -> Tensor:
+class Found(NamedTuple):
+    """Which rows queries looked at, [B, G, T * H / G, k'] each."""
+
+    rows: Tensor
+    seen: Tensor  # bool: whether there is such a row
+    weight: Tensor  # softmax
+
+
+def attend_nearest(
+    q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int
+) -> tuple[Tensor, Found]:
     """Softmax attention of each query over its k nearest keys, with the gradient of the queries alone.
 
     Args:
         q_BHTK: queries, already scaled.
-        keys_BGPK, values_BGPK: the memory; cut from the graph here.
+        keys_BGPK, values_BGPK: the memory of P >= 1 rows; cut from the graph here.
         low_BS, high_BS: the queries of each of S equal parts may see the rows low <= p < high.
 
     Returns:
-        [B, H, T, K]; 0 for a query that may see nothing.
+        [B, H, T, K], 0 for a query that may see nothing; and what was found.
     """
     _, h, t, _ = q_BHTK.shape
     g, shared = keys_BGPK.shape[1], h // keys_BGPK.shape[1]
-    if not keys_BGPK.shape[2]:
-        return torch.zeros_like(q_BHTK)
     # Queries that share a memory are searched for together, in the order of time: their parts stay parts.
     q = q_BHTK.unflatten(1, (g, shared)).transpose(2, 3).flatten(2, 3)
     keys_BGPK, values_BGPK = keys_BGPK.detach(), values_BGPK.detach()
@@ -142,5 +159,21 @@ def attend_nearest(q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_B
     seen = product > -torch.inf
     score = _Products.apply(q, keys_BGPK, found, product).masked_fill(~seen, torch.finfo(product.dtype).min)
     weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing
-    observing.offer("nearest", found=found, seen=seen, weight=weight, rows=keys_BGPK.shape[2], shared=shared)
-    return weighted(weight, values_BGPK, found).unflatten(2, (t, shared)).transpose(2, 3).flatten(1, 2)
+    y = weighted(weight, values_BGPK, found).unflatten(2, (t, shared)).transpose(2, 3).flatten(1, 2)
+    return y, Found(found, seen, weight)
+
+
+def attend_nearest_naive(
+    q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int
+) -> Tensor:
+    """The output of `attend_nearest`, from all scores at once."""
+    shared, t, rows = q_BHTK.shape[1] // keys_BGPK.shape[1], q_BHTK.shape[2], keys_BGPK.shape[2]
+    keys, values = (x.detach().repeat_interleave(shared, dim=1) for x in (keys_BGPK, values_BGPK))
+    row_P = torch.arange(rows, device=q_BHTK.device)
+    may_BSP = (row_P >= low_BS[:, :, None]) & (row_P < high_BS[:, :, None])
+    may_B1TP = may_BSP.repeat_interleave(t // low_BS.shape[1], dim=1)[:, None]
+    score = (q_BHTK @ keys.transpose(-1, -2)).masked_fill(~may_B1TP, -torch.inf)
+    least = score.detach().topk(min(k, rows), dim=-1).values[..., -1:]
+    score = score.masked_fill(score < least, -torch.inf)
+    weight = score.softmax(-1).nan_to_num(0.0)  # a query that sees nothing gets nothing
+    return weight @ values

@@ -1,59 +1,49 @@
-"""Attention that knows how far a key is behind a query (Transformer-XL, arXiv 1901.02860, section 3.3).
+"""Attention that knows how far a key lies before a query (Transformer-XL, arXiv 1901.02860, section 3.3).
 
     score_ij = ((q_i + u) . k_j + (q_i + v) . r_{i-j}) / sqrt(K),   r_d = W_r R_d
 
-The scores of every query and key exist here, which a fused kernel does without. So they are made in pieces that stay in a processor's
-cache, and a piece of the queries is not compared with keys that come after all of them.
+The scores of every query and key exist here, which a fused kernel does without. So they are made in pieces that stay in a
+processor's cache, and a piece of the queries is not compared with keys that come after all of them.
 
-Shapes: B batch, H heads, T queries, L keys (the queries' own are the last T), W distances, D width, K head width.
+Shapes: B batch, H heads, T queries, L keys (the queries' own are the last T), W distances, K head width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.layers.positions import angles
-
 _SCORES = 1 << 19  # about so many scores are made at once: 2 MB in fp32
 
 
-class Relative(NamedTuple):
-    """What the score of a distance is made with, beside each layer's own projection of it."""
-
-    content_HK: Tensor  # u
-    distance_HK: Tensor  # v
-    clamp_len: int | None  # no distance counts as longer than this; None = all are told apart
-
-
 def distances(queries: int, keys: int, ahead: bool, device: torch.device) -> Tensor:
-    """int [W]: how far a key may be behind a query, from the farthest down to 0, or down to the nearest ahead of it (negative)."""
+    """int [W]: how far a key may lie before a query, from the farthest down to 0, or to the nearest ahead of it (negative)."""
     return torch.arange(keys - 1, -max(queries, 1) if ahead else -1, -1, device=device)
 
 
-def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """R [W, D]: sines, then cosines, of each distance at D/2 frequencies ("Attention Is All You Need", 3.5)."""
-    angle = angles(distances_W, width, 10_000.0)
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :width].to(dtype)
+def distance_attention_naive(
+    q: Tensor, k: Tensor, v: Tensor, r_HWK: Tensor, u_HK: Tensor, v_HK: Tensor, mask: Tensor, ahead: bool
+) -> Tensor:
+    """Each score by its formula; arguments as of `distance_attention`."""
+    queries, keys, width = q.shape[2], k.shape[2], r_HWK.shape[1]
+    behind = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)  # [T, L]
+    column = (keys - 1 - behind).clamp(
+        max=width - 1
+    )  # where that distance stands in r; keys ahead may have none and are masked
+    by_content = torch.einsum("bhtk,bhlk->bhtl", q + u_HK[:, None], k)
+    by_distance = torch.einsum("bhtk,htlk->bhtl", q + v_HK[:, None], r_HWK[:, column])
+    score = (by_content + by_distance) * q.shape[3] ** -0.5
+    return score.masked_fill(~mask, -math.inf).softmax(-1) @ v
 
 
-def by_key(padded: Tensor, keys: int) -> Tensor:
-    """From scores by distance to scores by key: a view [.., T, L] of scores [.., T, W + 1] (appendix B).
-
-    Column w is the distance L - 1 - w; query i is the (L - T + i)-th token, so that key j is L - T + i - j behind it and its score stands
-    in column T - 1 - i + j. With the column of padding, that is a regular view of the flat tensor.
-    Without distances ahead, what comes out for keys ahead of their query is of no meaning and has to be masked.
-    """
-    t, w = padded.shape[-2], padded.shape[-1] - 1
-    return padded.flatten(-2)[..., t - 1 : t - 1 + t * w].unflatten(-1, (t, w))[..., :keys]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, r_HWK: Tensor, u_HK: Tensor, v_HK: Tensor, mask: Tensor, ahead: bool) -> Tensor:
+def distance_attention(
+    q: Tensor, k: Tensor, v: Tensor, r_HWK: Tensor, u_HK: Tensor, v_HK: Tensor, mask: Tensor, ahead: bool
+) -> Tensor:
     """Softmax attention with the scores above.
 
     Args:
@@ -67,33 +57,47 @@ def attention(q: Tensor, k: Tensor, v: Tensor, r_HWK: Tensor, u_HK: Tensor, v_HK
         [B, H, T, K].
     """
     device = q.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype  # as the fused kernel's inputs
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else q.dtype  # as the fused kernel's inputs
     tensors = (t.to(dtype) for t in (q, k, v, r_HWK, u_HK, v_HK))
-    y: Tensor = _Attention.apply(*tensors, mask, ahead, torch.is_grad_enabled())
+    y: Tensor = _DistanceAttention.apply(*tensors, mask, ahead, torch.is_grad_enabled())
     return y
 
 
-class _Attention(torch.autograd.Function):
-    """Written out, because autograd would make every step of a piece a tensor, and of every piece's gradient one of the whole size.
+class _DistanceAttention(torch.autograd.Function):
+    """Autograd would make a tensor of every step of a piece, and one of the whole size of every piece's gradient.
 
-    A row of zeros behind the distances' makes each row of scores one longer, so that `by_key` needs no copy.
+    A row of zeros after those of the distances makes each row of scores one longer, so that `by_key` needs no copy.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, r: Tensor, u_HK: Tensor, v_HK: Tensor, mask: Tensor, ahead: bool, keep: bool
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        r: Tensor,
+        u_HK: Tensor,
+        v_HK: Tensor,
+        mask: Tensor,
+        ahead: bool,
+        keep: bool,
     ) -> Tensor:
         r = F.pad(r, (0, 0, 0, 1))
         r_HKW = r.transpose(1, 2).contiguous()
         may_look = mask.expand(-1 if mask.dim() == 4 else 1, 1, *mask.shape[-2:])
-        unseen = torch.zeros_like(may_look, dtype=q.dtype).masked_fill_(~may_look, -math.inf)  # adding is quicker than masking
+        unseen = torch.zeros_like(may_look, dtype=q.dtype).masked_fill_(
+            ~may_look, -math.inf
+        )  # adding is quicker than masking
         y = q.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         weights = []
         for rows, asking, end in _pieces(q, k, ahead):
             by_content, by_distance = _asked(q[rows, :, asking], u_HK, v_HK)
             score = by_distance @ r_HKW[:, :, q.shape[2] - asking.stop :]
             score = by_key(score, end) + unseen[rows if len(unseen) > 1 else slice(None), :, asking, :end]
-            score.flatten(0, 1).baddbmm_(by_content.flatten(0, 1), k[rows, :, :end].transpose(2, 3).flatten(0, 1))
+            score.flatten(0, 1).baddbmm_(
+                by_content.flatten(0, 1), k[rows, :, :end].transpose(2, 3).flatten(0, 1)
+            )
             weight = score.softmax(-1, dtype=torch.promote_types(score.dtype, torch.float32)).to(v.dtype)
             y[rows, :, asking] = weight @ v[rows, :, :end]
             weights.append(weight)
@@ -125,13 +129,13 @@ class _Attention(torch.autograd.Function):
 
 
 def _asked(q: Tensor, u_HK: Tensor, v_HK: Tensor) -> tuple[Tensor, Tensor]:
-    """What contents and distances are multiplied with."""
+    """What keys and distances are multiplied with."""
     q, scale = q.contiguous(), q.shape[3] ** -0.5
     return (q + u_HK[:, None]).mul_(scale), (q + v_HK[:, None]).mul_(scale)
 
 
 def _pieces(q: Tensor, k: Tensor, ahead: bool) -> Iterator[tuple[slice, slice, int]]:
-    """Rows of the batch and queries whose scores are made together, and before which key all that they may see has come."""
+    """Rows of the batch and queries whose scores are made together, and the first key that none of them may see."""
     b, h, queries, _ = q.shape
     keys = k.shape[2]
     rows = max(1, _SCORES // max(1, h * queries * keys))
@@ -140,3 +144,14 @@ def _pieces(q: Tensor, k: Tensor, ahead: bool) -> Iterator[tuple[slice, slice, i
         for start in range(0, max(1, queries), asking):
             stop = min(start + asking, queries)
             yield slice(row, row + rows), slice(start, stop), keys if ahead else keys - queries + stop
+
+
+def by_key(padded: Tensor, keys: int) -> Tensor:
+    """From scores by distance to scores by key: a view [.., T, L] of scores [.., T, W + 1] (appendix B).
+
+    Column w is the distance L - 1 - w. Query i is row L - T + i, so key j lies L - T + i - j before it, and its score stands
+    in column T - 1 - i + j. With the column of padding, that is a regular view of the flat tensor. Without distances ahead,
+    the entries of keys ahead of their query mean nothing and have to be masked.
+    """
+    t, w = padded.shape[-2], padded.shape[-1] - 1
+    return padded.flatten(-2)[..., t - 1 : t - 1 + t * w].unflatten(-1, (t, w))[..., :keys]

@@ -1,0 +1,238 @@
+"""The contract of a layer memory: one layer's attention, with what it remembers from segment to segment.
+
+    init_state(batch_size) -> State                            what is remembered at the start of a document
+    segment(x_BTD, state, where) -> (y_BTD, State)             read one segment: the meaning
+    parallel(x_BTD, state, where) -> (y_BTD, State)            optional: S segments at once, equal
+    begin(state, where) -> Open                                the same segment in pieces of any size
+    extend(x_BTD, open, where) -> (y_BTD, Open)
+    close(open) -> State
+
+A layer memory takes the place of the attention sub-layer and owns its parameters, the normalisation before it too. `x` is
+the input of the block. `where` says explicitly where the rows stand and what they may look at: nothing is inferred from a
+length. A segment's rows are its tokens and, around them, memory tokens (`memlab/memory_tokens`).
+
+Shapes: B batch, T rows of a call, N tokens of a segment, S segments, C remembered rows, R rows of the open segment so far,
+L keys, D width, H heads, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from memlab.layers import observing, windows
+from memlab.layers.attention import ALL, KeyValues, MultiHead, Relative
+from memlab.layers.description import Description
+from memlab.layers.positions import Rotary, Rotation
+from memlab.layers.precision import accumulator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the rows of a call stand and what they may look at.
+
+    Attributes:
+        start: position of the call's first row within its segment; the others follow. Tokens count from 0, memory tokens
+            in front of them stand at -M .. -1, those after them at N ..
+        count: T, rows of the call; in the parallel form N, rows of a segment.
+        first: position of the segment's first row: 0, or -M with memory tokens in front.
+        tokens: the rows that are the segment's tokens; the others are memory tokens.
+        mask: bool [T, R + T], which rows of the segment each row may look at; None = causal, and all rows are tokens.
+        memory_tokens_read: whether memory tokens, too, look at what the layer remembers.
+        wanted: the rows whose output is wanted.
+        segments: S in the parallel form.
+        batch_size: B.
+        device: of the rows.
+        offset_B: position of the segment's token 0 in each row's document, if a layer keeps all positions; else None.
+        rotary: rotary positions; None = positions are not rotary.
+        relative: u and v of Transformer-XL's positions, for this layer.
+        shared: what layers of one kind compute alike for this call.
+    """
+
+    start: int
+    count: int
+    batch_size: int
+    device: torch.device
+    first: int = 0
+    tokens: slice = ALL
+    mask: Tensor | None = None
+    memory_tokens_read: bool = False
+    wanted: slice = ALL
+    segments: int = 1
+    offset_B: Tensor | None = None
+    rotary: Rotary | None = None
+    relative: Relative | None = None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, computed by the first layer that asks under this key."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        found: T = self.shared[key]
+        return found
+
+    def turn(self, start: int, count: int, dtype: torch.dtype) -> Rotation | None:
+        """The rotation of `count` rows from position `start` of the segment on; None = positions are not rotary."""
+        rotary = self.rotary
+        if rotary is None:
+            return None
+        accurate = torch.promote_types(dtype, torch.float32)
+        return self.once(("turn", start, count), lambda: rotary.rotation(self.positions(start, count), accurate))
+
+    def positions(self, start: int, count: int) -> Tensor:
+        """Integer positions of `count` rows from position `start` of the segment on: [T], or [B, T] within documents."""
+        positions_T = torch.arange(start, start + count, device=self.device)
+        return positions_T if self.offset_B is None else self.offset_B[:, None] + positions_T
+
+    def look(self, filled_BC: Tensor, reach: int | None = None) -> Tensor:
+        """Which keys of [remembered ; segment so far] the rows may look at: bool [B, 1, T, C + R + T].
+
+        Args:
+            filled_BC: which remembered rows are of each row's document.
+            reach: see `windows.visible`; only without memory tokens.
+        """
+        if self.mask is None:
+            return windows.visible(filled_BC, self.start - self.first, self.count, reach)
+        own_BTL = self.mask.expand(len(filled_BC), -1, -1)
+        return torch.cat([filled_BC[:, None] & self.readers()[:, None], own_BTL], dim=2)[:, None]
+
+    def readers(self) -> Tensor:
+        """bool [T]: the rows that look at what the layer remembers."""
+        readers_T = torch.zeros(self.count, dtype=torch.bool, device=self.device)
+        readers_T[ALL if self.memory_tokens_read else self.tokens] = True
+        return readers_T
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether no row is a memory token."""
+        return self.tokens == ALL
+
+
+class LayerMemory(nn.Module, abc.ABC):
+    """Base of all layer memories. A subclass gives `init_state`, `begin`, `extend` and `close`; often `segment`, `parallel`.
+
+    Its constructor takes the block's description and then options, each with an annotation of `memlab/bounds.py`: they are
+    keys of `model` in the configuration. A parameter whose name begins with `gate` is trained with `optim.gate_lr`.
+
+    Attributes:
+        stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
+    """
+
+    parallel: ClassVar[Any] = None
+    stores_memory_tokens: ClassVar[bool] = False
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self.norm = description.new_norm() if description.norm_position == "pre" else None
+        self.attention = MultiHead(description)
+
+    @property
+    def carries(self) -> bool:
+        """Whether anything passes a segment boundary."""
+        return True
+
+    @property
+    def state_grows(self) -> bool:
+        """Whether the state gets larger with the document; otherwise it has one size for ever."""
+        return self.keeps_everything
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether the state holds every token of the document, and so has no largest size."""
+        return False
+
+    @abc.abstractmethod
+    def init_state(self, batch_size: int) -> Any:
+        """The state at the start of a document; learned parts of it carry gradient."""
+
+    @abc.abstractmethod
+    def begin(self, state: Any, where: Where) -> Any:
+        """Open a segment: what its rows need of the state. Of `where`, the segment's `first` row counts."""
+
+    @abc.abstractmethod
+    def extend(self, x_BTD: Tensor, open: Any, where: Where) -> tuple[Tensor, Any]:
+        """Read T more rows of the open segment: the output of the wanted ones, and the segment so far."""
+
+    @abc.abstractmethod
+    def close(self, open: Any) -> Any:
+        """End the segment: write memory, and return the state that the next segment needs."""
+
+    def segment(self, x_BTD: Tensor, state: Any, where: Where) -> tuple[Tensor, Any]:
+        """Read a whole segment: the output of the wanted rows, and the state that the next segment needs."""
+        y_BTD, open = self.extend(x_BTD, self.begin(state, where), where)
+        return y_BTD, self.close(open)
+
+    def offset(self, state: Any) -> Tensor | None:
+        """int [B]: tokens of the document so far, if positions go on over segments; None = each segment counts from 0."""
+        return None
+
+    def diagnose(self) -> dict[str, Tensor]:
+        """Cheap detached numbers for logging, by name: scalars, or one for each head [H]."""
+        return {}
+
+    def normed(self, x_BTD: Tensor) -> Tensor:
+        """The block's input as the projections want it."""
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, K], keys and values [B, G, T, K] of the block's input, rotated if `turn` is given."""
+        return self.attention.project(self.normed(x_BTD), turn)
+
+    def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values alone."""
+        return self.attention.keys_values(self.normed(x_BTD), turn)
+
+    def stored(self, x: Tensor, where: Where, dim: int) -> Tensor:
+        """The rows of `x` that are remembered."""
+        if self.stores_memory_tokens or where.only_tokens:
+            return x
+        return x.movedim(dim, 0)[where.tokens].movedim(0, dim)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, where: Where, mask: Tensor | None = None, remembered: int = 0
+    ) -> Tensor:
+        """Softmax attention of the rows over [remembered ; segment so far], for the wanted rows: [B, H, T, K].
+
+        Args:
+            q, k, v: [B, H, T, K], [B, G, L, K] twice.
+            mask: bool, True = may look, broadcastable to [B, H, T, L]; None = `where.mask`.
+            remembered: how many of the keys were written before the segment; they come first.
+        """
+        mask = where.mask if mask is None else mask
+
+        def mass(values_BGLK: Tensor) -> Tensor:
+            return self.attention.attend(q, k, values_BGLK, mask, where.relative, where.mask is not None, where.wanted)
+
+        observing.offer("attention", memory=self, remembered=remembered, where=where, mass=mass, key=k)
+        return mass(v)
+
+    def mix(self, local: Tensor, remembered: Tensor, gate: Tensor) -> Tensor:
+        """(1 - gate) local + gate remembered, in the wider of their types: [B, H, .., K]; `gate` is broadcastable to it."""
+        observing.offer("mix", memory=self, gate=gate, remembered=remembered, local=local)
+        return torch.lerp(local.to(remembered.dtype), remembered, gate).to(local.dtype)
+
+    def merge(self, y_BHTK: Tensor) -> Tensor:
+        """The heads' outputs together: [B, T, D]."""
+        return self.attention.merge(y_BHTK)
+
+    def zeros(self, *shape: int, accumulate: bool = False) -> Tensor:
+        """Zeros where the parameters are, of their type, or of the type in which sums are kept."""
+        weight = self.attention.out.weight
+        return weight.new_zeros(shape, dtype=accumulator(weight.dtype) if accumulate else weight.dtype)
+
+    def no_rows(self, batch_size: int, rows: int = 0) -> KeyValues:
+        """Keys and values of no rows, or zeros for some."""
+        zeros = self.zeros(batch_size, self.description.kv_heads, rows, self.description.head_width)
+        return KeyValues(zeros, zeros)
+
+    @property
+    def device(self) -> torch.device:
+        return self.attention.out.weight.device

@@ -1,0 +1,77 @@
+"""Attention over the whole document: every token sees all earlier ones, and the state grows with the document.
+
+The ceiling of every comparison. Positions go on over segments. In the parallel form the S segments are one long one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from memlab.layers import windows
+from memlab.layers.attention import KeyValues
+from memlab.layers.state import State, state
+from memlab.memories.base import LayerMemory, Where
+
+
+@state
+class FullState(State):
+    """Keys and values of all P tokens read so far, and how many of the last ones belong to each row's document."""
+
+    rows: KeyValues
+    length_B: Tensor
+
+    def reset(self, rows_B: Tensor, initial: State) -> FullState:
+        """A new document sees none of the P tokens before it and counts its positions from 0."""
+        return dataclasses.replace(self, length_B=self.length_B.masked_fill(rows_B, 0))
+
+
+@state
+class FullOpen(State):
+    """What is remembered so far, and what the segment's rows see: memory tokens, too."""
+
+    remembered: FullState
+    seen: KeyValues
+
+
+class Full(LayerMemory):
+    """A layer whose memory is everything."""
+
+    @property
+    def keeps_everything(self) -> bool:
+        return True
+
+    def init_state(self, batch_size: int) -> FullState:
+        length_B = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        return FullState(self.no_rows(batch_size), length_B)
+
+    def offset(self, state: FullState) -> Tensor:
+        return state.length_B
+
+    def begin(self, state: FullState, where: Where) -> FullOpen:
+        return FullOpen(state, state.rows)
+
+    def extend(self, x_BTD: Tensor, open: FullOpen, where: Where) -> tuple[Tensor, FullOpen]:
+        q, k, v = self.project(x_BTD, where.turn(where.start, where.count, x_BTD.dtype))
+        seen = open.seen.then(k, v)
+        before = seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count  # rows written before the segment
+        mask = where.once(("full", before), lambda: where.look(windows.filled(before, self._offset(where))))
+        y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=before)
+        if where.first == 0 and where.only_tokens:
+            rows = seen
+        else:
+            rows = open.remembered.rows.then(self.stored(k, where, 2), self.stored(v, where, 2))
+        read = rows.keys_BGLK.shape[2] - open.remembered.rows.keys_BGLK.shape[2]
+        return self.merge(y), FullOpen(FullState(rows, open.remembered.length_B + read), seen)
+
+    def close(self, open: FullOpen) -> FullState:
+        return open.remembered
+
+    def parallel(self, x_BTD: Tensor, state: FullState, where: Where) -> tuple[Tensor, FullState]:
+        return self.segment(x_BTD, state, dataclasses.replace(where, count=x_BTD.shape[1], segments=1))
+
+    def _offset(self, where: Where) -> Tensor:
+        assert where.offset_B is not None  # this layer keeps all positions
+        return where.offset_B

@@ -1,0 +1,77 @@
+"""The contract of memory tokens: vectors that are read and written beside a segment's tokens, around any backbone.
+
+    [ before (M) | segment (N) | after (W) ]
+
+A kind of memory tokens says which vectors stand before and after a segment, who looks at whom, and what of the top layer's
+output for them is carried to the next segment. The backbone and its layer memories know nothing of it: they are told which
+rows are memory tokens (`memories/base.py`, `Where`), and by default do not remember them.
+
+Shapes: B batch, M, W vectors before and after, N tokens of a segment, D width.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class MemoryTokens(nn.Module, abc.ABC):
+    """Base of all kinds. The constructor takes the width D and then options, which are keys of `model`.
+
+    Attributes:
+        bidirectional: whether all rows look at all rows, and the model answers once for each sample (an encoder).
+        carries: whether anything passes a segment boundary.
+    """
+
+    bidirectional: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def reads(self) -> int:
+        """M, vectors before a segment."""
+
+    @property
+    def writes(self) -> int:
+        """W, vectors after a segment."""
+        return 0
+
+    @abc.abstractmethod
+    def init_state(self, batch_size: int) -> Any:
+        """What is carried at the start of a document; learned parts of it carry gradient."""
+
+    @abc.abstractmethod
+    def before(self, state: Any, batch_size: int) -> Tensor:
+        """The vectors before a segment, [B, M, D]."""
+
+    def after(self, state: Any) -> Tensor:
+        """The vectors after a segment, [B, W, D]; only asked for if W > 0."""
+        raise TypeError(f"{type(self).__name__} has no vectors after a segment")
+
+    def written(self, state: Any, top_BWD: Tensor) -> Any:
+        """What is carried on: from the state before the segment, and the top layer's output for the vectors after it.
+
+        Of an encoder, for the vectors before it.
+        """
+        return state
+
+    def diagnose(self, before: Any, after: Any) -> dict[str, Tensor]:
+        """Cheap detached scalars for logging, by name, of the states before and after a segment."""
+        return {}
+
+    def mask(self, tokens: int, device: torch.device) -> Tensor:
+        """bool [M + N + W, M + N + W], True = may look.
+
+        Vectors before a segment see each other; a token sees them, earlier tokens and itself; vectors after it see all rows.
+        """
+        m, total = self.reads, self.reads + tokens + self.writes
+        may_look = torch.ones(total, total, dtype=torch.bool, device=device)
+        if self.bidirectional:
+            return may_look
+        may_look = may_look.tril()
+        may_look[:m, :m] = True
+        may_look[m + tokens :] = True
+        return may_look

@@ -1,0 +1,264 @@
+"""A Transformer without a memory of its own: embedding, blocks whose attention is a layer memory, final normalisation, head.
+
+Shapes: B batch, T rows of a call, D width, H heads, K head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from memlab.bounds import Dropout, NonNegativeFloat, Positive, PositiveFloat
+from memlab.errors import ConfigError
+from memlab.layers.attention import ALL, MultiHead, Relative
+from memlab.layers.description import Description
+from memlab.layers.feed_forward import FeedForward
+from memlab.layers.positions import Rotary
+from memlab.memories.base import LayerMemory, Where
+
+Form = Literal["segment", "parallel", "extend"]  # methods of a layer memory
+
+
+class Block(nn.Module):
+    """x + memory(norm(x)), then x + feed_forward(norm(x)); with norm_position=post, norm(x + f(x)) both times."""
+
+    def __init__(self, description: Description, memory: LayerMemory) -> None:
+        super().__init__()
+        d = description
+        self.memory = memory  # owns the normalisation before it
+        self.memory_norm = d.new_norm() if d.norm_position == "post" else None
+        self.ffn_norm = d.new_norm()
+        self.ffn = FeedForward(d.width, d.ffn_width, d.feed_forward, "ffn" in d.biases)
+        self.dropout = nn.Dropout(d.dropout)
+
+    def forward(self, x_BTD: Tensor, form: Form, carried: Any, where: Where) -> tuple[Tensor, Any]:
+        """Read rows in one form of the layer memory: the wanted rows' output, and what that form hands on."""
+        y_BTD, kept = getattr(self.memory, form)(x_BTD, carried, where)
+        x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
+        if self.memory_norm is not None:
+            x_BTD = self.memory_norm(x_BTD)
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), kept
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept
+
+
+class Backbone(nn.Module):
+    """What the Transformer is made of. `layers` and the rest are keys of `model` in the configuration.
+
+    Args:
+        vocab_size: number of token ids (V).
+        memories: makes the layer memory of a block from its description.
+        layers, width, heads: of the Transformer; `width` (D) is divided among the heads.
+        kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = as many as heads.
+        head_width: K; None = width / heads.
+        ffn_multiple: width of the feed-forward layer over `width`.
+        ffn_width: the same as a number; None = by `ffn_multiple`.
+        dropout: on the outputs of attention and feed-forward layers, while training.
+        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `layers/description.py`.
+        max_positions: rows of the table of learned positions; None = there is no table (any other positions).
+        tied_head: whether the head's weights are the embedding's.
+        clamp_len: no distance counts as longer than this (only with Transformer-XL's positions); None = all are told apart.
+        untie: every layer learns its own u and v (only with Transformer-XL's positions).
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: Positive,
+        memories: Callable[[Description], LayerMemory],
+        *,
+        layers: Positive,
+        width: Positive,
+        heads: Positive,
+        kv_heads: Positive | None = None,
+        head_width: Positive | None = None,
+        ffn_multiple: Positive = 4,
+        ffn_width: Positive | None = None,
+        dropout: Dropout = 0.0,
+        norm: Literal["layer", "rms"] = "layer",
+        norm_eps: NonNegativeFloat = 1e-5,
+        norm_position: Literal["pre", "post"] = "pre",
+        feed_forward: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu",
+        biases: list[Literal["qkv", "out", "ffn", "head"]] = ["qkv", "ffn", "head"],  # noqa: B006 - never changed
+        positions: Literal["rope", "transformer_xl", "learned", "none"] = "rope",
+        rope_base: PositiveFloat = 10_000.0,
+        max_positions: Positive | None = None,
+        tied_head: bool = False,
+        clamp_len: Positive | None = None,
+        untie: bool = False,
+    ) -> None:
+        super().__init__()
+        if head_width is None and width % heads:
+            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+        self.head_width = head_width or width // heads
+        if self.head_width % 2:
+            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+        if kv_heads is not None and heads % kv_heads:
+            raise ConfigError(f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}")
+        if positions != "transformer_xl" and (untie or clamp_len is not None):
+            option = "model.untie=true" if untie else f"model.clamp_len={clamp_len}"
+            raise ConfigError(f"{option} is about the positions of Transformer-XL; found model.positions={positions}")
+        if (positions == "learned") != (max_positions is not None):
+            needs = "needs model.max_positions, the rows of its table" if positions == "learned" else "has no table"
+            raise ConfigError(f"model.positions={positions} {needs}; found model.max_positions={max_positions}")
+        self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
+        self.positions, self.clamp_len = positions, clamp_len
+        self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
+        self.recompute = False  # whether a block's activations are made again for the gradient, and only its input is kept
+        self.embed = nn.Embedding(vocab_size, width)
+        self.learned_positions = nn.Embedding(max_positions, width) if max_positions is not None else None
+        # u and v of Transformer-XL, shared by all layers as in its PyTorch code; [layers, 2, H, K] if each has its own.
+        biases_shape = (layers if untie else 1, 2, heads, self.head_width)
+        self.distance_biases = nn.Parameter(torch.empty(biases_shape)) if positions == "transformer_xl" else None
+        blocks = []
+        for layer in range(1, layers + 1):
+            description = Description(
+                layer=layer,
+                layers=layers,
+                width=width,
+                heads=heads,
+                kv_heads=self.kv_heads,
+                head_width=self.head_width,
+                ffn_width=ffn_width or ffn_multiple * width,
+                dropout=dropout,
+                norm=norm,
+                norm_eps=norm_eps,
+                norm_position=norm_position,
+                feed_forward=feed_forward,
+                biases=tuple(biases),
+                positions=positions,
+                rope_base=rope_base,
+            )
+            blocks.append(Block(description, memories(description)))
+        self.blocks: Any = nn.ModuleList(blocks)
+        # With post-normalisation the rows leave the blocks normalised, and enter them so.
+        post = norm_position == "post"
+        self.embed_norm = description.new_norm() if post else None
+        self.norm = None if post else description.new_norm()
+        self.head = nn.Linear(width, vocab_size, bias="head" in biases)
+        initialise(self, layers, tied_head)
+
+    @property
+    def memories(self) -> list[LayerMemory]:
+        """The layer memories, from the bottom."""
+        return [block.memory for block in self.blocks]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def init_state(self, batch_size: int) -> tuple[Any, ...]:
+        """What each layer remembers at the start of a document."""
+        return tuple(memory.init_state(batch_size) for memory in self.memories)
+
+    def offset(self, states: Sequence[Any]) -> Tensor | None:
+        """int [B]: tokens of each row's document so far, if a layer keeps all positions; else None."""
+        offsets = (memory.offset(state) for memory, state in zip(self.memories, states, strict=True))
+        return next((offset_B for offset_B in offsets if offset_B is not None), None)
+
+    def embedded(self, tokens_BT: Tensor, where: Where, start: int) -> Tensor:
+        """The input rows of tokens that stand at positions `start` .. of their segment: [B, T, D].
+
+        Raises:
+            ConfigError: the table of learned positions is too short.
+        """
+        x_BTD: Tensor = self.embed(tokens_BT)
+        if self.learned_positions is not None:
+            positions = where.positions(start, tokens_BT.shape[1] // where.segments)
+            size = self.learned_positions.num_embeddings
+            if positions.numel() and (last := int(positions.max())) >= size:
+                raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
+            x_BTD = x_BTD + self.learned_positions(positions).repeat(*[1] * (positions.dim() - 1), where.segments, 1)
+        return x_BTD
+
+    def read(
+        self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Rows through all blocks: the top layer's normalised outputs for the wanted rows, and what each layer hands on.
+
+        Args:
+            form: the method of the layer memories that reads: see `memories/base.py`.
+            carried: its second argument, one for each layer.
+        """
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        handed_on = []
+        for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
+            top = layer == len(self.blocks)  # below the top, other rows look at all
+            here = dataclasses.replace(where, relative=self.relative(layer), wanted=wanted if top else ALL)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD, kept = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
+            else:
+                x_BTD, kept = block(x_BTD, form, own, here)
+            handed_on.append(kept)
+        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(handed_on)
+
+    def begin(self, states: Sequence[Any], where: Where) -> tuple[Any, ...]:
+        """Open a segment in each layer."""
+        both = zip(self.memories, states, strict=True)
+        return tuple(
+            memory.begin(state, dataclasses.replace(where, relative=self.relative(layer)))
+            for layer, (memory, state) in enumerate(both, 1)
+        )
+
+    def close(self, opens: Sequence[Any]) -> tuple[Any, ...]:
+        """End it in each layer."""
+        return tuple(memory.close(open) for memory, open in zip(self.memories, opens, strict=True))
+
+    def relative(self, layer: int) -> Relative | None:
+        """u and v of a layer, counted from 1; None = positions are not Transformer-XL's."""
+        if self.distance_biases is None:
+            return None
+        content, distance = self.distance_biases[layer - 1 if len(self.distance_biases) > 1 else 0]
+        return Relative(content, distance, self.clamp_len)
+
+    def diagnose(self) -> dict[str, Tensor]:
+        """Diagnostics of all layers, scalars by name: `gate/layer2_head1`; layers and heads are counted from 1."""
+        found: dict[str, Tensor] = {}
+        for layer, memory in enumerate(self.memories, 1):
+            for name, value in memory.diagnose().items():
+                if value.dim():
+                    found |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
+                else:
+                    found[f"{name}/layer{layer}"] = value
+        return found
+
+
+def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:
+    """GPT-2's initialisation at any width, and attention heads of two kinds to begin with.
+
+    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for attention: half of
+    the key-value heads (rounded down) and their queries look by position (random query and key biases: their product,
+    rotated, depends on the distance alone; with Transformer-XL's positions, a random v), the others by content (the key
+    projection equals the query projection, so that a token is drawn to its like). Training moves both freely. Without it a
+    token's neighbour and its like have to be found together, and associative retrieval stays at 1/K for thousands of steps
+    (docs/LOG.md, 2026-11-22; in the spirit of "mimetic" initialisation, arXiv 2305.09828 and 2410.11135).
+    """
+    for name, child in backbone.named_modules():
+        if isinstance(child, nn.Linear):
+            std = child.in_features**-0.5
+            if name.endswith(("attention.out", "ffn.down")):
+                std /= math.sqrt(2 * layers)
+            nn.init.normal_(child.weight, std=std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    biases = backbone.distance_biases
+    if biases is not None:
+        with torch.no_grad():
+            biases.zero_()
+            biases[0, 1, : backbone.kv_heads // 2 * (backbone.heads // backbone.kv_heads)].normal_(std=4.0)
+            biases.copy_(biases[:1].expand_as(biases).clone())  # all layers begin with the same
+    for child in backbone.modules():
+        if isinstance(child, MultiHead):
+            child.initialise_heads()
+    if backbone.learned_positions is not None:
+        nn.init.normal_(backbone.learned_positions.weight, std=backbone.width**-0.5)
+    if tied_head:
+        backbone.embed.weight = backbone.head.weight

@@ -1,0 +1,121 @@
+"""Models that predict the next token.
+
+    [ memory tokens (M) | segment (N) | memory tokens (W) ]     rows of the backbone; M = W = 0 without memory tokens
+
+Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T = S * N, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memlab.layers.attention import ALL
+from memlab.models.base import Model, ModelState, Open, Output, Piece
+
+NO_TOKENS = slice(0, 0)  # all rows of a call are memory tokens
+
+
+class Decoder(Model):
+    """A backbone with layer memories and memory tokens, read causally."""
+
+    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+        m, n, w = self.tokens.reads, tokens_BN.shape[1], self.tokens.writes
+        around = m + w > 0
+        mask = self.tokens.mask(n, self.device) if around else None
+        where = self._where(state, -m, m + n + w, slice(m, m + n) if around else ALL, mask)
+        x = self.backbone.embedded(tokens_BN, where, 0)
+        if around:
+            parts = [self.tokens.before(state.tokens, len(tokens_BN)), x]
+            x = torch.cat([*parts, self.tokens.after(state.tokens)] if w else parts, dim=1)
+        y, layers = self.backbone.read("segment", x, state.layers, where, wanted=slice(m, None) if m else ALL)
+        tokens = self.tokens.written(state.tokens, y[:, n:]) if w else state.tokens
+        diagnostics = {**self.backbone.diagnose(), **self.tokens.diagnose(state.tokens, tokens)}
+        return Output(self.backbone.head(y[:, :n]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
+
+    @property
+    def parallel(self) -> Any:
+        """All segments at once, where nothing of the top layer enters the next segment below it.
+
+        Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over layers, and each
+        layer reads all segments.
+        """
+        if self.memory == "off" or not (self.tokens.carries or any(m.carries for m in self.backbone.memories)):
+            return self._apart
+        in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
+        return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None
+
+    def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
+        """Segments are independent: they are folded into the batch."""
+        b, s = tokens_BSN.shape[:2]
+        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
+        diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
+        after = self.init_state(b) if self.carries or self.memory == "off" else state
+        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
+
+    def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:
+        s, n = tokens_BSN.shape[1:]
+        where = self._where(state, 0, n, ALL)
+        where = dataclasses.replace(where, segments=s)
+        x_BTD = self.backbone.embedded(tokens_BSN.flatten(1), where, 0)
+        y_BTD, layers = self.backbone.read("parallel", x_BTD, state.layers, where)
+        diagnostics = {name: value.expand(s) for name, value in self.backbone.diagnose().items()}
+        after = ModelState(state.tokens, layers, state.nothing_B0)
+        return Output(self.backbone.head(y_BTD).unflatten(1, (s, n)), after, diagnostics)
+
+    def begin(self, state: ModelState) -> Open:
+        """Open a segment."""
+        if self.memory == "off":
+            state = self.init_state(state.batch_size)
+        open = self._begin(state)
+        if self.memory == "shuffled":
+            open = dataclasses.replace(open, other=self._begin(self._of_others(state)))
+        return open
+
+    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
+        y_BnD, longer = self._extend(tokens_Bn, open)
+        if open.other is not None:
+            y_BnD, other = self._extend(tokens_Bn, open.other)
+            longer = dataclasses.replace(longer, other=other)
+        return self.backbone.head(y_BnD), longer
+
+    def close(self, open: Open) -> ModelState:
+        """End the segment: write memory, and return the state that the next segment needs."""
+        tokens, layers = open.state.tokens, open.layers
+        if w := self.tokens.writes:
+            sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
+            where = self._where(open.state, open.read, w, NO_TOKENS, sees_all)
+            y_BWD, layers = self.backbone.read("extend", self.tokens.after(tokens), layers, where)
+            tokens = self.tokens.written(tokens, y_BWD)
+        return ModelState(tokens, self.backbone.close(layers), open.state.nothing_B0)
+
+    def _begin(self, state: ModelState) -> Open:
+        m = self.tokens.reads
+        where = self._where(state, -m, m, NO_TOKENS, self.tokens.mask(0, self.device)[:m, :m] if m else None)
+        layers = self.backbone.begin(state.layers, where)
+        if m:
+            before_BMD = self.tokens.before(state.tokens, state.batch_size)
+            _, layers = self.backbone.read("extend", before_BMD, layers, where)
+        return Open(state, layers, read=0)
+
+    def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        n = tokens_Bn.shape[1]
+        where = self._where(open.state, open.read, n, ALL)
+        x_BnD = self.backbone.embedded(tokens_Bn, where, open.read)
+        y_BnD, layers = self.backbone.read("extend", x_BnD, open.layers, where)
+        return y_BnD, Open(open.state, layers, open.read + n)
+
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+        if ends and not isinstance(state, Open):  # a whole segment at once
+            output = self.segment(tokens_Bn, state)
+            return Piece(output.logits, output.state)
+        logits_BnV, open = self.extend(tokens_Bn, state if isinstance(state, Open) else self.begin(state))
+        return Piece(logits_BnV, self.close(open) if ends else open)
+
+    def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
+        return self.extend(tokens_BN, self.begin(state))[1].nbytes

@@ -1,0 +1,50 @@
+"""Models that read in both directions and answer once for each sample.
+
+    [ class token and memory tokens (M) | segment (N) ]        rows of the backbone; every row looks at every row
+
+There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended here.
+
+Legend: B batch, N tokens in a segment, n tokens in a piece, V vocabulary, the classes are the token ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from memlab.memories.base import Where
+from memlab.models.base import Model, ModelState, Open, Output, Piece, Unread
+
+
+class Encoder(Model):
+    """A backbone with layer memories and memory tokens, of which the first row is the class token."""
+
+    answers_once: ClassVar[bool] = True
+
+    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+        x, where = self._rows(tokens_BN, state)
+        y, layers = self.backbone.read("segment", x, state.layers, where, wanted=slice(self.tokens.reads))
+        tokens = self.tokens.written(state.tokens, y)
+        diagnostics = {**self.backbone.diagnose(), **self.tokens.diagnose(state.tokens, tokens)}
+        return Output(self.backbone.head(y[:, :1]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
+
+    def _rows(self, tokens_BN: Tensor, state: ModelState) -> tuple[Tensor, Where]:
+        m, n = self.tokens.reads, tokens_BN.shape[1]
+        where = self._where(state, -m, m + n, slice(m, m + n), self.tokens.mask(n, self.device))
+        x = self.backbone.embedded(tokens_BN, where, 0)
+        return torch.cat([self.tokens.before(state.tokens, len(tokens_BN)), x], dim=1), where
+
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+        before, tokens_BN = state, tokens_Bn
+        if isinstance(state, Unread):
+            before, tokens_BN = state.state, torch.cat([state.tokens_BN, tokens_Bn], dim=1)
+        output = self.segment(tokens_BN, before)
+        return Piece(output.logits, output.state if ends else Unread(before, tokens_BN))
+
+    def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
+        """An encoder needs no cache; what a segment's rows look at is counted as for decoders, on one ruler."""
+        x, where = self._rows(tokens_BN, state)
+        _, layers = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
+        return Open(state, layers, tokens_BN.shape[1]).nbytes
