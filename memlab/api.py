@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import trained
 from memlab.evaluation.generation import generate

@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from memlab import cli
 from memlab.benchmarks.settings import BenchConfig
-from memlab.config import check
+from memlab.config import cli
+from memlab.config.checks import check
 from memlab.errors import ConfigError, suggestion
 from memlab.sweeping.spec import find
 

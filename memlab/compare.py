@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from memlab import cli
-from memlab.config import CompareConfig, check_compare
+from memlab.config import cli
+from memlab.config.checks import check_compare
+from memlab.config.sections import CompareConfig
 
 
 def job(config: CompareConfig) -> int:

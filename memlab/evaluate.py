@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from memlab import cli
+from memlab.config import cli
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 
 

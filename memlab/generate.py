@@ -6,7 +6,7 @@ import sys
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from memlab import cli
+from memlab.config import cli
 from memlab.evaluation.settings import GenerateConfig, check_generate
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from memlab import cli
-from memlab.config import NOT_SHOWN, ShowConfig, check_show
+from memlab.config import cli
+from memlab.config.checks import NOT_SHOWN, check_show
+from memlab.config.sections import ShowConfig
 
 
 def job(config: ShowConfig) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 
-from memlab import cli, launch
-from memlab.config import Config, check
+from memlab.config import cli, launch
+from memlab.config.checks import check
+from memlab.config.sections import Config
 from memlab.tracking import resume
 
 

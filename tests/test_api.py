@@ -16,12 +16,12 @@ from hydra import compose, initialize_config_dir
 
 import memlab
 from memlab import generate as command
-from memlab.config import check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation.generation import draw, generate
 from memlab.evaluation.settings import check_generate
 from memlab.models.rmt_encoder import RMTEncoder
-from memlab.paths import config_dir
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests import small
 from tests.conformance.test_contract import VOCAB

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from memlab import schema
 from memlab.benchmarks.settings import BenchConfig
+from memlab.config import schema
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, suggestion
 from memlab.models.base import Decoder, Model
-from memlab.paths import config_dir
 from memlab.training.build import on_gpu
 
 VOCABULARY = 256

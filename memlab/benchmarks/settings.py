@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from memlab.config import Config, Section
-from memlab.schema import Positive
+from memlab.bounds import Positive
+from memlab.config.sections import Config, Section
 
 
 class FormsConfig(Section):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from memlab.config import MLflowTracking
+from memlab.config.sections import MLflowTracking
 from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
 from memlab.evaluation.record import Record, best

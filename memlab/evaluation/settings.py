@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from memlab.config import Section, StoreConfig, typed
+from memlab.bounds import NonNegative, NonNegativeFloat, Positive
+from memlab.config.sections import Section, StoreConfig, typed
 from memlab.errors import ConfigError
-from memlab.schema import NonNegative, NonNegativeFloat, Positive
 
 
 class EvaluateConfig(Section):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from memlab import __version__, schema
-from memlab.config import Config, build_task, check
+from memlab import __version__
+from memlab.config import schema
+from memlab.config.checks import build_task, check
+from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
 from memlab.models.base import Model
 from memlab.tasks.base import Task

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from memlab.bounds import Dropout, Positive
 from memlab.errors import ConfigError, UserError
 from memlab.layers.blocks import Stack, initialise
 from memlab.layers.state import State
-from memlab.schema import Dropout, Positive
 
 
 @dataclass(frozen=True)

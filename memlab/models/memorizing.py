@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memlab.bounds import NonNegative, Positive, PositiveFloat
 from memlab.errors import ConfigError
 from memlab.layers import observing, windows
 from memlab.layers.attention import KeyValues
@@ -33,7 +34,6 @@ from memlab.layers.positions import rotate
 from memlab.layers.state import State, state
 from memlab.models.base import Open
 from memlab.models.layered import LayeredDecoder
-from memlab.schema import NonNegative, Positive, PositiveFloat
 
 
 @state

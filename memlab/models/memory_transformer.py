@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memlab.bounds import Positive
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import Empty
 from memlab.models.base import Decoder, Open, Output
-from memlab.schema import Positive
 
 
 class MemoryTransformer(Decoder):

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memlab.bounds import Positive
 from memlab.layers import memory_tokens as layout
 from memlab.layers.state import State, state
 from memlab.models.base import Decoder, Open, Output
-from memlab.schema import Positive
 
 
 @state

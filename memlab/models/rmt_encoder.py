@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memlab.bounds import Positive
 from memlab.models.base import Encoder, Output
 from memlab.models.rmt import RMTState, diagnose
-from memlab.schema import Positive
 
 
 class RMTEncoder(Encoder):

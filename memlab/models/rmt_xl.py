@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memlab.bounds import NonNegative, Positive
 from memlab.layers import hidden_cache
 from memlab.layers import memory_tokens as layout
 from memlab.layers.attention import ALL, causal_mask
@@ -28,7 +29,6 @@ from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.state import State, state
 from memlab.models.base import Decoder, Open, Output
 from memlab.models.rmt import diagnose
-from memlab.schema import NonNegative, Positive
 
 
 @state

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
 from memlab.layers import hidden_cache, windows
 from memlab.layers.blocks import Block
@@ -25,7 +26,6 @@ from memlab.layers.hidden_cache import HiddenPast
 from memlab.layers.state import State, state
 from memlab.models.base import Open
 from memlab.models.layered import LayeredDecoder
-from memlab.schema import NonNegative, Positive
 
 
 @state

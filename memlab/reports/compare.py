@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from memlab import __version__
-from memlab.config import CompareConfig
+from memlab.config.sections import CompareConfig
 from memlab.errors import UserError, suggestion
 from memlab.reports import comparison_tables as tables
 from memlab.reports import page

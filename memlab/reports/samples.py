@@ -7,7 +7,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from memlab.config import ShowConfig, build_task
+from memlab.config.checks import build_task
+from memlab.config.sections import ShowConfig
 from memlab.reports.text_samples import print_pieces
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask

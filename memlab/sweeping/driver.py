@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from memlab.config.override_file import word
 from memlab.errors import UserError
-from memlab.experiment import word
 from memlab.sweeping import conclusion, figures, tracking
 from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.ending import Asked, Interrupted

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from memlab.experiment import word
+from memlab.config.override_file import word
 from memlab.sweeping.claims import Arm
 from memlab.sweeping.space import pruner
 from memlab.sweeping.spec import Scalar, Spec

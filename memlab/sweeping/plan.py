@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator
 
-from memlab import schema
-from memlab.config import Config, MLflowTracking, NoTracking, Section, check, typed
+from memlab.bounds import NonNegative, Positive, PositiveFloat
+from memlab.config import schema
+from memlab.config.checks import check
+from memlab.config.override_file import number, word
+from memlab.config.paths import sweep_dir
+from memlab.config.sections import Config, MLflowTracking, NoTracking, Section, typed
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.experiment import number, word
-from memlab.paths import sweep_dir
-from memlab.schema import NonNegative, Positive, PositiveFloat
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
 from memlab.tasks.base import SyntheticTask
@@ -143,7 +144,7 @@ def _training(spec: Spec, arm: Any, parameters: dict[str, Any]) -> Config:
     Raises:
         ConfigError: it would refuse it; the message says where in the sweep the reason is.
     """
-    from memlab import cli
+    from memlab.config import cli
 
     fixed = spec.fixed(arm)
     words = [word(key, value) for key, value in {**fixed, **parameters, "trainer.test": False}.items()]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from memlab import launch
+from memlab.config import launch
 from memlab.errors import UserError
 from memlab.sweeping import table
 from memlab.sweeping.claims import Arm

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from memlab.config import Section
+from memlab.bounds import NonNegative, Positive, PositiveFloat
+from memlab.config.override_file import flatten_overrides, number
+from memlab.config.paths import sweep_dir
+from memlab.config.sections import Section
 from memlab.errors import ConfigError, suggestion
-from memlab.experiment import flatten_overrides, number
-from memlab.paths import sweep_dir
-from memlab.schema import NonNegative, Positive, PositiveFloat
 
 Scalar = bool | int | float | str | None
 RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra")  # the sweep itself sets them

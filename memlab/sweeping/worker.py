@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from memlab import launch
+from memlab.config import launch
 from memlab.errors import UserError
 from memlab.sweeping.claims import Beats, Claim, Claims, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order

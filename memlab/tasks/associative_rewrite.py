@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import PairsTask
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memlab.schema import Positive
+from memlab.bounds import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 
 START, FIRST_SYMBOL = 1, 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memlab.schema import Fraction
+from memlab.bounds import Fraction
 from memlab.tasks.base import Batch, Ints, choose
 from memlab.tasks.facts import A_PERSON, PERSONS
 from memlab.tasks.memorize_fact import MemorizeFact

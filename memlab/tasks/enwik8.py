@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from memlab.bounds import Positive
 from memlab.errors import UserError
-from memlab.schema import Positive
 from memlab.splits import Split
 from memlab.tasks.text import TextTask
 from memlab.text.corpus import Corpus

@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.splits import Split
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files

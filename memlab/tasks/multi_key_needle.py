@@ -16,8 +16,8 @@ import math
 from functools import cached_property
 from typing import Any, Self
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, possible
 from memlab.tasks.passkey import DIGITS, Passkey
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab.bounds import Fraction, Positive
 from memlab.errors import ConfigError
-from memlab.schema import Fraction, Positive
 from memlab.tasks.base import Batch, Ints, SyntheticTask, Words, choose, choose_distinct, possible
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12

@@ -28,8 +28,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 
 ALPHABET = " >0123456789+-*/^=()xD;,"  # padding, the sign, and the authors' characters in their order; ";" is never used

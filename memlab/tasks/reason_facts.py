@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.facts import A_PERSON, A_TAKE, AN_OBJECT, OBJECTS, PERSONS, PLACES, TAKES, FactTask, pairs_of_gaps, phrase, stack_gaps
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError, UserError
-from memlab.schema import Positive
 from memlab.splits import Held
 from memlab.tasks.base import Task
 from memlab.text import corpus as corpora

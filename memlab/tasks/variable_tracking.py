@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
-from memlab.schema import NonNegative, Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import ContextTask, even
 

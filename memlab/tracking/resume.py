@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.files import write_whole
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.models.base import Decoder, Model
 from memlab.splits import Held

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from memlab import schema
-from memlab.config import Config, GrowingCurriculum, build_task, check_shares
+from memlab.config import schema
+from memlab.config.checks import build_task, check_shares
+from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
 from memlab.models.base import Encoder, Model
 from memlab.tasks import growth

@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from memlab.config import TrainerConfig
+from memlab.config.sections import TrainerConfig
 from memlab.errors import UserError
 from memlab.tracking.checkpoint_file import BEST, LAST, PREVIOUS, DamagedError, read
 from memlab.tracking.run_directory import RunDirectory

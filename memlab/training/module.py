@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memlab import __version__
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.models.base import Model
 from memlab.splits import Held
 from memlab.training import finite, optimizers, random_state, sharding, truncation

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from torch import Tensor
 
+from memlab.config.launch import Others, Place
 from memlab.errors import UserError
-from memlab.launch import Others, Place
 
 T = TypeVar("T")
 # What gloo and nccl say when another process is gone.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.evaluation.perplexity import Tally
 from memlab.layers.state import State
 from memlab.models.base import Model

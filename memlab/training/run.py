@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
-from memlab.config import Config, MLflowTracking
+from memlab.config.sections import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
 from memlab.reports import curves, gates

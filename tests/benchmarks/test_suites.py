@@ -15,8 +15,8 @@ from memlab.bench import check_bench
 from memlab.benchmarks import measure, peer_models, peer_names, peers, report, roofline, streaming, sweep
 from memlab.benchmarks.peer_models import PEERS, Loss, Peer
 from memlab.benchmarks.settings import BenchConfig, PeersConfig
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError
-from memlab.paths import config_dir
 
 SMALL = ["repeats=2", "trainer.threads=1"]
 

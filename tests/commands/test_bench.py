@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from memlab.bench import check_bench
 from memlab.benchmarks import state_sizes
-from memlab.paths import config_dir
+from memlab.config.paths import config_dir
 
 
 def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:

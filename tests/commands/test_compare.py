@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from memlab import cli
-from memlab.config import check_compare
+from memlab.config import cli
+from memlab.config.checks import check_compare
 from memlab.tracking import mlflow_store, multirun
 from memlab.tracking.mlflow_store import Tracker
 from tests.reports import runs

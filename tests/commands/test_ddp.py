@@ -18,9 +18,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from memlab.config import check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError
-from memlab.paths import config_dir
 from memlab.tracking import mlflow_store
 from memlab.training import checkpoints
 from tests.commands.test_train import SMALL

@@ -12,14 +12,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from memlab import cli
-from memlab.config import Config, check
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.run import evaluate
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
-from memlab.paths import config_dir
 from memlab.training.build import build
 from memlab.training.run import train
 from tests.evaluation.test_documents import text

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from memlab.config import check_show
-from memlab.paths import config_dir
+from memlab.config.checks import check_show
+from memlab.config.paths import config_dir
 from memlab.reports.samples import print_samples
 
 TASKS = sorted(file.stem for file in Path(config_dir(), "task").glob("*.yaml"))

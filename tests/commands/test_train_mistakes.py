@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from memlab import cli
-from memlab.config import check
-from memlab.paths import config_dir
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 
 MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 MISTAKES = {

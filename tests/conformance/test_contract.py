@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from memlab import schema
+from memlab.config import schema
+from memlab.config.paths import config_dir
 from memlab.layers.state import State
 from memlab.models.base import Decoder, Model
-from memlab.paths import config_dir
 from memlab.training import truncation
 
 VOCAB = 13

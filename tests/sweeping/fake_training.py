@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from memlab import launch
+from memlab.config import launch
 
 
 def main() -> int:

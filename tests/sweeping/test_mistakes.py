@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from memlab import cli
+from memlab.config import cli
+from memlab.config.paths import sweep_dir
 from memlab.errors import UserError
-from memlab.paths import sweep_dir
 from memlab.sweep import gather
 from memlab.sweeping import driver, space
 from memlab.sweeping.plan import Plan, check_sweep

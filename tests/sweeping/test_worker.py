@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from memlab.launch import DIES_WITH
+from memlab.config.launch import DIES_WITH
 from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store

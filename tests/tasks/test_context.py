@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import memlab
-from memlab import schema
+from memlab.config import schema
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS
 from tests.tasks.context_tasks import SMALL, make, sequences

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import memlab
-from memlab import schema
+from memlab.config import schema
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
 from memlab.tasks.base import Ints

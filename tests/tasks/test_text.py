@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from memlab.config.paths import config_dir
+from memlab.config.schema import load, parameters
 from memlab.errors import ConfigError, UserError
-from memlab.paths import config_dir
-from memlab.schema import load, parameters
 from memlab.tasks import enwik8
 from memlab.tasks.enwik8 import Enwik8
 from memlab.tasks.text import Amounts, TextTask, shortened

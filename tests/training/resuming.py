@@ -16,8 +16,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from memlab.config import Config, check
-from memlab.paths import config_dir
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.tracking import run_directory
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.training import answering, reading

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from memlab.config import OptimConfig
+from memlab.config.sections import OptimConfig
 from memlab.models.infini import Infini
 from memlab.models.memorizing import Memorizing
 from memlab.models.memory_transformer import MemoryTransformer

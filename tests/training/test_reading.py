@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from memlab.config import Config, check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.errors import ConfigError
 from memlab.models.base import Model
-from memlab.paths import config_dir
 from memlab.training.build import Parts, build
 from memlab.training.data import ReadingBatch
 from memlab.training.reading import ReadingModule

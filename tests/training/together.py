@@ -16,9 +16,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from memlab import launch
-from memlab.config import Config, check
-from memlab.paths import config_dir
+from memlab.config import launch
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 
 WHERE = {"cpu": "single", "ddp": "ddp", "fsdp": "fsdp"}  # trainer=...: trainer.strategy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memlab import jobs
+from memlab.config import jobs
 from tests.commands.test_train import SMALL
 from tests.training.resuming import wait_for
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memlab import cli
-from memlab.config import Config, MLflowTracking, check
-from memlab.paths import config_dir
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config, MLflowTracking
 
 PRESETS = sorted(file.stem for file in Path(config_dir(), "experiment").glob("*.yaml"))
 

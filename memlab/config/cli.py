@@ -27,11 +27,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab import experiment, launch, presets
-from memlab.config import unknown_key
+from memlab.config import launch, override_file, presets
+from memlab.config.checks import unknown_key
+from memlab.config.jobs import Jobs
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.jobs import Jobs
-from memlab.paths import config_dir
 from memlab.tracking import multirun
 
 EXIT_USER_ERROR = 2
@@ -52,7 +52,7 @@ def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     place = config_dir() if groups else None
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
-    words = _or_exit(command, lambda: experiment.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], told=launch.rank() == 0)
+    words = _or_exit(command, lambda: override_file.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], told=launch.rank() == 0)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):

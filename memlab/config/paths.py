@@ -7,7 +7,7 @@ from pathlib import Path
 
 def config_dir() -> str:
     """Absolute path of `configs/`."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for candidate in (package / "configs", package.parent / "configs"):
         if (candidate / "train.yaml").is_file():
             return str(candidate)

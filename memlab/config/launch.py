@@ -66,7 +66,7 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
 
     Args:
         name: how the user chose them, such as `trainer=ddp`, for messages.
-        strategy, devices, num_nodes: as in `memlab.config.TrainerConfig`.
+        strategy, devices, num_nodes: as in `memlab.config.sections.TrainerConfig`.
 
     Raises:
         ConfigError: there are more or fewer than the strategy takes, or torchrun started another number than these say.

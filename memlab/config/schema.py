@@ -11,19 +11,12 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import annotated_types
 from pydantic import TypeAdapter, ValidationError
 
+from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from memlab.errors import ConfigError
-
-Positive = Annotated[int, annotated_types.Ge(1)]
-NonNegative = Annotated[int, annotated_types.Ge(0)]
-PositiveFloat = Annotated[float, annotated_types.Gt(0)]
-NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
-Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
-Dropout = Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
 
 _BUILTINS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
 _NAMES: dict[str, Any] = {
