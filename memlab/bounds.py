@@ -1,4 +1,6 @@
-"""Number types with bounds, as annotations: `memory_tokens: Positive` both documents an argument and checks it."""
+"""Number types with bounds, as annotations: `memory_tokens: Positive` both documents an argument and
+checks it.
+"""
 
 from __future__ import annotations
 

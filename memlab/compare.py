@@ -1,4 +1,6 @@
-"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables, figures and one HTML page."""
+"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables,
+figures and one HTML page.
+"""
 
 from __future__ import annotations
 

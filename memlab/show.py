@@ -1,4 +1,6 @@
-"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them, with segments and answers marked."""
+"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them,
+with segments and answers marked.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from memlab.errors import ConfigError, suggestion
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
-NOT_SHOWN = ("optim", "trainer", "curriculum")  # a task's file may say how it is best trained, which is of no use to `memlab.show`
+# a task's file may say how it is best trained, which is of no use to `memlab.show`
+NOT_SHOWN = ("optim", "trainer", "curriculum")
 RunT = TypeVar("RunT", bound=Config)
 
 
@@ -51,9 +52,13 @@ def check_compare(composed: DictConfig) -> CompareConfig:
     """
     config = typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
     if config.runs is not None and config.experiment is not None:
-        raise ConfigError("experiment and runs are both given: runs=[..] names each run, so leave experiment out")
+        raise ConfigError(
+            "experiment and runs are both given: runs=[..] names each run, so leave experiment out"
+        )
     if config.runs is not None and config.filter is not None:
-        raise ConfigError("filter chooses among the runs of an experiment; with runs=[..] there is nothing to choose")
+        raise ConfigError(
+            "filter chooses among the runs of an experiment; with runs=[..] there is nothing to choose"
+        )
     return config
 
 
@@ -72,13 +77,16 @@ def _check_together(config: Config, task: Task) -> None:
     trainer = config.trainer
     if trainer.recompute_together is not None and trainer.recompute != "segment":
         raise ConfigError(
-            f"trainer.recompute_together={trainer.recompute_together} counts segments, and trainer.recompute={trainer.recompute} has none; "
-            "use null, or trainer.recompute=segment"
+            f"trainer.recompute_together={trainer.recompute_together} counts segments, and "
+            f"trainer.recompute={trainer.recompute} has none; use null, or trainer.recompute=segment"
         )
     depth = config.bptt_depth
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
-        raise ConfigError(f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be {allowed}")
+        raise ConfigError(
+            f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be "
+            f"{allowed}"
+        )
     if (size := config.trainer.known_size) is not None:
         check_shares(config, task, size)
     if isinstance(config.curriculum, GrowingCurriculum):
@@ -88,28 +96,41 @@ def _check_together(config: Config, task: Task) -> None:
     if isinstance(config.curriculum, GrowingCurriculum):
         name = config.task["name"]
         if config.curriculum.threshold is not None:
-            raise ConfigError(f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no accuracy; use null")
+            raise ConfigError(
+                f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no "
+                "accuracy; use null"
+            )
         if config.curriculum.stage_steps is None:
             raise ConfigError(
-                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage could end; give the steps "
-                "of a stage, or use curriculum=off"
+                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage "
+                "could end; give the steps of a stage, or use curriculum=off"
             )
     if config.trainer.stop_at_accuracy is not None:
-        raise ConfigError(f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right about; use null")
+        raise ConfigError(
+            f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right "
+            "about; use null"
+        )
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many processes, and read in parts.
+    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many
+    processes, and read in parts.
 
     Raises:
         ConfigError: they cannot.
     """
     if task.batch_size % size:
-        raise ConfigError(f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share them evenly")
+        raise ConfigError(
+            f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share "
+            "them evenly"
+        )
     parts = config.trainer.accumulate
     if task.batch_size // size % parts:
         rows = f"the {task.batch_size // size} rows of each process" if size > 1 else "the rows of a step"
-        raise ConfigError(f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into {parts} parts")
+        raise ConfigError(
+            f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into "
+            f"{parts} parts"
+        )
     if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2:
         where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
         where += f" with trainer.accumulate={parts}" * (parts > 1)
@@ -117,20 +138,30 @@ def check_shares(config: Config, task: Task, size: int) -> None:
     if isinstance(task, SyntheticTask):
         for name in ("validation_size", "test_size"):
             if getattr(task, name) < size:
-                raise ConfigError(f"task.{name}={getattr(task, name)}: each of the {size} processes reads at least one sample")
+                raise ConfigError(
+                    f"task.{name}={getattr(task, name)}: each of the {size} processes reads at least one "
+                    "sample"
+                )
 
 
 def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:
     for key in ("_target_", "name"):
         if not isinstance(values.get(key), str):
-            raise ConfigError(f"{group}.{key} is missing from configs/{group}/*.yaml: it names the class, and the {group} in reports")
+            raise ConfigError(
+                f"{group}.{key} is missing from configs/{group}/*.yaml: it names the class, and the {group} "
+                "in reports"
+            )
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
         if key in ("_target_", "name"):
             continue
         if key in provided or key not in arguments.keys() | extra:
-            raise unknown_key(f"{group}.{key}", [k for k in values if k in arguments.keys() - provided | extra.keys()])
-        schema.check_value(f"{group}.{key}", value, arguments[key].annotation if key in arguments else extra[key])
+            raise unknown_key(
+                f"{group}.{key}", [k for k in values if k in arguments.keys() - provided | extra.keys()]
+            )
+        schema.check_value(
+            f"{group}.{key}", value, arguments[key].annotation if key in arguments else extra[key]
+        )
     for key in arguments.keys() - provided - values.keys():
         raise ConfigError(f"{group}.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
 
@@ -139,4 +170,6 @@ def unknown_key(key: str, known: list[str]) -> ConfigError:
     """The error for a key that nothing reads, with the keys that are there instead."""
     group, _, name = key.rpartition(".")
     near = suggestion(name, known)
-    return ConfigError(f"unknown key {key!r}.{near} Keys of {group or 'the root'}: {', '.join(sorted(known))}")
+    return ConfigError(
+        f"unknown key {key!r}.{near} Keys of {group or 'the root'}: {', '.join(sorted(known))}"
+    )

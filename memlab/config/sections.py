@@ -19,7 +19,9 @@ class Section(BaseModel):
 
 
 class TrainerConfig(Section):
-    """Where and how long. Keys with a default here are younger than some runs, whose `config.yaml` is to be read all the same."""
+    """Where and how long. Keys with a default here are younger than some runs,
+    whose `config.yaml` is to be read all the same.
+    """
 
     accelerator: Literal["cpu", "gpu", "auto"]
     strategy: Literal["single", "ddp", "fsdp"] = "single"
@@ -97,7 +99,9 @@ class MLflowTracking(Section):
 
 
 class Config(Section):
-    """One run. `model` and `task` hold `_target_`, `name` and the constructor's arguments (see `memlab/config/schema.py`)."""
+    """One run. `model` and `task` hold `_target_`, `name` and the constructor's arguments (see
+    `memlab/config/schema.py`).
+    """
 
     seed: NonNegative
     run_dir: str

@@ -53,10 +53,12 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     """Open a run.
 
     Args:
-        changes: other values of its task's configuration; None, and keys that the task does not have, are left out.
+        changes: other values of its task's configuration; None, and keys that the task does not have, are
+            left out.
 
     Raises:
-        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not there.
+        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not
+            there.
     """
     file = found.checkpoint
     try:
@@ -68,7 +70,9 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
-    model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
+    model: Model = schema.load(config.model["_target_"])(
+        vocab_size=task.vocab_size, **config.arguments("model")
+    )
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -84,13 +88,19 @@ def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
     """Of the run's directory, or where the checkpoint lies alone, what it says itself."""
     file = found.directory / "config.yaml"
     try:
-        composed = OmegaConf.load(file) if file.is_file() else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+        composed = (
+            OmegaConf.load(file)
+            if file.is_file()
+            else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     try:
         return check(composed)  # type: ignore[arg-type]
     except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}") from None
+        raise UserError(
+            f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}"
+        ) from None
 
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:

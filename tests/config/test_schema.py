@@ -1,4 +1,6 @@
-"""The schema of a class's YAML is read from the annotations of its constructor, as text, and says what a value may be."""
+"""The schema of a class's YAML is read from the annotations of its constructor, as text,
+and says what a value may be.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,13 @@ def test_what_cannot_be_read_is_told(module: str, target: str, message: str) -> 
 
 @pytest.mark.parametrize(
     ("value", "annotation"),
-    [(3, bounds.Positive), (0, bounds.NonNegative), (1, bounds.PositiveFloat), (0.5, bounds.Dropout), (None, bounds.Positive | None)],
+    [
+        (3, bounds.Positive),
+        (0, bounds.NonNegative),
+        (1, bounds.PositiveFloat),
+        (0.5, bounds.Dropout),
+        (None, bounds.Positive | None),
+    ],
 )
 def test_values_that_fit(value: Any, annotation: Any) -> None:
     assert schema.check_value("key", value, annotation) == value
@@ -96,5 +104,8 @@ def test_values_that_do_not_fit_are_named_with_the_reason(value: Any, annotation
 
 
 def test_checking_a_configuration_imports_no_torch() -> None:
-    code = "import sys, memlab.config.cli, memlab.config.checks, memlab.train, memlab.bench; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    code = (
+        "import sys, memlab.config.cli, memlab.config.checks, memlab.train, memlab.bench; sys.exit('torch' "
+        "in sys.modules or 'mlflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
