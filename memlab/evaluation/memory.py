@@ -1,10 +1,10 @@
 """What a memory costs, measured on the tensors that a model really carries, for one document.
 
-    KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes       a full cache of the same
-                         backbone after L tokens
+    KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes
+                           a full cache of the same backbone after L tokens
     compression_carry(L) = KV_full(L) / bytes of the state that survives to the next segment
     compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's
-                         keys and values
+                           keys and values
 
 The peak is weighed when a segment has been read and before it is closed; memory tokens that its tokens look
 at are in it, the write memory that the closing reads is not. Neither ratio alone orders the methods sensibly,

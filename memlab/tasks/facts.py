@@ -1,8 +1,7 @@
 """What the three fact tasks share: a small world to tell facts of, filler text around them, and a question at
 the end.
 
-    filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1: one of
-    six places
+    filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1
 
 After "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov, Kuratov, Burtsev 2023, arXiv
 2304.11062, section 4), in a small world of our own: one token is one word. All answers are places and each is

@@ -1,8 +1,8 @@
 """Where is the object? Two facts anywhere in filler text, both needed (RMT 1M-token paper, arXiv 2304.11062,
 section 4, "reasoning").
 
-    .. John took the football . .. | .. Mary is in the garden and John is in the office . .. | .. where is the
-    football ?    answer: office
+    .. John took the football . .. | .. Mary is in the garden and John is in the office . .. |
+    .. where is the football ?    answer: office
 
 One fact says where P persons are, all at different places, the other who has an object; either may come
 first, and they begin at any two tokens before the question's segment where they do not overlap, all pairs as

@@ -1,8 +1,7 @@
 """Variable tracking (RULER, Hsieh et al. 2024, arXiv 2404.06654, section 3), in symbols: follow a chain of
 assignments to its value.
 
-    x1 value, .. x2 x1, .. x3 x2, ..; then the last variable of a chain, value        tokens 2C(H + 1) + D +
-    1, answer 1
+    x1 value, .. x2 x1, .. x3 x2, ..; the last variable of a chain, value   tokens 2C(H + 1) + D + 1, answer 1
 
 `x2 x1` says x2 = x1. First each of the C chains gives its first variable a value; then H hops of each chain
 follow, those of all chains shuffled together but each chain's in their order. D distractors, as pairs of
