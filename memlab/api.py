@@ -1,4 +1,7 @@
-"""Trained runs in notebooks and scripts: `run = memlab.load(DIR)`, then `run.stream(..)`, `run.generate(..)`. See docs/API.md."""
+"""Trained runs in notebooks and scripts: `run = memlab.load(DIR)`, then `run.stream(..)`, `run.generate(..)`.
+
+See docs/API.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import trained
 from memlab.evaluation.generation import generate
@@ -35,7 +38,8 @@ class Run:
         config: the typed configuration, `config.model["name"]`, `config.trainer.max_steps` and so on.
         task: prepared: it gives batches, or the documents of a text.
         model: in evaluation mode, on its device.
-        result: the run's `result.json`; None = a checkpoint of a run that has not finished, or that lies outside of one.
+        result: the run's `result.json`; None = a checkpoint of a run that has not finished, or that lies
+            outside of one.
     """
 
     directory: Path
@@ -70,11 +74,13 @@ class Run:
         return torch.tensor([[task.begin, *task.tokenizer.encode(document).tolist()]])
 
     def stream(self, tokens_BT: Tensor, state: State | Open | Unread | None = None) -> Iterator[Piece]:
-        """Read tokens of any number, segment by segment, in constant memory: `Model.stream` with this run's segments.
+        """Read tokens of any number, segment by segment, in constant memory: `Model.stream` with this run's
+        segments.
 
         Args:
             tokens_BT: token ids.
-            state: of the last piece of an earlier call, which may have ended within a segment; None = a document begins.
+            state: of the last piece of an earlier call, which may have ended within a segment; None = a
+                document begins.
 
         Returns:
             An iterator over pieces; of each `logits` and the `state` behind it.
@@ -83,12 +89,31 @@ class Run:
             UserError: `tokens_BT` is not [B, T], or has ids that the model does not know.
         """
         if tokens_BT.dim() != 2 or tokens_BT.is_floating_point():
-            raise UserError(f"tokens of shape {list(tokens_BT.shape)} and {tokens_BT.dtype}: stream reads whole numbers of shape [B, T]")
-        if tokens_BT.numel() and not 0 <= (low := int(tokens_BT.min())) <= (high := int(tokens_BT.max())) < self.task.vocab_size:
-            raise UserError(f"token ids from {low} to {high}: the model knows 0 to {self.task.vocab_size - 1}")
+            raise UserError(
+                f"tokens of shape {list(tokens_BT.shape)} and {tokens_BT.dtype}: stream reads whole numbers "
+                "of shape [B, T]"
+            )
+        if (
+            tokens_BT.numel()
+            and not 0
+            <= (low := int(tokens_BT.min()))
+            <= (high := int(tokens_BT.max()))
+            < self.task.vocab_size
+        ):
+            raise UserError(
+                f"token ids from {low} to {high}: the model knows 0 to {self.task.vocab_size - 1}"
+            )
         return self.model.stream(tokens_BT, state, segment_length=self.segment_length)
 
-    def generate(self, prompt: str = "", tokens: int = 200, *, temperature: float = 0.8, top_k: int | None = 50, seed: int = 0) -> str:
+    def generate(
+        self,
+        prompt: str = "",
+        tokens: int = 200,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int = 0,
+    ) -> str:
         """What the model writes behind a prompt. Time grows with the number of tokens, memory does not.
 
         Args:
@@ -105,24 +130,44 @@ class Run:
         return "".join(self.write(prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
 
     def write(
-        self, prompt: str = "", tokens: int = 200, *, temperature: float = 0.8, top_k: int | None = 50, seed: int = 0
+        self,
+        prompt: str = "",
+        tokens: int = 200,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int = 0,
     ) -> Iterator[str]:
         """As `generate`, in pieces of whole characters as they come."""
         wish = check_sampling(prompt, tokens, temperature, top_k, seed)
         task, model = self._text("generate"), self.model
         assert isinstance(model, Decoder)  # an encoder cannot be trained on text
-        ids = generate(model, self.encode(prompt), tokens, self.segment_length, wish.temperature, top_k, seed, task.tokenizer.size)
+        ids = generate(
+            model,
+            self.encode(prompt),
+            tokens,
+            self.segment_length,
+            wish.temperature,
+            top_k,
+            seed,
+            task.tokenizer.size,
+        )
         return task.tokenizer.decode_each(int(drawn_B) for drawn_B in ids)
 
     def _text(self, what: str) -> TextTask:
         if not isinstance(self.task, TextTask):
             model, task = self.config.model["name"], self.config.task["name"]
             kind = ", and answers once for each sample" if not isinstance(self.model, Decoder) else ""
-            raise UserError(f"{what} needs a run on text: {self.checkpoint} is model={model}, trained on task={task}{kind}")
+            raise UserError(
+                f"{what} needs a run on text: {self.checkpoint} is model={model}, trained on "
+                f"task={task}{kind}"
+            )
         return self.task
 
 
-def load(run: str | Path, *, device: str | torch.device | None = None, uri: str = "sqlite:///mlflow.db") -> Run:
+def load(
+    run: str | Path, *, device: str | torch.device | None = None, uri: str = "sqlite:///mlflow.db"
+) -> Run:
     """Open a trained run, with the weights of its best checkpoint.
 
     Args:
@@ -131,12 +176,14 @@ def load(run: str | Path, *, device: str | torch.device | None = None, uri: str 
         uri: of the MLflow store that a run id is looked up in.
 
     Raises:
-        UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version, or the text of its task is
-            not there.
+        UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version,
+            or the text of its task is not there.
     """
     found = finished_runs.find(str(run), uri)
     place = trained.choose_device("auto") if device is None else torch.device(device)
     opened = trained.load(found, place)
     file = found.directory / "result.json"
     result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return Run(found.directory, found.checkpoint, opened.step, opened.config, opened.task, opened.model, result)
+    return Run(
+        found.directory, found.checkpoint, opened.step, opened.config, opened.task, opened.model, result
+    )

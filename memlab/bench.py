@@ -1,4 +1,6 @@
-"""`python -m memlab.bench suite=SUITE`: measured in one run, interleaved, with spread, hardware and versions."""
+"""`python -m memlab.bench suite=SUITE`: measured in one run, interleaved, with spread,
+hardware and versions.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from memlab import cli
 from memlab.benchmarks.settings import BenchConfig
-from memlab.config import check
+from memlab.config import cli
+from memlab.config.checks import check
 from memlab.errors import ConfigError, suggestion
 from memlab.sweeping.spec import find
 
@@ -18,7 +20,10 @@ from memlab.sweeping.spec import find
 def check_bench(composed: DictConfig) -> BenchConfig:
     config = check(composed, BenchConfig)
     if config.trainer.strategy != "single":
-        raise ConfigError(f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or trainer=gpu")
+        raise ConfigError(
+            f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or "
+            "trainer=gpu"
+        )
     if config.suite in ("peers", "all"):
         _check_peers(config)
     if config.suite == "sweep":
@@ -37,7 +42,8 @@ def _check_peers(config: BenchConfig) -> None:
     for name in config.peers.models or ():
         if name not in PACKAGES:
             raise ConfigError(
-                f"peers.models: no comparison is named {name!r}.{suggestion(name, PACKAGES)} There are: {', '.join(PACKAGES)}"
+                f"peers.models: no comparison is named {name!r}.{suggestion(name, PACKAGES)} There are: "
+                f"{', '.join(PACKAGES)}"
             )
     wanted = {PACKAGES[name] for name in config.peers.models or PACKAGES}
     if missing := sorted(name for name in wanted if importlib.util.find_spec(name) is None):
@@ -45,7 +51,8 @@ def _check_peers(config: BenchConfig) -> None:
 
 
 def job(config: BenchConfig) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says that it starts and stops; read when torch is imported
+    # torch's profiler says that it starts and stops; read when torch is imported
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
     from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming, sweep

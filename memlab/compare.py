@@ -1,9 +1,12 @@
-"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables, figures and one HTML page."""
+"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables,
+figures and one HTML page.
+"""
 
 from __future__ import annotations
 
-from memlab import cli
-from memlab.config import CompareConfig, check_compare
+from memlab.config import cli
+from memlab.config.checks import check_compare
+from memlab.config.sections import CompareConfig
 
 
 def job(config: CompareConfig) -> int:

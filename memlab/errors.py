@@ -1,4 +1,7 @@
-"""Errors that are the user's to mend. Commands print them as one line, without a traceback, and exit with status 2."""
+"""Errors that are the user's to mend.
+
+Commands print them as one line, without a traceback, and exit with status 2.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""`python -m memlab.evaluate run=DIR lengths=[4,8,4096]`: a trained run at other lengths, under controls, or on an endless stream."""
+"""`python -m memlab.evaluate run=DIR lengths=[4,8,4096]`: a trained run at other lengths, under controls,
+or on an endless stream.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from memlab import cli
+from memlab.config import cli
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 
 
@@ -15,7 +17,8 @@ def job(config: EvaluateConfig) -> int:
         evaluate(config)
     except KeyboardInterrupt:
         print(
-            "\nmemlab.evaluate: interrupted; what was finished is in evaluation.json, and the same command goes on from there",
+            "\nmemlab.evaluate: interrupted; what was finished is in evaluation.json, and the same command "
+            "goes on from there",
             file=sys.stderr,
         )
         return 130

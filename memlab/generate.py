@@ -1,4 +1,7 @@
-"""`python -m memlab.generate run=DIR prompt="Once upon a time"`: what a run on text writes. In Python: `memlab.load(DIR).generate(..)`."""
+"""`python -m memlab.generate run=DIR prompt="Once upon a time"`: what a run on text writes.
+
+In Python: `memlab.load(DIR).generate(..)`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from memlab import cli
+from memlab.config import cli
 from memlab.evaluation.settings import GenerateConfig, check_generate
 
 
@@ -19,7 +22,9 @@ def job(config: GenerateConfig) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = load(config.run, device=choose_device(config.accelerator), uri=config.tracking.uri)
-    pieces = run.write(config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed)
+    pieces = run.write(
+        config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
+    )
     print(config.prompt, end="", flush=True)
     try:
         for piece in pieces:
@@ -34,7 +39,8 @@ def job(config: GenerateConfig) -> int:
 def quoted(word: str) -> str:
     """The prompt as one text, whatever is in it: Hydra would see a sweep in a comma, and a number in digits.
 
-    One that stands in quotes (in those that the shell left) is Hydra's to read, as the jobs of `--multirun` get it.
+    One that stands in quotes (in those that the shell left) is Hydra's to read, as the jobs of `--multirun`
+    get it.
     """
     key, equals, text = word.partition("=")
     if key != "prompt" or not equals or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):

@@ -1,9 +1,12 @@
-"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them, with segments and answers marked."""
+"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them,
+with segments and answers marked.
+"""
 
 from __future__ import annotations
 
-from memlab import cli
-from memlab.config import NOT_SHOWN, ShowConfig, check_show
+from memlab.config import cli
+from memlab.config.checks import NOT_SHOWN, check_show
+from memlab.config.sections import ShowConfig
 
 
 def job(config: ShowConfig) -> int:

@@ -1,10 +1,12 @@
-"""`python -m memlab.sweep sweep=rmt_reverse trials=30 workers=2`: a search that survives kills and grows over machines."""
+"""`python -m memlab.sweep sweep=rmt_reverse trials=30 workers=2`: a search that survives kills and grows
+over machines.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from memlab import cli
+from memlab.config import cli
 from memlab.sweeping.plan import check_sweep
 
 
@@ -15,7 +17,9 @@ def job(plan: object) -> int:
 
 
 def gather(words: list[str]) -> list[str]:
-    """A command line whose words `base.KEY=VALUE` are one word, `base=['KEY=VALUE']`: they are keys of another command."""
+    """A command line whose words `base.KEY=VALUE` are one word, `base=['KEY=VALUE']`:
+    they are keys of another command.
+    """
     mine = [word for word in words if not word.startswith("base.")]
     theirs = [word.removeprefix("base.") for word in words if word.startswith("base.")]
     quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in theirs)

@@ -1,12 +1,16 @@
-"""`python -m memlab.train model=rmt task=reverse`: train, validate, keep the best, test once. `--help` lists every key."""
+"""`python -m memlab.train model=rmt task=reverse`: train, validate, keep the best, test once.
+
+`--help` lists every key.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
 
-from memlab import cli, launch
-from memlab.config import Config, check
+from memlab.config import cli, launch
+from memlab.config.checks import check
+from memlab.config.sections import Config
 from memlab.tracking import resume
 
 
@@ -21,7 +25,8 @@ def job(config: Config) -> int:
         if origin.result is not None and not place.outside:
             place = launch.Place()  # there is nothing to do for others
     with launch.others(place, words, t.threads) as others:  # they import while this one does
-        from memlab.training.processes import Processes  # torch and lightning take seconds to import; --help and mistakes do without
+        # torch and lightning take seconds to import; --help and mistakes do without
+        from memlab.training.processes import Processes
         from memlab.training.run import train
 
         train(config, origin, words, lambda gpu: Processes.join(place, others, gpu))

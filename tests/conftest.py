@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread (two cores are shared by everything here) and a fixed seed before each test."""
+"""Shared by all tests: one thread (two cores are shared by everything here) and a fixed seed before each
+test.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start, too: with more threads than cores they wait for each other
+# of the commands that tests start, too: with more threads than cores they wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

@@ -1,4 +1,6 @@
-"""`memlab.load`: a run as it was left, read in pieces, and writing; the examples of docs/API.md; what is a mistake."""
+"""`memlab.load`: a run as it was left, read in pieces, and writing; the examples of docs/API.md;
+what is a mistake.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from hydra import compose, initialize_config_dir
 
 import memlab
 from memlab import generate as command
-from memlab.config import check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation.generation import draw, generate
 from memlab.evaluation.settings import check_generate
 from memlab.models.rmt_encoder import RMTEncoder
-from memlab.paths import config_dir
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests import small
 from tests.conformance.test_contract import VOCAB
@@ -37,8 +39,22 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "validation", "test"):
         (place / split).mkdir()
         (place / split / "a.txt").write_text(DOCUMENT, encoding="utf-8")
-    sizes = ["model.width=16", "model.heads=2", "model.layers=1", "task.segment_length=8", "task.num_segments=2", "task.batch_size=1"]
-    words = ["task=text", f"task.data_dir={place}", "trainer.precision=64-true", "trainer.max_steps=4", "trainer.threads=1", "tracking=off"]
+    sizes = [
+        "model.width=16",
+        "model.heads=2",
+        "model.layers=1",
+        "task.segment_length=8",
+        "task.num_segments=2",
+        "task.batch_size=1",
+    ]
+    words = [
+        "task=text",
+        f"task.data_dir={place}",
+        "trainer.precision=64-true",
+        "trainer.max_steps=4",
+        "trainer.threads=1",
+        "tracking=off",
+    ]
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = check(compose("train", ["model=rmt", *sizes, *words, f"run_dir={place / 'run'}"]))
     resuming.train(config)
@@ -97,7 +113,9 @@ def test_greedy_is_reading_everything_again(run: memlab.Run, prompt: str) -> Non
 
 @pytest.mark.parametrize("name", ["rmt", "memory_transformer", "segment", "full"])
 def test_each_token_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the choices are those of the logits of one reading of it all; two rows do not disturb each other."""
+    """And the choices are those of the logits of one reading of it all; two rows do not disturb each
+    other.
+    """
     model = small.build(name, VOCAB).eval()
     read, extend = [], type(model).extend
 
@@ -117,9 +135,13 @@ def test_each_token_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sampling(run: memlab.Run) -> None:
-    first, again, other = (run.generate("It was", 40, temperature=1.0, top_k=None, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        run.generate("It was", 40, temperature=1.0, top_k=None, seed=seed) for seed in (3, 3, 4)
+    )
     assert first == again != other
-    assert run.generate("It was", 40, temperature=1.0, top_k=1, seed=5) == run.generate("It was", 40, temperature=0)
+    assert run.generate("It was", 40, temperature=1.0, top_k=1, seed=5) == run.generate(
+        "It was", 40, temperature=0
+    )
     assert run.generate("It was", 40, temperature=1e-300) == run.generate("It was", 40, temperature=0)
     logits = torch.tensor([[0.0, 2.0, 1.0, -1.0]]).double().expand(20000, -1)
     drawn = draw(logits, 0.5, 3, torch.Generator().manual_seed(0))
@@ -139,7 +161,10 @@ def test_pieces_of_text_are_whole_characters(kind: str, tmp_path: Path) -> None:
 
         alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         saved = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-        saved.pre_tokenizer, saved.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()  # type: ignore[assignment]
+        saved.pre_tokenizer, saved.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )  # type: ignore[assignment]
         saved.save(str(tmp_path / "tokenizer.json"))
         tokenizer = SavedTokenizer(tmp_path / "tokenizer.json")
     ids = tokenizer.encode(text.encode()).tolist()
@@ -157,7 +182,9 @@ def test_mistakes(run: memlab.Run, text_run: Path, whole: Path, tmp_path: Path) 
     for ask in (lambda: samples.generate("a"), lambda: samples.encode("a")):
         with pytest.raises(UserError, match=r"needs a run on text: .*model=\w+, trained on task=copy"):
             ask()
-    encoder = RMTEncoder(vocab_size=VOCAB, memory_tokens=2, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0)
+    encoder = RMTEncoder(
+        vocab_size=VOCAB, memory_tokens=2, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0
+    )
     with pytest.raises(UserError, match="answers once for each sample"):
         dataclasses.replace(samples, model=encoder).generate("a")
     wrong: list[tuple[dict[str, object], str]] = [
@@ -182,20 +209,45 @@ def test_mistakes(run: memlab.Run, text_run: Path, whole: Path, tmp_path: Path) 
         list(run.model.stream(torch.tensor([[1]]), open, segment_length=3))
 
 
-@pytest.mark.parametrize("prompt", ["It was", "a, b: {c} [d] 'e' \"f\" = 1, $", "1984", "", "null", "a\\", 'say "yes', "\n\ttab", "é,"])
-def test_command(prompt: str, run: memlab.Run, text_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "prompt",
+    ["It was", "a, b: {c} [d] 'e' \"f\" = 1, $", "1984", "", "null", "a\\", 'say "yes', "\n\ttab", "é,"],
+)
+def test_command(
+    prompt: str,
+    run: memlab.Run,
+    text_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Any prompt is taken as it stands."""
-    words = [f"run={text_run}", f"prompt={prompt}", "tokens=9", "temperature=1.5", "top_k=null", "seed=3", "accelerator=cpu", "threads=1"]
+    words = [
+        f"run={text_run}",
+        f"prompt={prompt}",
+        "tokens=9",
+        "temperature=1.5",
+        "top_k=null",
+        "seed=3",
+        "accelerator=cpu",
+        "threads=1",
+    ]
     monkeypatch.setattr(sys, "argv", ["memlab.generate", *words])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert not ended.value.code
-    assert capsys.readouterr().out == prompt + run.generate(prompt, 9, temperature=1.5, top_k=None, seed=3) + "\n"
+    assert (
+        capsys.readouterr().out
+        == prompt + run.generate(prompt, 9, temperature=1.5, top_k=None, seed=3) + "\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["tokens=5"], "run is missing"), (["run=x", "top_k=0"], "top_k=0"), (["run=x", "temperature=warm"], "temperature='warm'")],
+    [
+        (["tokens=5"], "run is missing"),
+        (["run=x", "top_k=0"], "top_k=0"),
+        (["run=x", "temperature=warm"], "temperature='warm'"),
+    ],
 )
 def test_command_mistakes(words: list[str], told: str) -> None:
     with initialize_config_dir(config_dir(), version_base="1.3"), pytest.raises(ConfigError, match=told):
@@ -203,7 +255,10 @@ def test_command_mistakes(words: list[str], told: str) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, memlab, memlab.train, memlab.generate; assert 'torch' not in sys.modules; assert 'load' in dir(memlab)"
+    code = (
+        "import sys, memlab, memlab.train, memlab.generate; assert 'torch' not in sys.modules; assert "
+        "'load' in dir(memlab)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = memlab.lod  # type: ignore[attr-defined]

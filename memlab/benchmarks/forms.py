@@ -1,7 +1,7 @@
 """The parallel form of each model against its recurrent form: the same numbers and gradients, at what speed?
 
-Both forms do a forward and a backward pass over the same random tokens, by turns. What the time goes into is measured in passes of
-their own, since a profiler slows what it watches.
+Both forms do a forward and a backward pass over the same random tokens, by turns. What the time goes into is
+measured in passes of their own, since a profiler slows what it watches.
 """
 
 from __future__ import annotations
@@ -24,26 +24,47 @@ FORMS = ("recurrent", "parallel")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also in `forms.json`."""
+    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio;
+    also in `forms.json`.
+    """
     sizes = config.forms
-    models = {name: measure.build(name, config, sizes, sizes.segment_length) for name in sizes.models or measure.names()}
+    models = {
+        name: measure.build(name, config, sizes, sizes.segment_length)
+        for name in sizes.models or measure.names()
+    }
     refused = [name for name, model in models.items() if model.parallel is None]
     if refused and sizes.models:
         raise ConfigError(f"forms.models={sizes.models}: {', '.join(refused)} has no parallel form")
     tokens_BSN = measure.tokens(config, sizes.batch_size, sizes.segments, sizes.segment_length)
     models = {name: model.to(tokens_BSN.device) for name, model in models.items()}
-    by_model = {name: compare(model, tokens_BSN, config.repeats) for name, model in models.items() if name not in refused}
-    result = {"suite": "forms", **sizes.model_dump(exclude={"models"}), "repeats": config.repeats, "models": by_model, **machine()}
+    by_model = {
+        name: compare(model, tokens_BSN, config.repeats)
+        for name, model in models.items()
+        if name not in refused
+    }
+    result = {
+        "suite": "forms",
+        **sizes.model_dump(exclude={"models"}),
+        "repeats": config.repeats,
+        "models": by_model,
+        **machine(),
+    }
     write(result, table(result), config.run_dir, page(result))
     return result
 
 
 def compare(model: Model, tokens_BSN: Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds of each pass of both forms, by turns; their ratio pass by pass; and the operations that take most time."""
+    """Seconds of each pass of both forms, by turns; their ratio pass by pass;
+    and the operations that take most time.
+    """
     forms: dict[str, measure.Work] = {form: partial(one_pass, model, form, tokens_BSN) for form in FORMS}
     seconds = measure.by_turns(forms, repeats, tokens_BSN.device, type(model).__name__, WARM_UP)
     ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
-    return {"seconds": seconds, "ratio": spread(ratios), "time": {form: measure.most_time(do) for form, do in forms.items()}}
+    return {
+        "seconds": seconds,
+        "ratio": spread(ratios),
+        "time": {form: measure.most_time(do) for form, do in forms.items()},
+    }
 
 
 def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
@@ -55,8 +76,9 @@ def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
 
 def heading(result: dict[str, Any]) -> str:
     return (
-        f"forward + backward, batch {result['batch_size']}, {result['segments']} segments of {result['segment_length']} tokens, "
-        f"width {result['width']}, {result['layers']} layers, {result['heads']} heads; {result['repeats']} interleaved pairs"
+        f"forward + backward, batch {result['batch_size']}, {result['segments']} segments of "
+        f"{result['segment_length']} tokens, width {result['width']}, {result['layers']} layers, "
+        f"{result['heads']} heads; {result['repeats']} interleaved pairs"
     )
 
 
@@ -80,7 +102,9 @@ def table(result: dict[str, Any]) -> Table:
     for name, measured in result["models"].items():
         milliseconds = [f"{1000 * spread(measured['seconds'][form])['median']:.1f}" for form in FORMS]
         table.add_row(name, *milliseconds, *(f"{v:.2f}" for v in measured["ratio"].values()))
-        shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"]["parallel"].items())
+        shares = ", ".join(
+            f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"]["parallel"].items()
+        )
         captions.append(f"{name}: {shares}")
     table.caption = "Where the parallel form's time goes:\n" + "\n".join(captions)
     table.caption_justify = "left"

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from memlab import schema
 from memlab.benchmarks.settings import BenchConfig
+from memlab.config import schema
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, suggestion
 from memlab.models.base import Decoder, Model
-from memlab.paths import config_dir
 from memlab.training.build import on_gpu
 
 VOCABULARY = 256
@@ -47,7 +47,8 @@ def names() -> list[str]:
 
 
 def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **more: Any) -> Model:
-    """A model with its file's settings (or, if it is the configured one, those), at the sizes of this measurement.
+    """A model with its file's settings (or, if it is the configured one, those), at the sizes of this
+    measurement.
 
     Args:
         segment_length: caches are as long.
@@ -58,14 +59,25 @@ def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **m
     """
     file = Path(config_dir(), "model", f"{name}.yaml")
     if not file.exists():
-        raise ConfigError(f"{config.suite}.models: no model is named {name!r}.{suggestion(name, names())} There are: {', '.join(names())}")
+        raise ConfigError(
+            f"{config.suite}.models: no model is named {name!r}.{suggestion(name, names())} There are: "
+            f"{', '.join(names())}"
+        )
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
     values = config.model if name == config.model["name"] else values
     arguments = schema.parameters(values["_target_"])
-    own = {"width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mem_len": segment_length, "dropout": 0.0, **more}
+    own = {
+        "width": sizes.width,
+        "layers": sizes.layers,
+        "heads": sizes.heads,
+        "mem_len": segment_length,
+        "dropout": 0.0,
+        **more,
+    }
     torch.manual_seed(config.seed)
     model: Model = schema.load(values["_target_"])(
-        vocab_size=VOCABULARY, **{key: own.get(key, values.get(key)) for key in arguments.keys() - {"vocab_size"}}
+        vocab_size=VOCABULARY,
+        **{key: own.get(key, values.get(key)) for key in arguments.keys() - {"vocab_size"}},
     )
     return model.train()
 
@@ -76,11 +88,15 @@ def device_of(config: BenchConfig) -> torch.device:
 
 def tokens(config: BenchConfig, *shape: int) -> Tensor:
     """Uniform token ids, the same for the same seed, where the measurement runs."""
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(config.seed)).to(device_of(config))
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(config.seed)).to(
+        device_of(config)
+    )
 
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
-    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment, of the last target of each."""
+    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment,
+    of the last target of each.
+    """
     logits = model(tokens_BSN).logits
     targets_BSN = targets_BSN if isinstance(model, Decoder) else targets_BSN[..., -1:]
     return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
@@ -95,10 +111,13 @@ def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None =
     """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss.
 
     Args:
-        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, behind the last of which comes the first.
+        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, behind the last of which comes
+            the first.
     """
     adam = optimizer(model)
-    targets = tokens_BSN.flatten(1).roll(-1, dims=1).view_as(tokens_BSN) if targets_BSN is None else targets_BSN
+    targets = (
+        tokens_BSN.flatten(1).roll(-1, dims=1).view_as(tokens_BSN) if targets_BSN is None else targets_BSN
+    )
 
     def step() -> Tensor:
         value = loss(model, tokens_BSN, targets)
@@ -131,8 +150,12 @@ def progress(turns: Sequence[int], description: str) -> Iterable[int]:
     return track(turns, description=description, transient=True, disable=not Console().is_terminal)
 
 
-def by_turns(sides: Mapping[str, Work], repeats: int, device: torch.device, description: str, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each side's work, the sides by turns, so that what slows the machine for a while slows all of them."""
+def by_turns(
+    sides: Mapping[str, Work], repeats: int, device: torch.device, description: str, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each side's work, the sides by turns, so that what slows the machine for a while slows
+    all of them.
+    """
     found: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in progress(range(warm_up + repeats), description):
         for side, work in sides.items():
@@ -142,7 +165,9 @@ def by_turns(sides: Mapping[str, Work], repeats: int, device: torch.device, desc
     return found
 
 
-def matmul_rate(rows: int, width: int, ffn_width: int, device: torch.device, repeats: int = 5) -> dict[str, float]:
+def matmul_rate(
+    rows: int, width: int, ffn_width: int, device: torch.device, repeats: int = 5
+) -> dict[str, float]:
     """FLOP/s of plain matrix products at the shapes of a model's linear layers, fp32; medians."""
     rates = {}
     for name, (inner, out) in {

@@ -1,8 +1,10 @@
-"""What a training step holds for its gradient, against the number of segments, with and without recomputing: bytes and seconds.
+"""What a training step holds for its gradient, against the number of segments, with and without recomputing:
+bytes and seconds.
 
-A step is a forward and a backward pass over the next-token loss, as `memlab.train` does them (`memlab/training/truncation.py`). Counted are
-the bytes that torch's allocator has given out and not got back, at their highest, beyond what is there before the step: parameters,
-their gradients and the tokens. On a processor torch's profiler notes each allocation; on a GPU the allocator counts itself.
+A step is a forward and a backward pass over the next-token loss, as `memlab.train` does them
+(`memlab/training/truncation.py`). Counted are the bytes that torch's allocator has given out and not got
+back, at their highest, beyond what is there before the step: parameters, their gradients and the tokens. On a
+processor torch's profiler notes each allocation; on a GPU the allocator counts itself.
 
 Seconds are those of passes that nobody watches, at the largest number of segments, the ways by turns.
 """
@@ -32,10 +34,15 @@ WAYS = ("none", "block", "segment")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, peak bytes and seconds; also `memory.json`, `memory.md` and `memory.png`."""
+    """Measure, print a table and return, by model, peak bytes and seconds; also `memory.json`,
+    `memory.md` and `memory.png`.
+    """
     sizes = config.memory
     device = torch.device("cuda" if on_gpu(config) else "cpu")
-    models = {name: measure.build(name, config, sizes, sizes.segment_length).to(device) for name in sizes.models or measure.names()}
+    models = {
+        name: measure.build(name, config, sizes, sizes.segment_length).to(device)
+        for name in sizes.models or measure.names()
+    }
     by_model = {name: weigh(model, config, device) for name, model in models.items()}
     result = {
         "suite": "memory",
@@ -53,7 +60,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Peak bytes of each way at each number of segments, seconds of each way at the largest, and bytes of the state carried there."""
+    """Peak bytes of each way at each number of segments, seconds of each way at the largest,
+    and bytes of the state carried there.
+    """
     sizes = config.memory
     together = truncation.together(model, config.trainer.recompute_together)
     peaks: dict[str, list[int]] = {way: [] for way in WAYS}
@@ -61,13 +70,17 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
 
     def step(way: str, segments: int) -> Callable[[], None]:
         generator = torch.Generator().manual_seed(config.seed)
-        tokens = torch.randint(measure.VOCABULARY, (sizes.batch_size, segments * sizes.segment_length), generator=generator).to(device)
+        tokens = torch.randint(
+            measure.VOCABULARY, (sizes.batch_size, segments * sizes.segment_length), generator=generator
+        ).to(device)
         return lambda: one_pass(model, tokens, sizes.segment_length, way, together)
 
     for way in WAYS:
         step(way, sizes.segments[0])()  # makes the gradients' tensors, and warms up
     name = type(model).__name__
-    for segments, way in track(list(itertools.product(sizes.segments, WAYS)), description=f"{name}: bytes", transient=True):
+    for segments, way in track(
+        list(itertools.product(sizes.segments, WAYS)), description=f"{name}: bytes", transient=True
+    ):
         peaks[way].append(peak_bytes(step(way, segments), device))
     for _ in track(range(config.repeats), description=f"{name}: seconds", transient=True):
         for way in WAYS:
@@ -75,7 +88,9 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
             seconds[way].append(measure.seconds(do, device))
     ratios = {way: [a / b for a, b in zip(seconds[way], seconds["none"], strict=True)] for way in WAYS[1:]}
     with torch.no_grad():
-        tokens_BSN = torch.zeros(sizes.batch_size, sizes.segments[-1], sizes.segment_length, dtype=torch.long, device=device)
+        tokens_BSN = torch.zeros(
+            sizes.batch_size, sizes.segments[-1], sizes.segment_length, dtype=torch.long, device=device
+        )
         state_bytes = model(tokens_BSN).state.nbytes
     return {
         "together": together,
@@ -97,10 +112,16 @@ def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, tog
         n = logits_BnV.shape[1]
         first = start if isinstance(model, Decoder) else 0  # an encoder answers once for each segment
         targets_Bn = targets_BT[:, first : first + n]
-        return (F.cross_entropy(logits_BnV.flatten(0, 1), targets_Bn.flatten(), reduction="none").view_as(targets_Bn),)
+        return (
+            F.cross_entropy(logits_BnV.flatten(0, 1), targets_Bn.flatten(), reduction="none").view_as(
+                targets_Bn
+            ),
+        )
 
     lengths = [segment_length] * (tokens_BT.shape[1] // segment_length)
-    truncation.keep(model, tokens_BT, lengths, nats, recompute=together if way == "segment" else 0).values[0].mean().backward()
+    truncation.keep(model, tokens_BT, lengths, nats, recompute=together if way == "segment" else 0).values[
+        0
+    ].mean().backward()
 
 
 def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
@@ -112,7 +133,9 @@ def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
         do()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         do()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -122,8 +145,9 @@ def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
 
 def title(result: dict[str, Any]) -> str:
     return (
-        f"forward + backward, batch {result['batch_size']}, segments of {result['segment_length']} tokens, width {result['width']}, "
-        f"{result['layers']} layers, {result['heads']} heads, {measure.VOCABULARY} token ids"
+        f"forward + backward, batch {result['batch_size']}, segments of {result['segment_length']} tokens, "
+        f"width {result['width']}, {result['layers']} layers, {result['heads']} heads, {measure.VOCABULARY} "
+        "token ids"
     )
 
 
@@ -145,8 +169,12 @@ def columns(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, measured in result["models"].items():
         peaks = [f"{measured['peak_bytes'][way][-1] / 1e6:.1f}" for way in WAYS]
         ratios = [f"{measured['memory_ratio'][way]:.3f}" for way in WAYS[1:]]
-        times = ["{median:.2f} ({min:.2f} .. {max:.2f})".format(**measured["time_ratio"][way]) for way in WAYS[1:]]
-        rows.append([name, str(measured["together"]), f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *times])
+        times = [
+            "{median:.2f} ({min:.2f} .. {max:.2f})".format(**measured["time_ratio"][way]) for way in WAYS[1:]
+        ]
+        rows.append(
+            [name, str(measured["together"]), f"{measured['state_bytes'] / 1e3:.0f}", *peaks, *ratios, *times]
+        )
     return head, rows
 
 
@@ -170,11 +198,26 @@ def table(result: dict[str, Any]) -> Table:
 def markdown(result: dict[str, Any]) -> str:
     """The same, and the peaks at every number of segments, for a page."""
     head, rows = columns(result)
-    lines = [f"At {result['segments'][-1]} segments; {title(result)}; {result['repeats']} interleaved passes.", ""]
-    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
-    lines += ["Peak in MB by number of segments:", "", f"| model | recompute | {' | '.join(map(str, result['segments']))} |"]
+    lines = [
+        f"At {result['segments'][-1]} segments; {title(result)}; {result['repeats']} interleaved passes.",
+        "",
+    ]
+    lines += [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+    lines += [
+        "Peak in MB by number of segments:",
+        "",
+        f"| model | recompute | {' | '.join(map(str, result['segments']))} |",
+    ]
     lines += ["|---" * (2 + len(result["segments"])) + "|"]
     for name, measured in result["models"].items():
         for way in WAYS:
-            lines.append(f"| {name} | {way} | {' | '.join(f'{peak / 1e6:.1f}' for peak in measured['peak_bytes'][way])} |")
+            lines.append(
+                f"| {name} | {way} | "
+                f"{' | '.join(f'{peak / 1e6:.1f}' for peak in measured['peak_bytes'][way])} |"
+            )
     return "\n".join(lines) + "\n"

@@ -1,8 +1,9 @@
 """What `memlab.train` costs beyond the mathematics: its seconds per step over those of a bare PyTorch loop.
 
-Both sides train the same model from the same weights on the same batches with the same optimizer. The training side is the real one:
-Lightning, callbacks, progress, `metrics.jsonl`, MLflow, batches generated as they are needed. The bare side gets its batches ready
-made. The two take turns, block by block, and each block's first steps are left out as warm-up.
+Both sides train the same model from the same weights on the same batches with the same optimizer. The
+training side is the real one: Lightning, callbacks, progress, `metrics.jsonl`, MLflow, batches generated as
+they are needed. The bare side gets its batches ready made. The two take turns, block by block, and each
+block's first steps are left out as warm-up.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ WARM_UP = 10  # steps at the start of each block that are not counted
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return {"ratio": {"median", "min", "max"}, ...}; also written to `run_dir/overhead.json`."""
-    block = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})})
+    """Measure, print a table and return {"ratio": {"median", "min", "max"}, ...};
+    also written to `run_dir/overhead.json`.
+    """
+    block = config.model_copy(
+        update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})}
+    )
     pairs = []
     with tempfile.TemporaryDirectory() as place:
         for repeat in measure.progress(range(config.repeats), "overhead"):
@@ -57,14 +62,24 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def start(config: BenchConfig) -> dict[str, list[float]]:
-    """Seconds from the command to the first training step's entry in `metrics.jsonl`, and of `--help`; the processes one by one.
+    """Seconds from the command to the first training step's entry in `metrics.jsonl`, and of `--help`; the
+    processes one by one.
 
     The first training makes the MLflow store, and the others find it.
     """
     found: dict[str, list[float]] = {"first_step": [], "help": []}
     train = [sys.executable, "-m", "memlab.train"]
-    one = [f"model={config.model['name']}", f"task={config.task['name']}", "trainer.max_steps=1", "trainer.log_every=1"]
-    silent: dict[str, Any] = {"env": measure.environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    one = [
+        f"model={config.model['name']}",
+        f"task={config.task['name']}",
+        "trainer.max_steps=1",
+        "trainer.log_every=1",
+    ]
+    silent: dict[str, Any] = {
+        "env": measure.environment(),
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     with tempfile.TemporaryDirectory() as place:
         for repeat in measure.progress(range(3), "start"):
             metrics = Path(place, str(repeat), "metrics.jsonl")
@@ -89,8 +104,15 @@ def train_block(config: BenchConfig, directory: Path) -> float:
     prepare(uri, "overhead")
     tracker = Tracker(uri, "overhead", "overhead", config.model_dump(), {})
     clock = StepClock()
-    callbacks = [clock, MetricsLog(config.trainer.log_every, clock), ProgressReport(config.steps, clock), Conductor()]
-    lightning = trainer(config, [JsonlLogger(directory / "metrics.jsonl"), tracker], callbacks, limit_val_batches=0)
+    callbacks = [
+        clock,
+        MetricsLog(config.trainer.log_every, clock),
+        ProgressReport(config.steps, clock),
+        Conductor(),
+    ]
+    lightning = trainer(
+        config, [JsonlLogger(directory / "metrics.jsonl"), tracker], callbacks, limit_val_batches=0
+    )
     lightning.fit(parts.module, parts.stream)
     return statistics.fmean(clock.steps[WARM_UP:])
 
@@ -104,9 +126,13 @@ def bare_block(config: BenchConfig) -> float:
     seconds = []
     for batch in ready:
         if not isinstance(batch, TensorBatch):
-            raise ConfigError(f"suite=overhead measures tasks with samples, not text such as task={config.task['name']}")
+            raise ConfigError(
+                f"suite=overhead measures tasks with samples, not text such as task={config.task['name']}"
+            )
         began = time.perf_counter()
-        logits = model(torch.stack(batch.tokens_BT.split(list(batch.segment_lengths), dim=1), dim=1)).logits.flatten(1, 2)
+        logits = model(
+            torch.stack(batch.tokens_BT.split(list(batch.segment_lengths), dim=1), dim=1)
+        ).logits.flatten(1, 2)
         loss = F.cross_entropy(logits[batch.answer_BT], batch.targets_BT[batch.answer_BT])
         optimizer.zero_grad()
         loss.backward()
@@ -122,23 +148,46 @@ def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     body = [
         [name, words(spread(result[key]), 1, 1000)]
-        for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step"))
+        for name, key in (
+            ("memlab.train, ms a step", "train_seconds_per_step"),
+            ("bare loop, ms a step", "bare_seconds_per_step"),
+        )
     ]
     body.append(["ratio, pair by pair", words(result["ratio"], 3)])
     started = {key: ", ".join(f"{s:.1f}" for s in seconds) for key, seconds in result["start"].items()}
-    body.append(["seconds from the command to the first step (the first one makes the MLflow store)", started["first_step"]])
+    body.append(
+        [
+            "seconds from the command to the first step (the first one makes the MLflow store)",
+            started["first_step"],
+        ]
+    )
     body.append(["seconds of --help", started["help"]])
-    title = f"{result['model']} on {result['task']} as configured, {len(result['bare_seconds_per_step'])} interleaved pairs of "
+    title = (
+        f"{result['model']} on {result['task']} as configured, {len(result['bare_seconds_per_step'])} "
+        "interleaved pairs of "
+    )
     title += f"{result['steps_per_block']} steps, the first {WARM_UP} of each left out."
-    return ["## What the training command adds", "", title, "", *rows(["", "median (smallest–largest)"], body)]
+    return [
+        "## What the training command adds",
+        "",
+        title,
+        "",
+        *rows(["", "median (smallest–largest)"], body),
+    ]
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    table = Table(title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} interleaved pairs")
+    table = Table(
+        title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} "
+        "interleaved pairs"
+    )
     for column in ("", "median", "min", "max"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, key in (("memlab.train, ms a step", "train_seconds_per_step"), ("bare loop, ms a step", "bare_seconds_per_step")):
+    for name, key in (
+        ("memlab.train, ms a step", "train_seconds_per_step"),
+        ("bare loop, ms a step", "bare_seconds_per_step"),
+    ):
         table.add_row(name, *(f"{1000 * v:.1f}" for v in spread(result[key]).values()))
     table.add_row("ratio, pair by pair", *(f"{v:.3f}" for v in result["ratio"].values()))
     for name, key in (("first step after the command, s", "first_step"), ("--help, s", "help")):

@@ -1,8 +1,9 @@
 """Other people's implementations, as installed by the extra `peers`, given the same training step as ours.
 
-Each is set up to do what our model does, where it has an option for it: full back-propagation through the memory, rotary positions if
-ours has them, no dropout, its fastest attention. What it does otherwise is in `differs`, and what is wrong with it in `defects`; both
-were found by reading the versions named in pyproject.toml.
+Each is set up to do what our model does, where it has an option for it: full back-propagation through the
+memory, rotary positions if ours has them, no dropout, its fastest attention. What it does otherwise is in
+`differs`, and what is wrong with it in `defects`; both were found by reading the versions named in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def infini(sizes: PeersConfig, segment_length: int, delta: bool) -> tuple[nn.Mod
         use_mem_delta_rule=delta,
     )
     never = 1 << 60
-    module = InfiniTransformerWrapper(inner, segment_length=segment_length, detach_mems_every_num_segments=never)
+    module = InfiniTransformerWrapper(
+        inner, segment_length=segment_length, detach_mems_every_num_segments=never
+    )
     return module, lambda tokens_BT: module(tokens_BT, backward=True)
 
 
@@ -97,7 +100,13 @@ def memorizing(sizes: PeersConfig, segment_length: int) -> tuple[nn.Module, Loss
     )
 
     def loss(tokens_BT: Tensor) -> Tensor:
-        segments = list(zip(tokens_BT[:, :-1].split(segment_length, 1), tokens_BT[:, 1:].split(segment_length, 1), strict=True))
+        segments = list(
+            zip(
+                tokens_BT[:, :-1].split(segment_length, 1),
+                tokens_BT[:, 1:].split(segment_length, 1),
+                strict=True,
+            )
+        )
         losses, carried = [], None
         with (
             tempfile.TemporaryDirectory() as module.knn_memories_directory,
@@ -118,14 +127,24 @@ def transformer_xl(sizes: PeersConfig, segment_length: int, **positions: bool) -
     from x_transformers.xl_autoregressive_wrapper import XLAutoregressiveWrapper
 
     layers = Decoder(
-        dim=sizes.width, depth=sizes.layers, heads=sizes.heads, attn_dim_head=sizes.width // sizes.heads, verbose=False, **positions
+        dim=sizes.width,
+        depth=sizes.layers,
+        heads=sizes.heads,
+        attn_dim_head=sizes.width // sizes.heads,
+        verbose=False,
+        **positions,
     )
-    inner = TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=segment_length, max_mem_len=segment_length, attn_layers=layers)
+    inner = TransformerWrapper(
+        num_tokens=VOCABULARY, max_seq_len=segment_length, max_mem_len=segment_length, attn_layers=layers
+    )
     return _backward(XLAutoregressiveWrapper(inner))
 
 
 def rmt(sizes: PeersConfig, segment_length: int, **settings: Any) -> tuple[nn.Module, Loss]:
-    from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
+    from recurrent_memory_transformer_pytorch import (
+        RecurrentMemoryTransformer,
+        RecurrentMemoryTransformerWrapper,
+    )
 
     inner = RecurrentMemoryTransformer(
         sizes.width,
@@ -156,15 +175,24 @@ MEMORY_LAYER = 2  # counted from 1, on both sides
 
 _INFINI = {
     "package": "infini-transformer-pytorch",
-    "differs": "segments one after the other; gated feed-forward of as many parameters; gate is the segment's share",
-    "defects": "gates begin at sigmoid(10), so that memory gets 0.005% of the output and hardly any gradient; as installed, memory is "
-    "detached after every second segment (not here)",
+    "differs": (
+        "segments one after the other; gated feed-forward of as many parameters; gate is the segment's share"
+    ),
+    "defects": (
+        "gates begin at sigmoid(10), so that memory gets 0.005% of the output and hardly any gradient; as "
+        "installed, memory is detached after every second segment (not here)"
+    ),
 }
-_XL = {"package": "x-transformers", "differs": "segments one after the other; attention without key, query and value biases"}
+_XL = {
+    "package": "x-transformers",
+    "differs": "segments one after the other; attention without key, query and value biases",
+}
 _RMT = {
     "package": "recurrent-memory-transformer-pytorch",
-    "defects": "a caller's labels are overwritten; its wrapper does not hand XL memories on; generation reads the whole segment again for "
-    "each token",
+    "defects": (
+        "a caller's labels are overwritten; its wrapper does not hand XL memories on; generation reads the "
+        "whole segment again for each token"
+    ),
 }
 PEERS: dict[str, Peer] = {
     "infini": Peer("infini", {}, build=lambda sizes, n: infini(sizes, n, delta=False), **_INFINI),
@@ -174,16 +202,18 @@ PEERS: dict[str, Peer] = {
         {"kv_heads": 1, "memory_layer": MEMORY_LAYER, "top_k": 32, "memory_size": 65_536},
         "memorizing-transformers-pytorch",
         memorizing,
-        differs="segments one after the other; approximate neighbours (HNSW on the processor); one softmax over neighbours and segment, no "
-        "gate; T5 position bias; one key-value head for all, as ours has here",
-        defects="a full memory is emptied instead of losing its oldest rows; clearing at document borders raises NameError; needs "
-        "einops-exts, which it does not say",
+        differs="segments one after the other; approximate neighbours (HNSW on the processor); "
+        "one softmax over neighbours and segment, no gate; T5 position bias; one key-value head for all, "
+        "as ours has here",
+        defects="a full memory is emptied instead of losing its oldest rows; clearing at document borders "
+        "raises NameError; needs einops-exts, which it does not say",
     ),
     "transformer_xl": Peer(
         "transformer_xl",
         {},
         build=lambda sizes, n: transformer_xl(sizes, n, rel_pos_bias=True),
-        words="positions of each one's own kind: ours Transformer-XL's, theirs T5's bias, as its README sets XL memory up",
+        words="positions of each one's own kind: ours Transformer-XL's, theirs T5's bias, as its README sets "
+        "XL memory up",
         **_XL,
     ),
     "transformer_xl_rope": Peer(
@@ -214,8 +244,8 @@ PEERS: dict[str, Peer] = {
         "rmt",
         {},
         build=lambda sizes, n: rmt(sizes, n),
-        differs="hyper-connections of 4 streams, absolute positions, a tenth of the embeddings' gradient, write memory that is no function "
-        "of the memory read, beside what the line above says",
+        differs="hyper-connections of 4 streams, absolute positions, a tenth of the embeddings' gradient, "
+        "write memory that is no function of the memory read, beside what the line above says",
         words="with its defaults",
         **_RMT,
     ),

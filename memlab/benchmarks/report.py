@@ -17,8 +17,10 @@ from rich.table import Table
 
 from memlab.tracking.versions import versions
 
-PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")  # the parts of the page, in this order
-ALL = ("streaming", "peers", "roofline", "forms", "overhead")  # suite=all; first what tells the most memory that the process has held
+# the parts of the page, in this order
+PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")
+# suite=all; first what tells the most memory that the process has held
+ALL = ("streaming", "peers", "roofline", "forms", "overhead")
 
 
 def machine() -> dict[str, Any]:
@@ -46,7 +48,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def words(values: dict[str, float], digits: int = 2, unit: float = 1.0) -> str:
     """A spread in one cell."""
-    return f"{values['median'] * unit:.{digits}f} ({values['min'] * unit:.{digits}f}–{values['max'] * unit:.{digits}f})"
+    return (
+        f"{values['median'] * unit:.{digits}f} "
+        f"({values['min'] * unit:.{digits}f}–{values['max'] * unit:.{digits}f})"
+    )
 
 
 def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
@@ -55,7 +60,9 @@ def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
     return [*(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
 
 
-def terminal_table(title: str, head: Sequence[str], body: Iterable[Sequence[str]], caption: str, names: int = 1) -> Table:
+def terminal_table(
+    title: str, head: Sequence[str], body: Iterable[Sequence[str]], caption: str, names: int = 1
+) -> Table:
     """A table as a person reads it, whose first columns are names and the others figures."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for at, column in enumerate(head):
@@ -78,7 +85,10 @@ def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str
     console = Console(highlight=False)
     console.print(table)
     if "processor" in result:
-        console.print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}")
+        console.print(
+            f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch "
+            f"{result['versions']['torch']}"
+        )
     console.print(f"report  {report}", soft_wrap=True)
     if page:
         (directory / f"{result['suite']}.md").write_text("\n".join(page), encoding="utf-8")
@@ -92,7 +102,10 @@ def _join(directory: Path, last: dict[str, Any]) -> Path:
     packages = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     found = [name for name in PAGE if (directory / f"{name}.md").exists()]
     made = ", ".join(f"`{name}`" for name in found)
-    how = f"Made by `python -m memlab.bench suite=SUITE` ({made}), or `suite=all` for all but `sweep`, on {date.today()}."
+    how = (
+        f"Made by `python -m memlab.bench suite=SUITE` ({made}), or `suite=all` for all but `sweep`, on "
+        f"{date.today()}."
+    )
     head = ["# Performance", "", how, f"Machine: {where}. Versions: {packages}.", ""]
     parts = [(directory / f"{name}.md").read_text(encoding="utf-8") for name in found]
     page = directory / "PERFORMANCE.md"

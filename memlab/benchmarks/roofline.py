@@ -1,7 +1,9 @@
-"""How much of the machine a training step uses: its floating point operations a second over those of plain matrix products.
+"""How much of the machine a training step uses: its floating point operations a second over those of plain
+matrix products.
 
-The yardstick is the fastest of the matrix products at the shapes of the models' linear layers, fp32, measured in the same run. A step is
-forward, backward and AdamW on the next-token loss. Operations are those that `torch.utils.flop_counter` knows.
+The yardstick is the fastest of the matrix products at the shapes of the models' linear layers, fp32, measured
+in the same run. A step is forward, backward and AdamW on the next-token loss. Operations are those that
+`torch.utils.flop_counter` knows.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ from memlab.evaluation import cost
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, operations, seconds and share of a step; also in `roofline.json`."""
+    """Measure, print a table and return, by model, operations, seconds and share of a step;
+    also in `roofline.json`.
+    """
     sizes, device = config.roofline, measure.device_of(config)
     tokens_BSN = measure.tokens(config, sizes.batch_size, sizes.segments, sizes.segment_length)
-    models = {name: measure.build(name, config, sizes, sizes.segment_length) for name in sizes.models or measure.names()}
+    models = {
+        name: measure.build(name, config, sizes, sizes.segment_length)
+        for name in sizes.models or measure.names()
+    }
     found: dict[str, Any] = {}
     rates: list[dict[str, float]] = []
     for name, model in models.items():
@@ -31,7 +38,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
         models[name] = model.to("cpu")
     best = max(rate for at in rates for rate in at.values())
     for measured in found.values():
-        measured["share"] = report.spread([measured["operations"] / taken / best for taken in measured["seconds"]])
+        measured["share"] = report.spread(
+            [measured["operations"] / taken / best for taken in measured["seconds"]]
+        )
     result = {"suite": "roofline", "matmul_flops_per_second": best, "shapes": rates, "models": found}
     result |= {**sizes.model_dump(exclude={"models"}), "repeats": config.repeats, **report.machine()}
     report.write(result, table(result), config.run_dir, page(result))
@@ -40,8 +49,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 def title(result: dict[str, Any]) -> str:
     return (
-        f"forward + backward + AdamW, batch {result['batch_size']}, {result['segments']} segments of {result['segment_length']} tokens, "
-        f"width {result['width']}, {result['layers']} layers, {result['heads']} heads; {result['repeats']} repeats"
+        f"forward + backward + AdamW, batch {result['batch_size']}, {result['segments']} segments of "
+        f"{result['segment_length']} tokens, width {result['width']}, {result['layers']} layers, "
+        f"{result['heads']} heads; {result['repeats']} repeats"
     )
 
 
@@ -50,7 +60,11 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
     for name, measured in result["models"].items():
         median = report.spread(measured["seconds"])["median"]
         share = {key: 100 * value for key, value in measured["share"].items()}
-        speed = [f"{1000 * median:.0f}", f"{measured['operations'] / 1e9:.0f}", f"{measured['operations'] / median / 1e9:.0f}"]
+        speed = [
+            f"{1000 * median:.0f}",
+            f"{measured['operations'] / 1e9:.0f}",
+            f"{measured['operations'] / median / 1e9:.0f}",
+        ]
         lines.append([name, *speed, report.words(share, 0)])
     return lines
 
@@ -60,7 +74,10 @@ HEAD = ["model", "step, ms", "GFLOP", "GFLOP/s", "share, %"]
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
-    caption = f"of {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at these shapes"
+    caption = (
+        f"of {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at "
+        "these shapes"
+    )
     return report.terminal_table(f"roofline: {title(result)}", HEAD, cells(result), caption)
 
 
@@ -68,14 +85,19 @@ def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     lines = ["## Share of the machine", "", f"One training step: {title(result)}.", ""]
     lines += [
-        f"The yardstick is {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at these shapes. "
-        "Operations are counted by `torch.utils.flop_counter`, those of attention as if nothing were masked: so they are computed.",
+        (
+            f"The yardstick is {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain "
+            "matrix products at these shapes. Operations are counted by `torch.utils.flop_counter`, those "
+            "of attention as if nothing were masked: so they are computed."
+        ),
         "",
         *report.rows(HEAD, cells(result)),
         "Where the time goes (one step under torch's profiler):",
         "",
     ]
     for name, measured in result["models"].items():
-        shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"].items())
+        shares = ", ".join(
+            f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"].items()
+        )
         lines.append(f"- `{name}`: {shares}")
     return [*lines, ""]

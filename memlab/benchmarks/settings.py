@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from memlab.config import Config, Section
-from memlab.schema import Positive
+from memlab.bounds import Positive
+from memlab.config.sections import Config, Section
 
 
 class FormsConfig(Section):
@@ -36,7 +36,9 @@ class RooflineConfig(FormsConfig):
 
 class PeersConfig(Section):
     models: Annotated[list[str], Field(min_length=1)] | None
-    segments: Annotated[list[Annotated[list[Positive], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    segments: Annotated[
+        list[Annotated[list[Positive], Field(min_length=2, max_length=2)]], Field(min_length=1)
+    ]
     batch_size: Positive
     width: Positive
     layers: Annotated[int, Field(ge=2)]
@@ -66,7 +68,9 @@ class SweepOverheadConfig(Section):
 class BenchConfig(Config):
     """A measurement of speed or memory: a run's configuration, and how it is repeated."""
 
-    suite: Literal["overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "sweep", "all"]
+    suite: Literal[
+        "overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "sweep", "all"
+    ]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
     forms: FormsConfig

@@ -1,16 +1,20 @@
-"""The memory table of the Infini-attention paper (arXiv 2404.07143, tables 1 and 2), from real states at the paper's sizes.
+"""The memory table of the Infini-attention paper (arXiv 2404.07143, tables 1 and 2), from real states at the
+paper's sizes.
 
-12 layers of width 1024, 8 heads of 128, segments of 2,048 tokens, 65,536 tokens read. The models are on torch's meta device: shapes without
-data, so it takes seconds and no memory. The paper counts numbers "carried", and by different rules:
+12 layers of width 1024, 8 heads of 128, segments of 2,048 tokens, 65,536 tokens read. The models are on
+torch's meta device: shapes without data, so it takes seconds and no memory. The paper counts numbers
+"carried", and by different rules:
 
-    Transformer-XL   keys and values of the window in every layer; carried are hidden states, half as many numbers
-    Memorizing       those of the window in every layer, and of 65,000 tokens in one layer: this is what is carried
+    Transformer-XL   keys and values of the window in every layer; carried are hidden states, half as many
+                     numbers
+    Memorizing       those of the window in every layer, and of 65,000 tokens in one layer: this is what is
+                     carried
     RMT              keys and values of 100 memory tokens in every layer; carried are 100 vectors
-    Infini           matrix and vector of every head: this is what is carried; its own segment's keys and values, which every segment model
-                     needs while it reads, are left out
+    Infini           matrix and vector of every head: this is what is carried; its own segment's keys and
+                     values, which every segment model needs while it reads, are left out
 
-Beside it stand our two: what is carried, and what is held while a segment is read (`memlab/evaluation/memory.py`). The paper's 114 × is
-Memorizing over Infini, not a full cache over Infini.
+Beside it stand our two: what is carried, and what is held while a segment is read
+(`memlab/evaluation/memory.py`). The paper's 114 × is Memorizing over Infini, not a full cache over Infini.
 """
 
 from __future__ import annotations
@@ -36,13 +40,29 @@ from memlab.tracking.versions import versions
 
 SEGMENT, SEGMENTS = 2048, 32
 _MEMORY = 65_000  # "65K"; with 65,536 the paper's 183M would be 184.5M
-_BACKBONE: dict[str, Any] = {"vocab_size": 32_000, "layers": 12, "width": 1024, "heads": 8, "ffn_multiple": 4, "dropout": 0.0}
-PRINTED = {"transformer_xl": "50M", "memorizing": "183M", "rmt": "2.5M", "infini": "1.6M", "infini_delta": "1.6M"}
+_BACKBONE: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "layers": 12,
+    "width": 1024,
+    "heads": 8,
+    "ffn_multiple": 4,
+    "dropout": 0.0,
+}
+PRINTED = {
+    "transformer_xl": "50M",
+    "memorizing": "183M",
+    "rmt": "2.5M",
+    "infini": "1.6M",
+    "infini_delta": "1.6M",
+}
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the numbers held for one document; also in `state_sizes.json`."""
-    # On the meta device scores take no memory, so the search for the nearest keys need not be cut into thousands of pieces
+    """Measure, print a table and return, by model, the numbers held for one document;
+    also in `state_sizes.json`.
+    """
+    # On the meta device scores take no memory, so the search for the nearest keys need not be cut into
+    # thousands of pieces
     with mock.patch.object(nearest, "_SCORES", 1 << 60), torch.device("meta"), torch.no_grad():
         models = {name: measure(make(), PRINTED[name]) for name, make in makers().items()}
     result = {
@@ -50,7 +70,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "tokens": SEGMENTS * SEGMENT,
         "segment_length": SEGMENT,
         "models": models,
-        "memorizing_over_infini": {key: models["memorizing"][key] / models["infini"][key] for key in ("paper", "carried", "held")},
+        "memorizing_over_infini": {
+            key: models["memorizing"][key] / models["infini"][key] for key in ("paper", "carried", "held")
+        },
         "versions": versions(),
     }
     write(result, table(result), config.run_dir)
@@ -59,8 +81,20 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 def makers() -> dict[str, Callable[[], Model]]:
     """The models of the table, at its sizes."""
-    search: dict[str, Any] = {"mem_len": SEGMENT, "memory_layer": 9, "memory_size": _MEMORY, "top_k": 32, "scale_init": 10.0}
-    xl: dict[str, Any] = {"mem_len": SEGMENT, "eval_mem_len": None, "same_length": False, "clamp_len": None, "untie": False}
+    search: dict[str, Any] = {
+        "mem_len": SEGMENT,
+        "memory_layer": 9,
+        "memory_size": _MEMORY,
+        "top_k": 32,
+        "scale_init": 10.0,
+    }
+    xl: dict[str, Any] = {
+        "mem_len": SEGMENT,
+        "eval_mem_len": None,
+        "same_length": False,
+        "clamp_len": None,
+        "untie": False,
+    }
     return {
         "transformer_xl": lambda: TransformerXL(**xl, **_BACKBONE),
         "memorizing": lambda: Memorizing(gate_init=0.0, memory="on", **search, **_BACKBONE),
@@ -71,7 +105,9 @@ def makers() -> dict[str, Callable[[], Model]]:
 
 
 def measure(model: Model, printed: str) -> dict[str, Any]:
-    """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything is here)."""
+    """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything
+    is here).
+    """
     model = model.eval()
     tokens_BN = torch.zeros(1, SEGMENT, dtype=torch.long)
     read = SEGMENTS - 1 if model.state_grows else 1  # a state that does not grow has one size for ever
@@ -105,19 +141,25 @@ def table(result: dict[str, Any]) -> Table:
     """The figures as a person reads them."""
     table = Table(
         padding=(0, 0, 0, 1),
-        title=f"numbers held for one document after {result['tokens']:,} tokens, at the sizes of the Infini-attention paper",
+        title=f"numbers held for one document after {result['tokens']:,} tokens, at the sizes of the "
+        "Infini-attention paper",
     )
     for column in ("model", "printed", "its count", "carried", "at peak", "compr.", "of peak"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for name, m in result["models"].items():
         counts = (f"{m[key] / 1e6:,.2f}M" for key in ("paper", "carried", "held"))
-        table.add_row(name, m["printed"], *counts, f"{m['compression_carry']:,.0f} ×", f"{m['compression_peak']:,.0f} ×")
+        table.add_row(
+            name, m["printed"], *counts, f"{m['compression_carry']:,.0f} ×", f"{m['compression_peak']:,.0f} ×"
+        )
     ratios = result["memorizing_over_infini"]
     table.add_section()
-    table.add_row("memoriz. / infini", "114 ×", *(f"{ratios[key]:,.1f} ×" for key in ("paper", "carried", "held")))
+    table.add_row(
+        "memoriz. / infini", "114 ×", *(f"{ratios[key]:,.1f} ×" for key in ("paper", "carried", "held"))
+    )
     table.caption = (
-        "printed, its count: the paper's figure, and what it counts, from the states; carried: what must survive to the next segment;\n"
-        "at peak: with the keys and values of the segment that is read; compr.: a full cache of the same backbone over these, in bytes"
+        "printed, its count: the paper's figure, and what it counts, from the states; carried: what must "
+        "survive to the next segment;\nat peak: with the keys and values of the segment that is read; "
+        "compr.: a full cache of the same backbone over these, in bytes"
     )
     table.caption_justify = "left"
     return table

@@ -1,8 +1,12 @@
-"""What length costs: time per token with many segments over that with few, a stream without end, and one token of an open segment.
+"""What length costs: time per token with many segments over that with few, a stream without end, and one
+token of an open segment.
 
-length   a training step and a reading without gradient over few and over many segments, by turns: seconds per token
-stream   one document read segment by segment, with its speed, the bytes it carries and the memory of the process on the way
-token    one more token of an open segment (`extend`), early and late in the segment, against reading the whole segment
+length   a training step and a reading without gradient over few and over many segments, by turns: seconds per
+         token
+stream   one document read segment by segment, with its speed, the bytes it carries and the memory of the
+         process on the way
+token    one more token of an open segment (`extend`), early and late in the segment, against reading the
+         whole segment
 """
 
 from __future__ import annotations
@@ -33,13 +37,22 @@ def run(config: BenchConfig) -> dict[str, Any]:
         with torch.inference_mode():
             found[name]["stream"] = None if model.keeps_everything else stream(name, model, config)
             found[name]["token"] = token(name, model, config) if isinstance(model, Decoder) else None
-    result = {"suite": "streaming", **sizes.model_dump(exclude={"models"}), "repeats": config.repeats, "models": found, **report.machine()}
+    result = {
+        "suite": "streaming",
+        **sizes.model_dump(exclude={"models"}),
+        "repeats": config.repeats,
+        "models": found,
+        **report.machine(),
+    }
     report.write(result, table(result), config.run_dir, page(result))
     return result
 
 
 def length(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
-    """Seconds per token over few and many segments of as many rows, and their ratio pair by pair. Training is forward and backward."""
+    """Seconds per token over few and many segments of as many rows, and their ratio pair by pair.
+
+    Training is forward and backward.
+    """
     sizes, device = config.streaming, measure.device_of(config)
     tokens = {
         side: measure.tokens(config, sizes.batch_size, segments, sizes.segment_length)
@@ -69,7 +82,9 @@ def length(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
 
 
 def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]:
-    """One document of so many tokens: at each point, what has been read, the speed since the point before, and what is held."""
+    """One document of so many tokens: at each point, what has been read, the speed since the point before,
+    and what is held.
+    """
     sizes, device = config.streaming, measure.device_of(config)
     n, tokens = sizes.segment_length, sizes.growing_tokens if model.state_grows else sizes.tokens
     points = {-(-at // n) for at in (FIRST << p for p in range(64)) if at < tokens} | {-(-tokens // n)}
@@ -89,7 +104,14 @@ def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]
             now = time.perf_counter()
             held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
             speed = (s * n - done) / (now - began)
-            found.append({"tokens": s * n, "tokens_per_second": speed, "state_bytes": state.nbytes, "memory_bytes": held})
+            found.append(
+                {
+                    "tokens": s * n,
+                    "tokens_per_second": speed,
+                    "state_bytes": state.nbytes,
+                    "memory_bytes": held,
+                }
+            )
             began, done = time.perf_counter(), s * n
     return found
 
@@ -99,11 +121,14 @@ def resident() -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS")
+    )
 
 
 def token(name: str, model: Decoder, config: BenchConfig) -> dict[str, Any]:
-    """Seconds of one more token when 1 and when all but one of a segment's tokens have been read, and of a segment at once.
+    """Seconds of one more token when 1 and when all but one of a segment's tokens have been read, and of a
+    segment at once.
 
     A segment has been read before, so that there is a memory.
     """
@@ -134,11 +159,19 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
         else:
             line += [f"{points[i]['tokens_per_second']:,.0f}" for i in (0, -1)]
             line += [f"{points[-1]['state_bytes'] / 1e6:.2f}"]
-            line += [" → ".join(f"{p['memory_bytes'] / 1e6:.0f}" if p["memory_bytes"] else "?" for p in (points[0], points[-1]))]
+            line += [
+                " → ".join(
+                    f"{p['memory_bytes'] / 1e6:.0f}" if p["memory_bytes"] else "?"
+                    for p in (points[0], points[-1])
+                )
+            ]
         if measured["token"] is None:
             line += ["-"] * 2
         else:
-            medians = {side: 1000 * report.spread(values)["median"] for side, values in measured["token"]["seconds"].items()}
+            medians = {
+                side: 1000 * report.spread(values)["median"]
+                for side, values in measured["token"]["seconds"].items()
+            }
             line += [f"{medians['early']:.2f} / {medians['late']:.2f}", f"{medians['segment']:.1f}"]
         lines.append(line)
     return lines
@@ -161,8 +194,8 @@ def heads(result: dict[str, Any]) -> list[str]:
 
 def title(result: dict[str, Any]) -> str:
     return (
-        f"segments of {result['segment_length']} tokens, width {result['width']}, {result['layers']} layers, {result['heads']} heads; "
-        f"{result['repeats']} interleaved pairs"
+        f"segments of {result['segment_length']} tokens, width {result['width']}, {result['layers']} layers, "
+        f"{result['heads']} heads; {result['repeats']} interleaved pairs"
     )
 
 
@@ -185,9 +218,12 @@ def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     lines = ["## Cost over length", "", f"{title(result).capitalize()}. Median (smallest–largest).", ""]
     lines += [
-        f"Time per token over {result['many']} segments over that over {result['few']}, {result['batch_size']} rows (training is forward + "
-        f"backward); a stream of {result['tokens']:,} tokens ({result['growing_tokens']:,} if the state grows), one row, read "
-        "segment by segment; and one more token of an open segment.",
+        (
+            f"Time per token over {result['many']} segments over that over {result['few']}, "
+            f"{result['batch_size']} rows (training is forward + backward); a stream of {result['tokens']:,} "
+            f"tokens ({result['growing_tokens']:,} if the state grows), one row, read segment by segment; "
+            "and one more token of an open segment."
+        ),
         "",
         *report.rows(heads(result), cells(result)),
         "The streams on the way, thousand tokens per second:",

@@ -1,7 +1,9 @@
-"""What `memlab.sweep` costs beyond its trainings: its wall time over that of the same trainings started one after another by hand.
+"""What `memlab.sweep` costs beyond its trainings: its wall time over that of the same trainings started one
+after another by hand.
 
-Both sides are the commands that a user types, with MLflow in a SQLite store of their own. The sweep has one worker, no pruning and no
-final trainings; then each of its trials is trained again by the command that its `result.json` names.
+Both sides are the commands that a user types, with MLflow in a SQLite store of their own. The sweep has one
+worker, no pruning and no final trainings; then each of its trials is trained again by the command that its
+`result.json` names.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from memlab.sweeping.spec import find
 
 @dataclass(frozen=True)
 class Times:
-    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it is written down), its exit.
-    `processor`: seconds of all its processes together."""
+    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it
+    is written down), its exit. `processor`: seconds of all its processes together.
+    """
 
     began: float
     trials: Sequence[tuple[float, float]]
@@ -42,7 +45,8 @@ class Times:
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return {"ratio", "sweep_seconds", "by_hand_seconds", "parts", ...}; also in `run_dir/sweep.json`.
+    """Measure, print a table and return {"ratio", "sweep_seconds", "by_hand_seconds", "parts", ...}; also in
+    `run_dir/sweep.json`.
 
     Raises:
         UserError: the sweep or a training failed.
@@ -50,13 +54,18 @@ def run(config: BenchConfig) -> dict[str, Any]:
     sizes = config.sweep
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        _command(place, "memlab.train", ["trainer.max_steps=1", "run_dir=warm_up", "tracking=off"])  # files are in memory for both sides
+        # files are in memory for both sides
+        _command(place, "memlab.train", ["trainer.max_steps=1", "run_dir=warm_up", "tracking=off"])
         times = sweep(place, sizes.name, sizes.trials, sizes.steps)
         commands = [_by_hand(file) for file in sorted(place.glob("sweep/trials/*/*/result.json"))]
         by_hand: list[float] = []
         processor = 0.0
-        for at, words in enumerate(track(commands, "by hand", transient=True, disable=not Console().is_terminal)):
-            training = _command(place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"])
+        for at, words in enumerate(
+            track(commands, "by hand", transient=True, disable=not Console().is_terminal)
+        ):
+            training = _command(
+                place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"]
+            )
             by_hand.append(training[0])
             processor += training[1]
     result = {
@@ -86,14 +95,22 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
 
     values = {**yaml.safe_load(find(name).read_text(encoding="utf-8")), "pruner": {"name": "none"}}
     (place / "measured.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    words = ["sweep=./measured.yaml", f"trials={trials}", f"base.trainer.max_steps={steps}", "final=false", "run_dir=sweep"]
+    words = [
+        "sweep=./measured.yaml",
+        f"trials={trials}",
+        f"base.trainer.max_steps={steps}",
+        "final=false",
+        "run_dir=sweep",
+    ]
     began = time.time()
     processor = _command(place, "memlab.sweep", [*words, "tracking.uri=sqlite:///sweep.db"])[1]
     ended = time.time()
     storage = optuna.storages.RDBStorage(f"sqlite:///{place / 'sweep' / 'study.db'}")
     spans = []
     for summary in optuna.get_all_study_summaries(storage):  # one for each arm
-        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False):
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(
+            deepcopy=False
+        ):
             if trial.state.name != "COMPLETE":
                 raise UserError(f"sweep={name}: trial {trial.number} failed: {trial.user_attrs.get('error')}")
             assert trial.datetime_start is not None and trial.datetime_complete is not None
@@ -116,7 +133,8 @@ def parts(times: Times, by_hand: Sequence[float]) -> dict[str, float]:
 
 def _by_hand(result: Path) -> list[str]:
     """The overrides of a trial's training, but for its place and its sweep's run."""
-    words = shlex.split(json.loads(result.read_text(encoding="utf-8"))["command"])[3:]  # behind python -m memlab.train
+    # behind python -m memlab.train
+    words = shlex.split(json.loads(result.read_text(encoding="utf-8"))["command"])[3:]
     return [word for word in words if word.partition("=")[0] not in ("tracking.uri", "tracking.parent_run")]
 
 
@@ -128,10 +146,17 @@ def _command(place: Path, program: str, words: Sequence[str]) -> tuple[float, fl
     """
     began, used = time.perf_counter(), _used()
     done = subprocess.run(
-        [sys.executable, "-m", program, *words], cwd=place, env=measure.environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-m", program, *words],
+        cwd=place,
+        env=measure.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise UserError(f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise UserError(
+            f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return time.perf_counter() - began, _used() - used
 
 
@@ -142,13 +167,22 @@ def _used() -> float:
 
 def _title(result: dict[str, Any]) -> str:
     mean = sum(result["by_hand_seconds"]) / len(result["by_hand_seconds"])
-    return f"{result['trials']} trials of {result['sweep']}, {result['steps']} steps each (by hand {mean:.1f} s on average), one worker"
+    return (
+        f"{result['trials']} trials of {result['sweep']}, {result['steps']} steps each (by hand {mean:.1f} s "
+        "on average), one worker"
+    )
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
-    measured = [("sweep, s", result["sweep_seconds"]), ("the same trainings by hand, one after another, s", sum(result["by_hand_seconds"]))]
+    measured = [
+        ("sweep, s", result["sweep_seconds"]),
+        ("the same trainings by hand, one after another, s", sum(result["by_hand_seconds"])),
+    ]
     lines = [(name, f"{seconds:.1f}") for name, seconds in measured]
-    lines += [("ratio", f"{result['ratio']:.3f}"), *((f"{name}, s", f"{s:.1f}") for name, s in result["parts"].items())]
+    lines += [
+        ("ratio", f"{result['ratio']:.3f}"),
+        *((f"{name}, s", f"{s:.1f}") for name, s in result["parts"].items()),
+    ]
     used = result["processor_seconds"]
     return [*lines, ("processor time, sweep / by hand, s", f"{used['sweep']:.1f} / {used['by_hand']:.1f}")]
 

@@ -1,8 +1,9 @@
 """Right answers, counted in two ways.
 
-Teacher-forced: each token of the answer is predicted with the true ones before it. Free-running: the model reads its own
-predictions, at segment borders too, so no true token of the answer reaches it. The published code puts the true token in at the
-first position of each answer segment; here nothing of the answer is ever given.
+Teacher-forced: each token of the answer is predicted with the true ones before it. Free-running: the model
+reads its own predictions, at segment borders too, so no true token of the answer reaches it. The published
+code puts the true token in at the first position of each answer segment; here nothing of the answer is ever
+given.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from memlab.models.base import Decoder, Open
 
 
 @torch.no_grad()
-def free_running(model: Decoder, tokens_BT: Tensor, answer_T: Sequence[bool], segment_lengths: Sequence[int]) -> Tensor:
+def free_running(
+    model: Decoder, tokens_BT: Tensor, answer_T: Sequence[bool], segment_lengths: Sequence[int]
+) -> Tensor:
     """Greedy predictions of the answer, token by token, with memory written at each segment's end.
 
     Args:
-        tokens_BT: what a sample reads. Tokens of the answer in it are not looked at: the model reads what it predicted instead.
+        tokens_BT: what a sample reads. Tokens of the answer in it are not looked at: the model reads what it
+            predicted instead.
         answer_T: whether the target at each position, the next token, belongs to the answer.
         segment_lengths: how the T tokens are cut.
 
@@ -34,7 +38,9 @@ def free_running(model: Decoder, tokens_BT: Tensor, answer_T: Sequence[bool], se
         known_Bn, answer_n = tokens_BT[:, at : at + length], answer_T[at : at + length]
         last_B = predicted[-1] if at and answer_T[at - 1] else None
         if sum(answer_n) == wanted - len(predicted):  # what stands behind the last answer is of no use
-            answer_n = answer_n[: max((t + 1 for t, is_answer in enumerate(answer_n) if is_answer), default=0)]
+            answer_n = answer_n[
+                : max((t + 1 for t, is_answer in enumerate(answer_n) if is_answer), default=0)
+            ]
         more, open = read_on(model, known_Bn[:, : len(answer_n)], answer_n, model.begin(state), last_B)
         predicted += more
         if len(predicted) == wanted:
@@ -49,7 +55,8 @@ def read_on(
     """Read n tokens of an open segment and predict, greedily, those that are answers.
 
     Args:
-        known_Bn: what is read. A token that is an answer is not looked at: what was predicted is read in its place.
+        known_Bn: what is read. A token that is an answer is not looked at: what was predicted is read in its
+            place.
         answer_n: whether the target of each token, the one behind it, is an answer.
         last_B: what was predicted for the first token; None = it is no answer.
 

@@ -1,4 +1,6 @@
-"""What a model costs beside its state: parameters, floating point operations for each token, and the memory of the process."""
+"""What a model costs beside its state: parameters, floating point operations for each token,
+and the memory of the process.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,20 @@ from memlab.models.base import Encoder, Model
 
 def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
     """Parameters, and operations for each token of such a document."""
-    return {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops_per_token(model, segment_lengths)}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_token": flops_per_token(model, segment_lengths),
+    }
 
 
 def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, float]:
-    """Counted by torch on real segments: multiplications and additions of matrix products, two for each pair; nothing else is counted.
+    """Counted by torch on real segments: multiplications and additions of matrix products, two for each pair;
+    nothing else is counted.
 
-    `inference` reads the document's first two segments, and counts the second, which has a memory before it. `training` is forward and
-    backward of the loss on every token over both, full depth; of an encoder, of the loss at the end. Causal attention counts in
-    full, as it is computed without a kernel that leaves out what is masked.
+    `inference` reads the document's first two segments, and counts the second, which has a memory before it.
+    `training` is forward and backward of the loss on every token over both, full depth; of an encoder, of the
+    loss at the end. Causal attention counts in full, as it is computed without a kernel that leaves out what
+    is masked.
 
     Args:
         segment_lengths: of the document; if there is but one, it is read twice.
@@ -52,22 +59,27 @@ def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
     for tokens_BN in segments:
         output = model.segment(tokens_BN, state)
         state = output.state
-        losses.append(F.cross_entropy(output.logits.flatten(0, 1), tokens_BN[:, : output.logits.shape[1]].flatten()))
+        losses.append(
+            F.cross_entropy(output.logits.flatten(0, 1), tokens_BN[:, : output.logits.shape[1]].flatten())
+        )
     return losses[-1] if isinstance(model, Encoder) else torch.stack(losses).sum()
 
 
 def operations(work: Callable[[], Any]) -> int:
-    """Floating point operations of the matrix products in some work, which is done once, with attention by plain products: torch's counter
-    does not know all fused kernels. What is masked counts."""
+    """Floating point operations of the matrix products in some work, which is done once, with attention by
+    plain products: torch's counter does not know all fused kernels. What is masked counts.
+    """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work()
     return int(counter.get_total_flops())
 
 
 class PeakMemory:
-    """The most memory that was in use since it was made: of the GPU by torch's count, else resident memory of this process.
+    """The most memory that was in use since it was made: of the GPU by torch's count, else resident memory of
+    this process.
 
-    Where the operating system cannot count anew (not Linux), resident memory is the most since the process began.
+    Where the operating system cannot count anew (not Linux), resident memory is the most since the process
+    began.
     """
 
     def __init__(self, device: torch.device) -> None:

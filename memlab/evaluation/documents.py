@@ -1,7 +1,9 @@
-"""Text: every test document read from its beginning to its end, the loss by position in it, and what the memory is worth there.
+"""Text: every test document read from its beginning to its end, the loss by position in it, and what the
+memory is worth there.
 
-The controls are those of `samples.py`, at every segment: `memory_off` reads each with the initial state, `shuffled` with the state of
-another document that is being read at the same time (where there is none, the tokens are left out of its figures).
+The controls are those of `samples.py`, at every segment: `memory_off` reads each with the initial state,
+`shuffled` with the state of another document that is being read at the same time (where there is none, the
+tokens are left out of its figures).
 
 Legend: B rows, S segments of a batch, N tokens of a segment, T = S * N.
 """
@@ -45,11 +47,19 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
                 part = slice(s * length, (s + 1) * length)
                 counts_BN = batch.counts_BT[:, part]
                 positions_BN = batch.offset_BS[:, s, None] + np.arange(length)
-                reader.segment(batch.tokens_BT[:, part], batch.targets_BT[:, part], counts_BN, positions_BN, batch.begins_BS[:, s])
+                reader.segment(
+                    batch.tokens_BT[:, part],
+                    batch.targets_BT[:, part],
+                    counts_BN,
+                    positions_BN,
+                    batch.begins_BS[:, s],
+                )
                 meter.advance(int(counts_BN.sum()))
     seconds, held = time.perf_counter() - began, peak.read()
     if tallies[PLAIN].tokens != amounts.tokens:
-        raise RuntimeError(f"{tallies[PLAIN].tokens} tokens were read of the {amounts.tokens} in the test split")
+        raise RuntimeError(
+            f"{tallies[PLAIN].tokens} tokens were read of the {amounts.tokens} in the test split"
+        )
     loss = ratio_of_sums(reader.nats, reader.tokens)
     bits = amounts.tokens / math.log(2) / amounts.bytes  # of a nat for each token
     curve = memory.trace(model, task.typical_segments())
@@ -72,7 +82,12 @@ def _control(tally: Tally, bits: float) -> dict[str, Any]:
     if not tally.tokens:
         return {"tokens": 0, "loss": None, "bits_per_byte": None, "by_position": []}
     loss = tally.nats / tally.tokens
-    return {"tokens": tally.tokens, "loss": loss, "bits_per_byte": bits * loss, "by_position": tally.by_position()}
+    return {
+        "tokens": tally.tokens,
+        "loss": loss,
+        "bits_per_byte": bits * loss,
+        "by_position": tally.by_position(),
+    }
 
 
 class _Reader:
@@ -86,9 +101,13 @@ class _Reader:
         self.nats: list[float] = []
         self.tokens: list[int] = []
 
-    def segment(self, tokens_BN: Any, targets_BN: Any, counts_BN: Any, positions_BN: Any, begins_B: Any) -> None:
+    def segment(
+        self, tokens_BN: Any, targets_BN: Any, counts_BN: Any, positions_BN: Any, begins_B: Any
+    ) -> None:
         """Read the next segment of every row."""
-        tokens, targets, counts, positions = (self._tensor(t) for t in (tokens_BN, targets_BN, counts_BN, positions_BN))
+        tokens, targets, counts, positions = (
+            self._tensor(t) for t in (tokens_BN, targets_BN, counts_BN, positions_BN)
+        )
         if begins_B.any():
             self.state = self.state.reset(self._tensor(begins_B), self.initial)
         for row in np.flatnonzero(begins_B).tolist():

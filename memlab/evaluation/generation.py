@@ -1,4 +1,5 @@
-"""Tokens that a model writes itself, one after another: each is read once, and memory is written at each segment's end.
+"""Tokens that a model writes itself, one after another: each is read once, and memory is written at each
+segment's end.
 
 Legend: B batch, T tokens of the prompt, V vocabulary.
 """
@@ -24,7 +25,8 @@ def generate(
     seed: int = 0,
     choices: int | None = None,
 ) -> Iterator[Tensor]:
-    """The next tokens, each [B], on the CPU. What is held is the carried state and one open segment, whatever was written before.
+    """The next tokens, each [B], on the CPU. What is held is the carried state and one open segment, whatever
+    was written before.
 
     Args:
         prompt_BT: token ids of a document from its beginning, at least one.
@@ -35,7 +37,8 @@ def generate(
         seed: the same seed draws the same tokens.
         choices: only ids below this may be written; None = all.
     """
-    generator = torch.Generator().manual_seed(seed)  # of the CPU: its draws are the same wherever the model is
+    # of the CPU: its draws are the same wherever the model is
+    generator = torch.Generator().manual_seed(seed)
     next_BT, state = prompt_BT, None
     for _ in range(tokens):
         logits_BV, state = _read(model, next_BT, state, segment_length)
@@ -44,7 +47,9 @@ def generate(
         next_BT = drawn_B[:, None]
 
 
-def _read(model: Decoder, tokens_BT: Tensor, state: State | Open | None, segment_length: int) -> tuple[Tensor, State | Open]:
+def _read(
+    model: Decoder, tokens_BT: Tensor, state: State | Open | None, segment_length: int
+) -> tuple[Tensor, State | Open]:
     """The scores behind the last token, [B, V], and the state there."""
     for piece in model.stream(tokens_BT, state, segment_length=segment_length):
         logits_BV, state = piece.logits[:, -1], piece.state  # type: ignore[assignment]

@@ -1,8 +1,10 @@
-"""95 % confidence intervals of shares and means over test samples. They say nothing of other seeds of the training.
+"""95 % confidence intervals of shares and means over test samples.
 
-Wilson's score interval for a share of samples (Wilson 1927): right also near 0 and 1 and for few samples, where the normal one is not.
-The percentile bootstrap over samples (Efron 1979) for anything whose samples have several parts: a sample's tokens are not independent of
-each other, samples are.
+They say nothing of other seeds of the training.
+
+Wilson's score interval for a share of samples (Wilson 1927): right also near 0 and 1 and for few samples,
+where the normal one is not. The percentile bootstrap over samples (Efron 1979) for anything whose samples
+have several parts: a sample's tokens are not independent of each other, samples are.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ def wilson(right: int, samples: int) -> Interval:
     centre = (share + z2 / 2) / (1 + z2)
     half = Z / (1 + z2) * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples))
     # exact where rounding would put a bound on the wrong side of the share
-    return (0.0 if right == 0 else max(0.0, centre - half)), (1.0 if right == samples else min(1.0, centre + half))
+    return (0.0 if right == 0 else max(0.0, centre - half)), (
+        1.0 if right == samples else min(1.0, centre + half)
+    )
 
 
 def token_share(right_B: Sequence[int], tokens: int) -> Interval:
     """Of the share of right tokens, `tokens` of which each sample has.
 
-    One token: Wilson. Else the bootstrap over samples. Where all samples have everything right, or nothing, a bootstrap would know no
-    doubt; then the bound is Wilson's for whole samples, which is on the safe side.
+    One token: Wilson. Else the bootstrap over samples. Where all samples have everything right, or nothing, a
+    bootstrap would know no doubt; then the bound is Wilson's for whole samples, which is on the safe side.
     """
     counts = np.bincount(np.asarray(right_B), minlength=tokens + 1)
     samples = int(counts.sum())
@@ -51,7 +55,10 @@ def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | 
     if samples < 2:
         return None
     picked = _generator().integers(samples, size=(RESAMPLES, samples))
-    return _percentiles(np.asarray(above, dtype=np.float64)[picked].sum(1) / np.asarray(below, dtype=np.float64)[picked].sum(1))
+    return _percentiles(
+        np.asarray(above, dtype=np.float64)[picked].sum(1)
+        / np.asarray(below, dtype=np.float64)[picked].sum(1)
+    )
 
 
 def _generator() -> np.random.Generator:

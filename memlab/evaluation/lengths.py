@@ -1,4 +1,6 @@
-"""A model on the test samples of one length: what is right, under which condition, where, and what it cost."""
+"""A model on the test samples of one length: what is right, under which condition, where,
+and what it cost.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _BYTES = 1 << 30  # that a batch's states and open segments may take
 
 
 def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequence[str]) -> dict[str, Any]:
-    """Read the first `samples` test samples of a task; what is found is an entry of `lengths` in `evaluation.json` (see `record.py`).
+    """Read the first `samples` test samples of a task; what is found is an entry of `lengths` in
+    `evaluation.json` (see `record.py`).
 
     Args:
         conditions: `plain` and controls, see `samples.py`.
@@ -66,7 +69,10 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
 
 
 def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> list[dict[str, Any]] | None:
-    """Accuracy by where the fact stands, in bins of equal width; those without a sample are left out. None = the task does not say."""
+    """Accuracy by where the fact stands, in bins of equal width; those without a sample are left out.
+
+    None = the task does not say.
+    """
     if not depths:
         return None
     index_B = np.minimum((np.asarray(depths) * bins).astype(int), bins - 1)
@@ -87,8 +93,9 @@ def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> l
 
 
 def samples_for(task: SyntheticTask, wished: int | None, max_tokens: int | None) -> int:
-    """How many samples are read: as many as wished; else as many as the training's test, but no more than `max_tokens` make, nor fewer
-    than 2."""
+    """How many samples are read: as many as wished; else as many as the training's test, but no more than
+    `max_tokens` make, nor fewer than 2.
+    """
     if wished is not None:
         return wished
     return task.test_size if max_tokens is None else min(task.test_size, max(2, max_tokens // task.tokens))
@@ -98,11 +105,17 @@ def rows_at_once(model: Model, task: SyntheticTask) -> int:
     """Rows of a batch, so that what is held stays within bounds whatever the length."""
     if model.state_grows:
         held = kv_full_bytes(model, task.tokens)
-        held = held if model.keeps_everything else held // len(model.stack.blocks)  # of those with an end, one layer is that large
+        # of those with an end, one layer is that large
+        held = held if model.keeps_everything else held // len(model.stack.blocks)
     else:
         longest = max(task.segment_lengths)
         held = kv_full_bytes(model, longest) + model.init_state(1).nbytes
-    return max(1, min(ROWS, _TOKENS // task.tokens, _BYTES // max(1, held), TOKENS_AT_ONCE // max(task.segment_lengths)))
+    return max(
+        1,
+        min(
+            ROWS, _TOKENS // task.tokens, _BYTES // max(1, held), TOKENS_AT_ONCE // max(task.segment_lengths)
+        ),
+    )
 
 
 def check(samples: int, controls: Sequence[str]) -> None:
@@ -112,10 +125,14 @@ def check(samples: int, controls: Sequence[str]) -> None:
         ConfigError: there are not.
     """
     if SHUFFLED in controls and samples < 2:
-        raise ConfigError(f"samples={samples}: controls=[shuffled] reads on from another sample's state and needs 2 or more")
+        raise ConfigError(
+            f"samples={samples}: controls=[shuffled] reads on from another sample's state and needs 2 or more"
+        )
 
 
 def shares(amount: int, most: int, least: int) -> list[int]:
-    """`amount`, which is at least `least`, in parts as equal as can be, of `most` at most if that leaves each at least `least`."""
+    """`amount`, which is at least `least`, in parts as equal as can be, of `most` at most if that leaves
+    each at least `least`.
+    """
     parts = min(-(-amount // most), amount // least)
     return [amount * (part + 1) // parts - amount * part // parts for part in range(parts)]

@@ -1,11 +1,14 @@
 """What a memory costs, measured on the tensors that a model really carries, for one document.
 
-    KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes       a full cache of the same backbone after L tokens
+    KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes
+                           a full cache of the same backbone after L tokens
     compression_carry(L) = KV_full(L) / bytes of the state that survives to the next segment
-    compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's keys and values
+    compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's
+                           keys and values
 
-The peak is weighed when a segment has been read and before it is closed; memory tokens that its tokens look at are in it, the write
-memory that the closing reads is not. Neither ratio alone orders the methods sensibly, so both are reported. Parameters are not state.
+The peak is weighed when a segment has been read and before it is closed; memory tokens that its tokens look
+at are in it, the write memory that the closing reads is not. Neither ratio alone orders the methods sensibly,
+so both are reported. Parameters are not state.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ class MemoryCost:
 class Watch:
     """Weighs a memory while documents are read: its curve over L, at segments 1, 2, 4, .. and the last.
 
-    Whoever reads stops at the segments `points`, and calls `see` before and `seen` behind each of them. The first row of the batch is
-    weighed. Between these segments the peak is not looked at: with a state of one size it is that of an equal segment, and one that
-    grows is larger at the next point.
+    Whoever reads stops at the segments `points`, and calls `see` before and `seen` behind each of them. The
+    first row of the batch is weighed. Between these segments the peak is not looked at: with a state of one
+    size it is that of an equal segment, and one that grows is larger at the next point.
     """
 
     def __init__(self, model: Model) -> None:
@@ -80,14 +83,21 @@ def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> Memor
     """These bytes against a full cache."""
     full = kv_full_bytes(model, tokens)
     return MemoryCost(
-        tokens, full, state_bytes, peak_bytes, full / state_bytes if state_bytes else None, full / peak_bytes if peak_bytes else None
+        tokens,
+        full,
+        state_bytes,
+        peak_bytes,
+        full / state_bytes if state_bytes else None,
+        full / peak_bytes if peak_bytes else None,
     )
 
 
 def kv_full_bytes(model: Model, tokens: int) -> int:
     """KV_full: keys and values of so many tokens in all layers."""
     stack = model.stack
-    return 2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
+    return (
+        2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
+    )
 
 
 @torch.no_grad()

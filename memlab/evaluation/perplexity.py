@@ -2,8 +2,8 @@
 
 perplexity        exp(nats / tokens); only comparable between models with one tokenizer
 bits per byte     nats / ln 2 / UTF-8 bytes; comparable between all models
-word perplexity   exp(nats / words), whatever the tokens are, as the README of PG-19 (arXiv 1911.05507) asks for; words are what white
-                      space separates in what is read
+word perplexity   exp(nats / words), whatever the tokens are, as the README of PG-19 (arXiv 1911.05507) asks
+                      for; words are what white space separates in what is read
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Tally:
     """Sums of nats, in all and by position in the document, in float64.
 
     Args:
-        first: tokens in the first range of positions; each further range is as long as all before it together.
+        first: tokens in the first range of positions; each further range is as long as all before it
+            together.
     """
 
     def __init__(self, first: int) -> None:
@@ -57,7 +58,8 @@ class Tally:
         where = counts_BT.flatten()
         nats = nats_BT.detach().flatten()[where].double().cpu()
         position = positions_BT.flatten()[where].cpu()
-        # 0 .. first - 1 is range 0, first .. 2 first - 1 range 1, 2 first .. 4 first - 1 range 2; frexp is exact where log2 is not
+        # 0 .. first - 1 is range 0, first .. 2 first - 1 range 1, 2 first .. 4 first - 1 range 2; frexp is
+        # exact where log2 is not
         index = torch.frexp((position // self.first).double()).exponent.long()
         self.nats_R.index_add_(0, index, nats)
         self.tokens_R.index_add_(0, index, torch.ones_like(index))
@@ -73,6 +75,12 @@ class Tally:
         }
 
     def by_position(self) -> list[dict[str, Any]]:
-        """For each range of positions in a document that was read: its first position, how many tokens, and their mean loss."""
+        """For each range of positions in a document that was read: its first position, how many tokens,
+        and their mean loss.
+        """
         starts = [0, *(self.first << r for r in range(63))]
-        return [{"from": starts[r], "tokens": int(n), "loss": float(self.nats_R[r] / n)} for r, n in enumerate(self.tokens_R.tolist()) if n]
+        return [
+            {"from": starts[r], "tokens": int(n), "loss": float(self.nats_R[r] / n)}
+            for r, n in enumerate(self.tokens_R.tolist())
+            if n
+        ]

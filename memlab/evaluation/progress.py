@@ -1,4 +1,6 @@
-"""How far a long evaluation is: a bar with the time that is left on a terminal, now and then a line in a file."""
+"""How far a long evaluation is: a bar with the time that is left on a terminal,
+now and then a line in a file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 EVERY = 15.0  # seconds between lines in a file
 _DRAWN = 0.2  # seconds between updates of a bar
@@ -44,7 +53,9 @@ class Meter:
             self.bar.add_task(self.what, total=self.total, speed="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 

@@ -1,41 +1,54 @@
-"""`evaluation.json`: what has been found of a run after its training. Written whole after every finding, so nothing is computed twice.
+"""`evaluation.json`: what has been found of a run after its training.
+
+Written whole after every finding, so nothing is computed twice.
 
     {
       "format": 1,
-      "run": its directory,  "model", "task": names,  "seed": of the training,  "trained_segments": its longest samples (text: null),
+      "run": its directory,  "model", "task": names,  "seed": of the training,
+      "trained_segments": its longest samples (text: null),
       "chance": accuracy of guessing (text: null),
-      "cost": {"parameters": n, "flops_per_token": {"inference": n, "training": n}}           see evaluation/cost.py
+      "cost": {"parameters": n, "flops_per_token": {"inference": n, "training": n}}, see evaluation/cost.py
       "lengths": [ .. ]     one entry for each number of segments and key (below), in the order of segments
       "texts": [ .. ]       text tasks: one entry for each key
       "streams": [ .. ]     one entry for each key
       "inside": [ .. ]      one entry for each key
     }
 
-Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC, ISO 8601), "versions".
-A key is what the figures depend on. Another key is another entry beside the first; the same key is the same entry, found again only with
-`again=true`.
+Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC,
+ISO 8601), "versions". A key is what the figures depend on. Another key is another entry beside the first; the
+same key is the same entry, found again only with `again=true`.
 
     lengths   key: checkpoint, step, segments, length, samples                 what: `evaluation/lengths.py`
-              accuracy (free-running), exact_match, accuracy_teacher_forced, loss; intervals.{the first three}: [low, high], 95 %
+              accuracy (free-running), exact_match, accuracy_teacher_forced, loss
+              intervals.{the first three}: [low, high], 95 %
               controls.{memory_off, shuffled}: the same figures under a control (those that were asked for)
-              depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands, 0 = beginning of the sample
-              memory: {tokens, kv_full_bytes, state_bytes, peak_bytes, compression_carry, compression_peak}, for one document at its end
+              depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands,
+                0 = beginning of the sample
+              memory: {tokens, kv_full_bytes, state_bytes, peak_bytes, compression_carry, compression_peak},
+                for one document at its end
               memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
               tokens, batch_size, seconds, tokens_per_second, peak_memory.{kind: rss or gpu, bytes}, device
     texts     key: checkpoint, step, documents, bytes (of each at most)        what: `evaluation/documents.py`
-              loss, perplexity, bits_per_byte, word_perplexity; intervals.{loss, bits_per_byte}: over documents, or null
-              by_position: [{from, tokens, loss}], controls.{..}: the same with tokens, loss, by_position
+              loss, perplexity, bits_per_byte, word_perplexity
+              intervals.{loss, bits_per_byte}: over documents, or null
+              by_position: [{from, tokens, loss}]
+              controls.{..}: the same with tokens, loss, by_position
               documents_read, tokens, memory, memory_curve, seconds, tokens_per_second, peak_memory, device
     streams   key: checkpoint, step, tokens, segment_length, device, threads   what: `evaluation/streaming.py`
-              points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory, state_bytes}]
+              points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory,
+                state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
     inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
-              memory_share.{memory_tokens, cache, gated}: {layers, values [segments][layers][heads]}: means over samples and tokens
-              similarity: {between [1 + segments][1 + segments], by_slot [slots][segments]} of memory tokens, or null
-              retrieval: {layer, from [bins], keys [heads][bins], attention [heads][bins]}: how far back retrieved keys lie, or null
+              memory_share.{memory_tokens, cache, gated}: {layers, values [segments][layers][heads]}: means
+                over samples and tokens
+              similarity: {between [1 + segments][1 + segments], by_slot [slots][segments]} of memory tokens,
+                or null
+              retrieval: {layer, from [bins], keys [heads][bins], attention [heads][bins]}: how far back
+                retrieved keys lie, or null
               Layers, heads and slots are counted from 0; segment 0 of `between` is the initial memory
 
-`best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes the largest.
+`best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes
+the largest.
 """
 
 from __future__ import annotations
@@ -85,7 +98,11 @@ class Record:
     def whole(self) -> dict[str, Any]:
         """All that has been found."""
         empty: dict[str, Any] = {kind: [] for kind in KEYS}
-        return {**self.facts, **empty, **{kind: entries for kind, entries in read(self.file).items() if kind in KEYS}}
+        return {
+            **self.facts,
+            **empty,
+            **{kind: entries for kind, entries in read(self.file).items() if kind in KEYS},
+        }
 
     def find(self, kind: str, **key: Any) -> dict[str, Any] | None:
         """The entry with this key, if there is one."""
@@ -123,12 +140,16 @@ def read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); remove it, and what is in it is computed anew") from None
+        raise UserError(
+            f"{file} cannot be read ({error}); remove it, and what is in it is computed anew"
+        ) from None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else {}
 
 
 def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of `lengths`, one entry for each number of segments: of the run's best checkpoint, with the most samples; by segments."""
+    """Of `lengths`, one entry for each number of segments: of the run's best checkpoint,
+    with the most samples; by segments.
+    """
     own = [entry for entry in entries if entry["checkpoint"] == BEST]
     newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
     chosen: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,6 @@
-"""One evaluation from configuration to result: open the run, find out what is not known yet, write it down, draw it, print it."""
+"""One evaluation from configuration to result: open the run, find out what is not known yet, write it down,
+draw it, print it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from memlab.config import MLflowTracking
+from memlab.config.sections import MLflowTracking
 from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
 from memlab.evaluation.record import Record, best
@@ -32,7 +34,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Find out what is asked for, print it, and return what is then in the run's `evaluation.json`.
 
     Raises:
-        UserError: there is no such run, it cannot be opened, or what is asked for does not go together with it.
+        UserError: there is no such run, it cannot be opened, or what is asked for does not go together with
+            it.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -82,13 +85,16 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
         if conditions := _missing(config, entry):
             found = lengths.measure(run.model, t, number, conditions)
             entries.append(record.add("lengths", {**found, **_about(run)}))
-            _track(config, run, _points(entries[-1]))  # at once: an evaluation may be stopped before its next length
+            # at once: an evaluation may be stopped before its next length
+            _track(config, run, _points(entries[-1]))
             new = True
         elif entry is not None:
             entries.append(entry)
     whole = record.whole()
     drawn = _draw_lengths(run, whole, best(whole["lengths"]) or entries)
-    return Done(record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size))
+    return Done(
+        record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size)
+    )
 
 
 def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
@@ -99,7 +105,9 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
         entry = record.add("texts", {**key, **documents.measure(run.model, task, conditions), **_about(run)})
         points = [("eval/loss_by_position", r["loss"], r["from"]) for r in entry["by_position"]]
         for name, control in entry["controls"].items():
-            points += [(f"eval/loss_by_position_{name}", r["loss"], r["from"]) for r in control["by_position"]]
+            points += [
+                (f"eval/loss_by_position_{name}", r["loss"], r["from"]) for r in control["by_position"]
+            ]
         _track(config, run, points)
         new = True
     folder, title = run.found.directory / "figures", _title(run)
@@ -113,13 +121,26 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
 def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
     streaming.check(run.model, tokens)
     record = _record(run)
-    key = {**_about(run), "tokens": tokens, "segment_length": max(run.task.segment_lengths), "threads": torch.get_num_threads()}
+    key = {
+        **_about(run),
+        "tokens": tokens,
+        "segment_length": max(run.task.segment_lengths),
+        "threads": torch.get_num_threads(),
+    }
     entry = None if config.again else record.find("streams", **key)
     new = entry is None
     if entry is None:
         entry = record.add("streams", {**streaming.stream(run.model, run.task, tokens), **key})
         names = ("tokens_per_second", "peak_memory")
-        _track(config, run, [(f"eval/stream_{name}", point[name], point["tokens"]) for point in entry["points"] for name in names])
+        _track(
+            config,
+            run,
+            [
+                (f"eval/stream_{name}", point[name], point["tokens"])
+                for point in entry["points"]
+                for name in names
+            ],
+        )
     drawn = [run.found.directory / "figures" / "streaming.png"]
     figures.streaming(entry, _title(run), drawn[0])
     whole = record.whole()
@@ -139,14 +160,20 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
         key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": samples}
         entry = None if config.again else record.find("inside", **key)
         if entry is None:
-            entry, new = record.add("inside", {**inside.look(run.model, t, samples), **key, **_about(run)}), True
+            entry, new = (
+                record.add("inside", {**inside.look(run.model, t, samples), **key, **_about(run)}),
+                True,
+            )
         entries.append(entry)
         drawn += inside_figures.draw(entry, _title(run), run.found.directory / "figures")
     return Done(record, new, drawn, lambda console: tables.print_inside(console, record.whole(), entries))
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
-    """The conditions under which something has to be read; None = all that is asked for is known. A control that is known is kept."""
+    """The conditions under which something has to be read; None = all that is asked for is known.
+
+    A control that is known is kept.
+    """
     known = set(entry["controls"]) if entry else set()
     if entry and not config.again and set(config.controls) <= known:
         return None
@@ -190,20 +217,34 @@ def _points(entry: dict[str, Any]) -> Points:
         **{key: entry["memory"][key] for key in ("state_bytes", "compression_carry", "compression_peak")},
         "tokens_per_second": entry["tokens_per_second"],
     }
-    return [(f"eval/{_by_segments(name)}", value, entry["segments"]) for name, value in named.items() if value is not None]
+    return [
+        (f"eval/{_by_segments(name)}", value, entry["segments"])
+        for name, value in named.items()
+        if value is not None
+    ]
 
 
 def _by_segments(name: str) -> str:
-    return f"accuracy_by_segments{name.removeprefix('accuracy')}" if name.startswith("accuracy") else f"{name}_by_segments"
+    return (
+        f"accuracy_by_segments{name.removeprefix('accuracy')}"
+        if name.startswith("accuracy")
+        else f"{name}_by_segments"
+    )
 
 
-def _track(config: EvaluateConfig, run: Trained, points: Sequence[tuple[str, float, int]], drawn: Sequence[Path] = ()) -> None:
-    """The same in the run's MLflow run, if there is one; of the checkpoint by which the run is judged alone."""
+def _track(
+    config: EvaluateConfig, run: Trained, points: Sequence[tuple[str, float, int]], drawn: Sequence[Path] = ()
+) -> None:
+    """The same in the run's MLflow run, if there is one; of the checkpoint by which the run is judged
+    alone.
+    """
     tracking = run.config.tracking
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
-    finished_runs.add(uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn])
+    finished_runs.add(
+        uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn]
+    )
 
 
 def _check_kind(config: EvaluateConfig, run: Trained) -> None:
@@ -213,11 +254,23 @@ def _check_kind(config: EvaluateConfig, run: Trained) -> None:
         ConfigError: one of them is given.
     """
     text = isinstance(run.task, TextTask)
-    if given := next((k for k in (("lengths", "samples") if text else ("documents", "bytes")) if getattr(config, k) is not None), None):
-        raise ConfigError(f"{given}={getattr(config, given)}: task={run.config.task['name']} {_TEXT if text else _SAMPLES}")
+    if given := next(
+        (
+            k
+            for k in (("lengths", "samples") if text else ("documents", "bytes"))
+            if getattr(config, k) is not None
+        ),
+        None,
+    ):
+        raise ConfigError(
+            f"{given}={getattr(config, given)}: task={run.config.task['name']} {_TEXT if text else _SAMPLES}"
+        )
 
 
-_TEXT = "is text, whose documents have lengths of their own: its loss is told by position; documents and bytes say how much is read"
+_TEXT = (
+    "is text, whose documents have lengths of their own: its loss is told by position; documents and bytes "
+    "say how much is read"
+)
 _SAMPLES = "has samples, not documents; lengths and samples say what is read"
 
 

@@ -1,13 +1,16 @@
-"""Samples with an answer, read segment by segment: activations of one segment are held, however many thousands there are.
+"""Samples with an answer, read segment by segment: activations of one segment are held, however many
+thousands there are.
 
-Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, so they exist for every model, and
-both read only the segments that have answers in them a second time:
+Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, so they
+exist for every model, and both read only the segments that have answers in them a second time:
 
     memory_off   such a segment begins with the initial state: nothing of an earlier one is known
-    shuffled     it begins with the state that another document of the batch has at this boundary, as that one's own reading left it; the
-                 memory is of the usual kind and knows nothing of the document. The documents are exchanged in a ring, so none reads its own
+    shuffled     it begins with the state that another document of the batch has at this boundary, as that
+                 one's own reading left it; the memory is of the usual kind and knows nothing of the document.
+                 The documents are exchanged in a ring, so none reads its own
 
-Since the exchanged states are those of the plain reading, a document never comes to know its own past by way of others.
+Since the exchanged states are those of the plain reading, a document never comes to know its own past by way
+of others.
 
 Legend: B samples of a batch, n tokens of a segment, A answer tokens of a sample, V vocabulary.
 """
@@ -37,7 +40,9 @@ TOKENS_AT_ONCE = 16_384  # of a batch that one call of a model reads
 
 @dataclass
 class Answers:
-    """What was right, sample by sample: free-running and teacher-forced tokens of `tokens` that each sample has, and the nats of all."""
+    """What was right, sample by sample: free-running and teacher-forced tokens of `tokens` that each
+    sample has, and the nats of all.
+    """
 
     tokens: int
     free: list[int] = field(default_factory=list)
@@ -77,7 +82,8 @@ def read(
     """Read the samples of a batch, plainly and under controls.
 
     Args:
-        conditions: `plain`, which comes first, and of `memory_off` and `shuffled` those wanted; the latter needs two samples.
+        conditions: `plain`, which comes first, and of `memory_off` and `shuffled` those wanted; the latter
+            needs two samples.
         watch: told of the states on the way, to weigh them.
         tick: told how many tokens have been read.
 
@@ -85,9 +91,13 @@ def read(
         By condition.
     """
     reader = (_Generating if isinstance(model, Decoder) else _Answering)(model, batch, conditions)
-    marked = {s for s in range(reader.segments) if reader.asks(s)} | (set() if watch is None else set(watch.points(batch.segment_lengths)))
+    marked = {s for s in range(reader.segments) if reader.asks(s)} | (
+        set() if watch is None else set(watch.points(batch.segment_lengths))
+    )
     single = model.keeps_everything  # its attention over all that was read is large enough for one segment
-    for first, end in stretches(batch.segment_lengths, marked, 1 if single else TOKENS_AT_ONCE // len(batch.tokens_BT)):
+    for first, end in stretches(
+        batch.segment_lengths, marked, 1 if single else TOKENS_AT_ONCE // len(batch.tokens_BT)
+    ):
         tokens_BSn = torch.stack([reader.tokens(s) for s in range(first, end)], dim=1)
         if watch is not None and first in marked:
             watch.see(tokens_BSn[:, 0], reader.state, first)
@@ -102,7 +112,9 @@ def read(
 
 
 def stretches(segment_lengths: Sequence[int], alone: set[int], tokens: int) -> Iterator[tuple[int, int]]:
-    """Segments first .. end - 1 that are read in one call: of one length, `tokens` at most if they are several, those of `alone` alone."""
+    """Segments first .. end - 1 that are read in one call: of one length,
+    `tokens` at most if they are several, those of `alone` alone.
+    """
     first, count = 0, len(segment_lengths)
     while first < count:
         end = first + 1
@@ -135,7 +147,9 @@ class _Reader(abc.ABC):
         self.starts = [0, *itertools.accumulate(batch.segment_lengths)]
         self.initial = model.init_state(self.rows)
         self.state = self.initial
-        self.answers = {name: Answers(int(self.answer_T.sum()), [0] * self.rows, [0] * self.rows) for name in conditions}
+        self.answers = {
+            name: Answers(int(self.answer_T.sum()), [0] * self.rows, [0] * self.rows) for name in conditions
+        }
 
     @abc.abstractmethod
     def asks(self, segment: int) -> bool:
@@ -150,7 +164,9 @@ class _Reader(abc.ABC):
 
     def before(self, name: str, state: Any) -> Any:
         """The state that a segment begins with under a condition, when it is `state` by plain reading."""
-        return {PLAIN: lambda: state, MEMORY_OFF: lambda: self.initial, SHUFFLED: lambda: exchanged(state)}[name]()
+        return {PLAIN: lambda: state, MEMORY_OFF: lambda: self.initial, SHUFFLED: lambda: exchanged(state)}[
+            name
+        ]()
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)
@@ -163,7 +179,9 @@ class _Reader(abc.ABC):
 
 
 class _Answering(_Reader):
-    """By a model that answers once, at the end of the sample: free-running and teacher-forced are the same."""
+    """By a model that answers once, at the end of the sample: free-running and teacher-forced are the
+    same.
+    """
 
     def asks(self, segment: int) -> bool:
         return segment == self.segments - 1
@@ -175,7 +193,9 @@ class _Answering(_Reader):
             output = self.model.segment(tokens_Bn, self.before(name, self.state))
             after = output.state if after is None else after  # the plain one comes first
             if self.asks(segment):
-                self._forced(name, output.logits[:, -1:], self._tensor(self.batch.targets_BT[:, self.answer_T]))
+                self._forced(
+                    name, output.logits[:, -1:], self._tensor(self.batch.targets_BT[:, self.answer_T])
+                )
                 answers.free = answers.forced
             else:
                 break
@@ -190,7 +210,8 @@ class _Generating(_Reader):
         self.first = next(s for s in range(self.segments) if self._asked(s).any())
         self.last = max(s for s in range(self.segments) if self._asked(s).any())
         self.free: Any = None  # the state where the model reads what it has written itself
-        self.written: dict[str, Tensor | None] = dict.fromkeys(self.answers)  # what the next segment begins with, if that is an answer
+        # what the next segment begins with, if that is an answer
+        self.written: dict[str, Tensor | None] = dict.fromkeys(self.answers)
 
     def _asked(self, segment: int) -> Any:
         return self.answer_T[self.starts[segment] : self.starts[segment + 1]]
@@ -205,13 +226,19 @@ class _Generating(_Reader):
         self.state = output.state
         if not self.asks(segment):
             return
-        truth_BA = self._tensor(self.batch.targets_BT[:, self.starts[segment] : self.starts[segment + 1]][:, asked])
+        truth_BA = self._tensor(
+            self.batch.targets_BT[:, self.starts[segment] : self.starts[segment + 1]][:, asked]
+        )
         last_asked = int(asked.nonzero()[0][-1]) + 1 if asked.any() else 0
         for name, answers in self.answers.items():
             ends = segment == self.last or name != PLAIN  # nothing behind the last answer matters
             end = last_asked if ends else len(asked)
             if asked.any():
-                logits = output.logits if name == PLAIN else self.model.segment(tokens_Bn, self.before(name, state)).logits
+                logits = (
+                    output.logits
+                    if name == PLAIN
+                    else self.model.segment(tokens_Bn, self.before(name, state)).logits
+                )
                 self._forced(name, logits[:, self._tensor(asked)], truth_BA)
             written = self.written[name]
             self.written[name] = None

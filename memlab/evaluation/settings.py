@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from memlab.config import Section, StoreConfig, typed
+from memlab.bounds import NonNegative, NonNegativeFloat, Positive
+from memlab.config.sections import Section, StoreConfig, typed
 from memlab.errors import ConfigError
-from memlab.schema import NonNegative, NonNegativeFloat, Positive
 
 
 class EvaluateConfig(Section):
@@ -62,7 +62,16 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}={values}: one of them is given twice")
     if config.stream is not None:
-        _unused(composed, f"stream={config.stream}", "lengths", "samples", "controls", "documents", "bytes", "inside")
+        _unused(
+            composed,
+            f"stream={config.stream}",
+            "lengths",
+            "samples",
+            "controls",
+            "documents",
+            "bytes",
+            "inside",
+        )
     if config.inside is not None:
         _unused(composed, f"inside={config.inside}", "samples", "controls", "documents", "bytes")
     return config
@@ -78,7 +87,9 @@ def check_generate(composed: DictConfig) -> GenerateConfig:
     return typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
 
 
-def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> SamplingConfig:
+def check_sampling(
+    prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int
+) -> SamplingConfig:
     """The same values, checked.
 
     Raises:
@@ -90,7 +101,9 @@ def check_sampling(prompt: str, tokens: int, temperature: float, top_k: int | No
 
 def _check_run(composed: DictConfig) -> None:
     if composed.get("run") is None:
-        raise ConfigError("run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id")
+        raise ConfigError(
+            "run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id"
+        )
 
 
 def _unused(composed: DictConfig, because: str, *names: str) -> None:

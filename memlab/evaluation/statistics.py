@@ -1,8 +1,11 @@
-"""Statistics over seeds, and the Pareto front. No distribution is assumed: seeds are few and accuracies end at 1.
+"""Statistics over seeds, and the Pareto front.
 
-A difference between two groups of seeds is tested by permutation: of all ways to deal the same scores to two groups of these sizes, the
-share whose means lie at least as far apart (Fisher 1935; two-sided; where there are too many ways, some are drawn). Several pairs are
-tested together, so p values are adjusted by Holm (1979). With few seeds no data at all can be significant: `smallest_p` says so.
+No distribution is assumed: seeds are few and accuracies end at 1.
+
+A difference between two groups of seeds is tested by permutation: of all ways to deal the same scores to two
+groups of these sizes, the share whose means lie at least as far apart (Fisher 1935; two-sided; where there
+are too many ways, some are drawn). Several pairs are tested together, so p values are adjusted by Holm
+(1979). With few seeds no data at all can be significant: `smallest_p` says so.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def ways(a: int, b: int, paired: bool) -> int:
 
 
 def smallest_p(a: int, b: int, paired: bool = False) -> float:
-    """What the test can give at best for groups of these sizes: the observed way, and its mirror image where there is one."""
+    """What the test can give at best for groups of these sizes: the observed way,
+    and its mirror image where there is one.
+    """
     mirrored = paired or a == b
     return (2 if mirrored else 1) / ways(a, b, paired)
 
@@ -72,7 +77,11 @@ def permutation_p(a: Sequence[float], b: Sequence[float], paired: bool = False) 
     draw = np.random.Generator(np.random.Philox(key=0))  # the same p from the same scores, always
     if paired:
         difference_N = np.subtract(a, b)
-        signs_WN = np.array(list(itertools.product((1, -1), repeat=len(a)))) if exact else draw.choice((1, -1), size=(_EXACT, len(a)))
+        signs_WN = (
+            np.array(list(itertools.product((1, -1), repeat=len(a))))
+            if exact
+            else draw.choice((1, -1), size=(_EXACT, len(a)))
+        )
         distance_W = np.abs((signs_WN * difference_N).mean(1))
         observed = abs(difference_N.mean())
     else:
@@ -104,7 +113,8 @@ def seeds_needed(pairs: int, paired: bool = False) -> int:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
-    """Which points (cost, score) no other one beats: none has at most the cost and at least the score, and one of them better.
+    """Which points (cost, score) no other one beats: none has at most the cost and at least the score, and
+    one of them better.
 
     Returns:
         Their places in `points`, by cost.

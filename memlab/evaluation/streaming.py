@@ -1,7 +1,8 @@
-"""One document without end: tokens through a model segment by segment, with the memory of the process and the speed on the way.
+"""One document without end: tokens through a model segment by segment, with the memory of the process and the
+speed on the way.
 
-A text task's stream is its test documents, one behind the other, over and over, never reset. Of other tasks it is random tokens: what a
-memory costs does not depend on what is read.
+A text task's stream is its test documents, one behind the other, over and over, never reset. Of other tasks
+it is random tokens: what a memory costs does not depend on what is read.
 """
 
 from __future__ import annotations
@@ -36,14 +37,20 @@ def check(model: Model, tokens: int) -> None:
         ConfigError: there are too few to compare an end with the beginning, or the model keeps every token.
     """
     if tokens < 2 * FIRST:
-        raise ConfigError(f"stream={tokens}: at least {2 * FIRST} tokens, since the end is compared with the first {FIRST}")
+        raise ConfigError(
+            f"stream={tokens}: at least {2 * FIRST} tokens, since the end is compared with the first {FIRST}"
+        )
     if model.keeps_everything:
-        raise ConfigError(f"stream={tokens}: this model keeps every token it has read, so it has no constant memory to show")
+        raise ConfigError(
+            f"stream={tokens}: this model keeps every token it has read, so it has no constant memory to show"
+        )
 
 
 @torch.inference_mode()
 def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
-    """Read so many tokens, in whole segments; what is found is an entry of `streams` in `evaluation.json` (see `record.py`)."""
+    """Read so many tokens, in whole segments; what is found is an entry of `streams` in `evaluation.json`
+    (see `record.py`).
+    """
     length = max(task.segment_lengths)
     segments = -(-tokens // length)
     points = {-(-n // length) for n in (FIRST << p for p in range(64)) if n < tokens} | {segments}

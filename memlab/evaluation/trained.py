@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from memlab import __version__, schema
-from memlab.config import Config, build_task, check
+from memlab import __version__
+from memlab.config import schema
+from memlab.config.checks import build_task, check
+from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
 from memlab.models.base import Model
 from memlab.tasks.base import Task
@@ -51,10 +53,12 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     """Open a run.
 
     Args:
-        changes: other values of its task's configuration; None, and keys that the task does not have, are left out.
+        changes: other values of its task's configuration; None, and keys that the task does not have, are
+            left out.
 
     Raises:
-        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not there.
+        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not
+            there.
     """
     file = found.checkpoint
     try:
@@ -66,7 +70,9 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
-    model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
+    model: Model = schema.load(config.model["_target_"])(
+        vocab_size=task.vocab_size, **config.arguments("model")
+    )
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -82,13 +88,19 @@ def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
     """Of the run's directory, or where the checkpoint lies alone, what it says itself."""
     file = found.directory / "config.yaml"
     try:
-        composed = OmegaConf.load(file) if file.is_file() else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+        composed = (
+            OmegaConf.load(file)
+            if file.is_file()
+            else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     try:
         return check(composed)  # type: ignore[arg-type]
     except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}") from None
+        raise UserError(
+            f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}"
+        ) from None
 
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from memlab import __version__
-from memlab.config import CompareConfig
+from memlab.config.sections import CompareConfig
 from memlab.errors import UserError, suggestion
 from memlab.reports import comparison_tables as tables
 from memlab.reports import page
@@ -43,10 +43,15 @@ def compare(config: CompareConfig) -> Comparison:
     else:
         experiment = _experiment(client, config.experiment, config.tracking.uri)
         name, asked = str(experiment.name), f"experiment={config.experiment}"
-        found = [stored_runs.from_mlflow(client, run) for run in _trainings(client, experiment.experiment_id, config.filter)]
+        found = [
+            stored_runs.from_mlflow(client, run)
+            for run in _trainings(client, experiment.experiment_id, config.filter)
+        ]
         if not found:
             those = f" that {config.filter!r} finds" if config.filter else ""
-            raise UserError(f"experiment={name} in {config.tracking.uri} has no training{those}; begin with: {_BEGIN}")
+            raise UserError(
+                f"experiment={name} in {config.tracking.uri} has no training{those}; begin with: {_BEGIN}"
+            )
     more = [f"filter={config.filter}"] if config.filter else []
     comparison = sort(name, shlex.join(["python", "-m", "memlab.compare", asked, *more]), found)
     console = Console(highlight=False)
@@ -60,7 +65,9 @@ def compare(config: CompareConfig) -> Comparison:
     if config.runs is None:
         first = comparison.tables[0]
         uri, order = absolute_uri(config.tracking.uri), f"summary/test_{first.metric}"
-        charts = mlflow_store.page_of(uri, experiment.experiment_id, order, ascending=not first.higher_is_better)
+        charts = mlflow_store.page_of(
+            uri, experiment.experiment_id, order, ascending=not first.higher_is_better
+        )
         if config.track:
             _track(client, experiment.experiment_id, comparison, directory, charts)
     console.print(f"tables  {directory}/table.md, groups.csv, runs.csv", soft_wrap=True)
@@ -74,7 +81,9 @@ def compare(config: CompareConfig) -> Comparison:
 
 
 def _write(comparison: Comparison, config: CompareConfig, name: str) -> Path:
-    stem = re.sub(r"[^\w.-]+", "_", name if config.runs is None else f"selected_{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    stem = re.sub(
+        r"[^\w.-]+", "_", name if config.runs is None else f"selected_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    )
     directory = Path(config.out or f"runs/compare/{stem}").expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +93,9 @@ def _write(comparison: Comparison, config: CompareConfig, name: str) -> Path:
             ("runs.csv", tables.runs_csv(comparison)),
         ):
             (directory / file).write_text(text, encoding="utf-8")
-        page.write(comparison, directory, f"Made on {datetime.now():%Y-%m-%d %H:%M} with memlab {__version__}.")
+        page.write(
+            comparison, directory, f"Made on {datetime.now():%Y-%m-%d %H:%M} with memlab {__version__}."
+        )
     except OSError as error:
         raise UserError(f"out={directory} cannot be written: {error.strerror}") from None
     return directory
@@ -95,10 +106,14 @@ def _experiment(client: Any, name: str | None, uri: str) -> Any:
     if name in there:
         return there[name]
     counts = {n: len(_trainings(client, e.experiment_id, None)) for n, e in there.items()}
-    known = ", ".join(f"{n} ({count} {'runs' if count != 1 else 'run'})" for n, count in sorted(counts.items()) if count)
+    known = ", ".join(
+        f"{n} ({count} {'runs' if count != 1 else 'run'})" for n, count in sorted(counts.items()) if count
+    )
     choices = f"There are: {known}" if known else f"The store is empty; begin with: {_BEGIN}"
     if name is None:
-        raise UserError(f"experiment or runs is missing: give experiment=NAME or runs=[DIR,DIR]. {uri}: {choices}")
+        raise UserError(
+            f"experiment or runs is missing: give experiment=NAME or runs=[DIR,DIR]. {uri}: {choices}"
+        )
     raise UserError(f"{uri} has no experiment {name!r}.{suggestion(name, there)} {choices}")
 
 
@@ -157,7 +172,9 @@ def _by_id(client: Any, run_id: str, uri: str) -> StoredRun | LeftOut:
 
 
 def _track(client: Any, experiment_id: str, comparison: Comparison, directory: Path, charts: str) -> None:
-    """Keep the report in MLflow: with the multirun that all these runs are jobs of, else as the experiment's run `comparison`."""
+    """Keep the report in MLflow: with the multirun that all these runs are jobs of,
+    else as the experiment's run `comparison`.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -173,9 +190,14 @@ def _track(client: Any, experiment_id: str, comparison: Comparison, directory: P
         first = "1_pareto.png" if len(comparison.tables) > 1 else "pareto.png"
         figure = f"\n\n![figure](get-artifact?path=comparison%2Ffigures%2F{first}&run_uuid={target})"
         note = tables.to_markdown(comparison)
-        said = "\n\n".join(f"**{table.title}**: {table.verdict}" for table in comparison.tables)  # first: the UI folds what is longer
+        # first: the UI folds what is longer
+        said = "\n\n".join(f"**{table.title}**: {table.verdict}" for table in comparison.tables)
         note = f"{said}\n\n{note}" if len(said) + len(note) < 4500 else said[:4500]
-        client.set_tag(target, "mlflow.note.content", f"{note}\n\n[Charts of all runs](#{charts.partition('#')[2]}){figure}")
+        client.set_tag(
+            target,
+            "mlflow.note.content",
+            f"{note}\n\n[Charts of all runs](#{charts.partition('#')[2]}){figure}",
+        )
     except (MlflowException, OSError) as error:
         print(f"memlab: warning: the page is not in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
 

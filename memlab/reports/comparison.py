@@ -1,8 +1,10 @@
-"""What is compared with what: runs in groups over seeds, groups in one table for each task, and what may be said of them.
+"""What is compared with what: runs in groups over seeds, groups in one table for each task, and what may be
+said of them.
 
-One table holds runs that answer the same test. Within it a group is all that one configuration gave over its seeds; it is called by its
-model, and by what else tells it from other groups of that model (`infini, memory=off`). Budgets that differ between groups are no reason to
-leave a run out, but they are said beside its name.
+One table holds runs that answer the same test. Within it a group is all that one configuration gave over its
+seeds; it is called by its model, and by what else tells it from other groups of that model (`infini,
+memory=off`). Budgets that differ between groups are no reason to leave a run out, but they are said beside
+its name.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from memlab.evaluation.statistics import LEVEL, Spread, holm, pareto_front, permutation_p, seeds_needed, smallest_p
+from memlab.evaluation.statistics import (
+    LEVEL,
+    Spread,
+    holm,
+    pareto_front,
+    permutation_p,
+    seeds_needed,
+    smallest_p,
+)
 from memlab.tracking.resume import ADDED, FREE
 from memlab.tracking.stored_runs import LeftOut, StoredRun
 
@@ -72,7 +82,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups, and whether their difference can be chance. `p` is of the permutation test alone, `adjusted` by Holm over all pairs."""
+    """Two groups, and whether their difference can be chance.
+
+    `p` is of the permutation test alone, `adjusted` by Holm over all pairs.
+    """
 
     better: str
     worse: str
@@ -122,7 +135,15 @@ class Table:
             x, y = _scores(a, b, self.paired)
             if x:
                 p = permutation_p(x, y, self.paired)
-                found.append((a.label, b.label, sum(x) / len(x) - sum(y) / len(y), p, smallest_p(len(x), len(y), self.paired)))
+                found.append(
+                    (
+                        a.label,
+                        b.label,
+                        sum(x) / len(x) - sum(y) / len(y),
+                        p,
+                        smallest_p(len(x), len(y), self.paired),
+                    )
+                )
         adjusted = holm([p for *_, p, _ in found])
         return [Pair(a, b, d, p, q, s) for (a, b, d, p, s), q in zip(found, adjusted, strict=True)]
 
@@ -133,8 +154,14 @@ class Table:
         n = best.scores.n
         seeds = f"{n} seed{'s' * (n > 1)}"
         if len(self.groups) == 1:
-            return f"{best.label}: {score(best.scores.mean, self.metric)}, {seeds}. There is nothing to compare it with."
-        said = f"{best.label} has the best mean {words(self.metric)}, {score(best.scores.mean, self.metric)} ({seeds})."
+            return (
+                f"{best.label}: {score(best.scores.mean, self.metric)}, {seeds}. There is nothing to compare "
+                "it with."
+            )
+        said = (
+            f"{best.label} has the best mean {words(self.metric)}, {score(best.scores.mean, self.metric)} "
+            f"({seeds})."
+        )
         mine = [pair for pair in self.pairs if best.label == pair.better]
         ahead = [pair.worse for pair in mine if pair.significant]
         level = [pair.worse for pair in mine if not pair.significant]
@@ -142,14 +169,18 @@ class Table:
         if ahead:
             said += f" It is better than {listed(ahead)} (p ≤ {LEVEL}, {test})."
         if level:
-            said += f" Its lead over {listed(level)} is not significant ({'p > ' + str(LEVEL) if ahead else test})."
+            said += (
+                f" Its lead over {listed(level)} is not significant "
+                f"({'p > ' + str(LEVEL) if ahead else test})."
+            )
         if self.pairs and not any(pair.significant for pair in self.pairs):
             least = min(pair.possible for pair in self.pairs)
             if least * len(self.pairs) > LEVEL:
                 among = min(1, least * len(self.pairs))
                 said += (
-                    f" So few seeds cannot show more: the smallest p they can give is {least:.2g} for one pair and {among:.2g} among all; "
-                    f"{seeds_needed(len(self.pairs), self.paired)} seeds of each could."
+                    f" So few seeds cannot show more: the smallest p they can give is {least:.2g} for one "
+                    f"pair and {among:.2g} among all; {seeds_needed(len(self.pairs), self.paired)} seeds of "
+                    "each could."
                 )
         return said
 
@@ -174,7 +205,10 @@ class Comparison:
 
 
 def compare(name: str, command: str, found: Iterable[StoredRun | LeftOut]) -> Comparison:
-    """Sort runs into tables and groups. Of several runs of one configuration and seed, the newest is used and the others are named."""
+    """Sort runs into tables and groups.
+
+    Of several runs of one configuration and seed, the newest is used and the others are named.
+    """
     runs, left_out = [], []
     for run in found:
         if isinstance(run, StoredRun):
@@ -185,13 +219,17 @@ def compare(name: str, command: str, found: Iterable[StoredRun | LeftOut]) -> Co
     for run in sorted(runs, key=lambda r: r.ended):
         key = (_frozen(run.config, _NOISE), run.seed)
         if before := newest.get(key):
-            left_out.append(LeftOut(before.name, f"is older than {run.name}, which has the same configuration and seed"))
+            left_out.append(
+                LeftOut(before.name, f"is older than {run.name}, which has the same configuration and seed")
+            )
         newest[key] = run
     by_test: dict[Any, list[StoredRun]] = {}
     for run in newest.values():
         by_test.setdefault((run.metric, _frozen(_test_of(run), set())), []).append(run)
     titles = _titles([members[0] for members in by_test.values()])
-    tables = [_table(title, members, left_out) for title, members in zip(titles, by_test.values(), strict=True)]
+    tables = [
+        _table(title, members, left_out) for title, members in zip(titles, by_test.values(), strict=True)
+    ]
     return Comparison(name, command, tuple(sorted(tables, key=lambda t: t.title)), tuple(left_out))
 
 
@@ -204,8 +242,17 @@ def _table(title: str, runs: Sequence[StoredRun], left_out: Sequence[LeftOut]) -
     groups = []
     for (setting, group), label, differs in zip(by_setting.items(), labels, differing, strict=True):
         seeds = {run.seed for run in group}
-        failed = {lost.config["seed"]: lost for lost in left_out if lost.failed and _setting(lost.config) == setting}
-        groups.append(Group(label, tuple(group), tuple(lost for seed, lost in failed.items() if seed not in seeds), differs))
+        failed = {
+            lost.config["seed"]: lost for lost in left_out if lost.failed and _setting(lost.config) == setting
+        }
+        groups.append(
+            Group(
+                label,
+                tuple(group),
+                tuple(lost for seed, lost in failed.items() if seed not in seeds),
+                differs,
+            )
+        )
     metric = runs[0].metric
     sign = -1 if metric == "accuracy" else 1
     groups.sort(key=lambda g: (sign * g.scores.mean, g.label))
@@ -215,7 +262,11 @@ def _table(title: str, runs: Sequence[StoredRun], left_out: Sequence[LeftOut]) -
 
 def _frozen(config: Mapping[str, Any], without: set[str]) -> frozenset[tuple[str, str]]:
     """For telling configurations apart; a key that older runs do not have yet counts as its default."""
-    told = (k for k in config if k not in without and not k.startswith("tracking.") and _value(k, config) is not None)
+    told = (
+        k
+        for k in config
+        if k not in without and not k.startswith("tracking.") and _value(k, config) is not None
+    )
     return frozenset((k, str(config[k])) for k in told)
 
 
@@ -236,7 +287,9 @@ def _test_of(run: StoredRun) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if key.startswith("task.") and key not in without}
 
 
-def _differing(configs: Sequence[Mapping[str, Any]], without: Callable[[str], bool] = lambda key: False) -> list[str]:
+def _differing(
+    configs: Sequence[Mapping[str, Any]], without: Callable[[str], bool] = lambda key: False
+) -> list[str]:
     """Keys whose values are not the same everywhere."""
     keys = dict.fromkeys(key for config in configs for key in config)
     return [k for k in keys if not without(k) and len({str(_value(k, config)) for config in configs}) > 1]
@@ -252,19 +305,30 @@ def _titles(runs: Sequence[StoredRun]) -> list[str]:
     titles = []
     for run in runs:
         same = [_test_of(r) for r in runs if r.config["task.name"] == run.config["task.name"]]
-        sizes = [k for k in ("task.length", "task.num_segments") if k in _test_of(run) and run.config[k] is not None]
+        sizes = [
+            k
+            for k in ("task.length", "task.num_segments")
+            if k in _test_of(run) and run.config[k] is not None
+        ]
         more = [k for k in _differing(same) if k not in sizes]
-        titles.append(", ".join([str(run.config["task.name"]), *(_short(k, run.config) for k in [*sizes, *more])]))
+        titles.append(
+            ", ".join([str(run.config["task.name"]), *(_short(k, run.config) for k in [*sizes, *more])])
+        )
     return titles
 
 
 def _labels(runs: Sequence[StoredRun]) -> list[str]:
-    """A name for each group: the model, and the settings in which it differs from other groups of this model."""
+    """A name for each group: the model, and the settings in which it differs from other groups of this
+    model.
+    """
     labels = []
     for run in runs:
         name = str(run.config["model.name"])
         same = [r.config for r in runs if r.config["model.name"] == name]
-        keys = sorted(_differing(same, lambda key: key in _NOISE or key.startswith("tracking.")), key=lambda k: not k.startswith("model."))
+        keys = sorted(
+            _differing(same, lambda key: key in _NOISE or key.startswith("tracking.")),
+            key=lambda k: not k.startswith("model."),
+        )
         more = [f"+{len(keys) - _MOST_WORDS} more"] if len(keys) > _MOST_WORDS else []
         labels.append(", ".join([name, *(_short(key, run.config) for key in keys[:_MOST_WORDS]), *more]))
     seen = Counter(labels)
@@ -277,9 +341,13 @@ def _labels(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
-    """For each group, which settings outside of its model are not those of most others, and whether it is a model of another size."""
+    """For each group, which settings outside of its model are not those of most others,
+    and whether it is a model of another size.
+    """
     configs = [run.config for run in runs]
-    keys = _differing(configs, lambda key: key.startswith(("model.", "tracking.", "run_dir")) or key in _NOISE)
+    keys = _differing(
+        configs, lambda key: key.startswith(("model.", "tracking.", "run_dir")) or key in _NOISE
+    )
     median = sorted(int(run.result.get("parameters", 0)) for run in runs)[len(runs) // 2]
     found = []
     for run in runs:

@@ -1,7 +1,10 @@
-"""The figures of a comparison. Each is drawn for a phone's width, so that its text stays readable there; a group has a colour and a marker.
+"""The figures of a comparison.
 
-Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart, without its yellow and black, which one of white
-and dark pages hides. In the page a figure takes its colours from the page's style (light, dark, print), as a file it has those of paper.
+Each is drawn for a phone's width, so that its text stays readable there; a group has a colour and a marker.
+
+Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart, without its yellow
+and black, which one of white and dark pages hides. In the page a figure takes its colours from the page's
+style (light, dark, print), as a file it has those of paper.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "memlab",  # the same figure is the same file
     "svg.fonttype": "path",
 }
-_STYLED = {_INK: "var(--ink)", _GRID: "var(--grid)", **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)}}
+_STYLED = {
+    _INK: "var(--ink)",
+    _GRID: "var(--grid)",
+    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)},
+}
 
 
 @dataclass(frozen=True)
@@ -60,27 +67,47 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         ("seeds", f"Test {words(table.metric)} of every seed; the bar is the mean.", None, _seeds),
         (
             "pareto",
-            f"{words(table.metric).capitalize()} against the bytes that are carried for one document. The line joins the groups that no "
-            f"other one beats in both ({_better(table)} is better).",
+            f"{words(table.metric).capitalize()} against the bytes that are carried for one document. The "
+            f"line joins the groups that no other one beats in both ({_better(table)} is better).",
             None,
             _pareto,
         ),
     ]
     if table.metric == "accuracy":
         why = None if any(run.lengths for group in table.groups for run in group.runs) else _NOT_EVALUATED
-        said = "Free-running accuracy by number of segments; dashed: the number in training. Points are seeds, lines their means."
+        said = (
+            "Free-running accuracy by number of segments; dashed: the number in training. Points are seeds, "
+            "lines their means."
+        )
         wanted.append(("segments", said, why, _segments))
     else:
         read = any(run.result.get("by_position") for group in table.groups for run in group.runs)
         why = None if read else "no run has its loss by position"
-        said = "Bits per byte by position in the test documents, mean over seeds; each range is as long as all before it."
+        said = (
+            "Bits per byte by position in the test documents, mean over seeds; each range is as long as all "
+            "before it."
+        )
         said += " A token counts with the mean bytes of all tokens."
         wanted.append(("position", said, why, _position))
     for axis in ("tokens", "seconds"):
-        known = any(f"val/{axis}" in line for group in table.groups for run in group.runs for line in run.lines)
-        why = None if known else f"the runs were logged by a version of memlab that did not note {axis} with validations"
-        note = " With a curriculum: of samples of the full size, from where it came to them." if table.metric == "accuracy" else ""
-        machine = " Seconds are comparable on one machine only, with nothing beside them." if axis == "seconds" else ""
+        known = any(
+            f"val/{axis}" in line for group in table.groups for run in group.runs for line in run.lines
+        )
+        why = (
+            None
+            if known
+            else f"the runs were logged by a version of memlab that did not note {axis} with validations"
+        )
+        note = (
+            " With a curriculum: of samples of the full size, from where it came to them."
+            if table.metric == "accuracy"
+            else ""
+        )
+        machine = (
+            " Seconds are comparable on one machine only, with nothing beside them."
+            if axis == "seconds"
+            else ""
+        )
         said = f"Validation loss against {axis} of training, a line for each seed.{note}{machine}"
         wanted.append((f"loss_by_{axis}", said, why, functools.partial(_loss, axis=axis)))
     drawn, missing = [], []
@@ -92,7 +119,10 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
     return drawn, missing
 
 
-_NOT_EVALUATED = "no run has been read at several lengths yet; python -m memlab.evaluate run=DIR lengths=[4,8,16] does that"
+_NOT_EVALUATED = (
+    "no run has been read at several lengths yet; python -m memlab.evaluate run=DIR lengths=[4,8,16] does "
+    "that"
+)
 
 
 def look(at: int) -> dict[str, Any]:
@@ -132,7 +162,10 @@ def _one(table: Table, fill: Callable[[Any, Table], None], file: Path) -> str:
         svg = _svg(figure)
         handles = [_handle(at, group.label) for at, group in enumerate(table.groups)]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=2 if max(len(g.label) for g in table.groups) < 24 else 1, frameon=False
+            handles=handles,
+            loc="outside lower center",
+            ncols=2 if max(len(g.label) for g in table.groups) < 24 else 1,
+            frameon=False,
         )
         figure.set_size_inches(4.2, 3.2 + 0.2 * len(table.groups))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,14 +196,21 @@ def _figure(inches: tuple[float, float], layout: Any = "constrained") -> Any:
 def _svg(figure: Any) -> str:
     """The drawing alone, its colours those of the page."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        out,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # not needed within a page, and addresses of the network by their looks
+    # not needed within a page, and addresses of the network by their looks
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _STYLED.get(m[0].lower(), m[0]), svg)
     svg = svg.replace("xlink:href", "href").replace("<svg ", '<svg aria-hidden="true" ', 1)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]  # several figures share a page, and their names for parts must not
+    # several figures share a page, and their names for parts must not
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     return re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>f{own}-", svg)
 
 
@@ -178,7 +218,9 @@ def _seeds(axes: Any, table: Table) -> None:
     count = len(table.groups)
     for at, group in enumerate(table.groups):
         values, y = group.scores.values, count - 1 - at
-        offsets = [0.0] if len(values) == 1 else [0.18 - 0.36 * i / (len(values) - 1) for i in range(len(values))]
+        offsets = (
+            [0.0] if len(values) == 1 else [0.18 - 0.36 * i / (len(values) - 1) for i in range(len(values))]
+        )
         axes.plot(values, [y + o for o in offsets], linestyle="", markersize=6, alpha=0.9, **look(at))
         axes.plot([group.scores.mean] * 2, [y - 0.33, y + 0.33], color=look(at)["color"], linewidth=2)
     axes.set_yticks(range(count), [_shortened(group.label) for group in reversed(table.groups)])
@@ -208,10 +250,19 @@ def _pareto(axes: Any, table: Table) -> None:
     axes.set_xscale("log", base=2)
     front = [group for group in table.groups if group.label in table.front]
     front.sort(key=lambda g: place[g.label])
-    axes.plot([place[g.label] for g in front], [g.scores.mean for g in front], color=_INK, linewidth=0.9, drawstyle="steps-post", zorder=1)
+    axes.plot(
+        [place[g.label] for g in front],
+        [g.scores.mean for g in front],
+        color=_INK,
+        linewidth=0.9,
+        drawstyle="steps-post",
+        zorder=1,
+    )
     for at, group in enumerate(table.groups):
         x = place[group.label]
-        axes.plot([x, x], [min(group.scores.values), max(group.scores.values)], color=look(at)["color"], linewidth=1)
+        axes.plot(
+            [x, x], [min(group.scores.values), max(group.scores.values)], color=look(at)["color"], linewidth=1
+        )
         axes.plot([x], [group.scores.mean], linestyle="", markersize=8, **look(at))
     low, high = min(place.values()), max(place.values())
     ticks = _powers(least, high)
@@ -220,7 +271,9 @@ def _pareto(axes: Any, table: Table) -> None:
         ticks, labels = [nothing, *ticks], ["nothing", *labels]
     axes.set_xticks(ticks, labels)
     axes.minorticks_off()
-    axes.set(xlim=(low / 2.5, high * 2.5), xlabel="carried state, bytes", ylabel=f"test {words(table.metric)}")
+    axes.set(
+        xlim=(low / 2.5, high * 2.5), xlabel="carried state, bytes", ylabel=f"test {words(table.metric)}"
+    )
     _accuracy_axis(axes, table, "y")
 
 
@@ -248,7 +301,13 @@ def _segments(axes: Any, table: Table) -> None:
                 by_segments.setdefault(segments, []).append(found["accuracy"])
         points = sorted(by_segments.items())
         tested |= by_segments.keys()
-        axes.plot([s for s, _ in points], [sum(v) / len(v) for _, v in points], linewidth=1.4, markersize=5, **look(at))
+        axes.plot(
+            [s for s, _ in points],
+            [sum(v) / len(v) for _, v in points],
+            linewidth=1.4,
+            markersize=5,
+            **look(at),
+        )
         seeds = [(s, v) for s, values in points for v in values]
         if seeds:
             axes.plot(*zip(*seeds, strict=True), linestyle="", markersize=2.5, alpha=0.6, **look(at))
@@ -278,7 +337,13 @@ def _position(axes: Any, table: Table) -> None:
             for part in run.result.get("by_position") or []:
                 by_position.setdefault(part["from"], []).append(part["loss"] * to_bits)
         points = sorted(by_position.items())
-        axes.plot([s + 1 for s, _ in points], [sum(v) / len(v) for _, v in points], linewidth=1.3, markersize=4, **look(at))
+        axes.plot(
+            [s + 1 for s, _ in points],
+            [sum(v) / len(v) for _, v in points],
+            linewidth=1.3,
+            markersize=4,
+            **look(at),
+        )
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, tokens", ylabel="bits per byte")
 
@@ -286,12 +351,24 @@ def _position(axes: Any, table: Table) -> None:
 def _loss(axes: Any, table: Table, axis: str) -> None:
     for at, group in enumerate(table.groups):
         for run in group.runs:
-            # earlier stages of a curriculum have easier samples, and so another loss; text has the same documents in all of them
+            # earlier stages of a curriculum have easier samples, and so another loss; text has the same
+            # documents in all of them
             last = run.result.get("stages") if table.metric == "accuracy" else None
-            lines = [line for line in run.lines if f"val/{axis}" in line and last in (None, line.get("val/stage", last))]
+            lines = [
+                line
+                for line in run.lines
+                if f"val/{axis}" in line and last in (None, line.get("val/stage", last))
+            ]
             points = [(line[f"val/{axis}"], line["val/loss"]) for line in lines]
             if points:
-                axes.plot(*zip(*points, strict=True), linewidth=1, alpha=0.85, markersize=5, markevery=[len(points) - 1], **look(at))
+                axes.plot(
+                    *zip(*points, strict=True),
+                    linewidth=1,
+                    alpha=0.85,
+                    markersize=5,
+                    markevery=[len(points) - 1],
+                    **look(at),
+                )
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -16,8 +16,9 @@ from memlab.reports.comparison import Comparison, Group, Table, score, words
 from memlab.reports.summary import size
 
 SAID = (
-    "± is the standard deviation over seeds. Solved: seeds of at least 0.99. State: what is carried for one document; carried and peak: "
-    "a full cache over the state, and over all that is held while a segment is read."
+    "± is the standard deviation over seeds. Solved: seeds of at least 0.99. State: what is carried for one "
+    "document; carried and peak: a full cache over the state, and over all that is held while a segment is "
+    "read."
 )
 
 
@@ -45,7 +46,10 @@ def columns(table: Table) -> list[str]:
 def cells(table: Table, group: Group) -> list[str]:
     """A row of a table, as a person reads it."""
     scores, metric = group.scores, table.metric
-    steps, seconds = group.mean(lambda r: r.result["steps"]), group.mean(lambda r: r.result["timing"].get("train_seconds"))
+    steps, seconds = (
+        group.mean(lambda r: r.result["steps"]),
+        group.mean(lambda r: r.result["timing"].get("train_seconds")),
+    )
     solved = [group.solve_rate] if metric == "accuracy" else []
     differs = ["; ".join(group.differs)] if any(g.differs for g in table.groups) else []
     n = f"{scores.n}" + (f" (+{len(group.failed)} failed)" if group.failed else "")
@@ -87,11 +91,19 @@ def to_terminal(comparison: Comparison, console: Console) -> None:
 def _rich(table: Table) -> Lines:
     """What fits 80 columns."""
     heads = columns(table)
-    shown = [head for head in ("model", words(table.metric), "solved", "n", "each seed", "state") if head in heads]
+    shown = [
+        head for head in ("model", words(table.metric), "solved", "n", "each seed", "state") if head in heads
+    ]
     grid = RichTable(title=escape(heading(table)), title_justify="left")
     for head in shown:
         text = head in ("model", "each seed")
-        grid.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold", min_width=13 if text else None)
+        grid.add_column(
+            head,
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
+            min_width=13 if text else None,
+        )
     for group in table.groups:
         row = dict(zip(heads, cells(table, group), strict=True))
         row["model"] += " *" if group.differs else ""
@@ -105,17 +117,24 @@ def to_markdown(comparison: Comparison) -> str:
     """For a README or an issue."""
     parts = [f"# {comparison.name}\n\n```bash\n{comparison.command}\n```\n"]
     for table in comparison.tables:
-        parts.append(
-            f"## {_plain(heading(table))}\n\n{_markdown(columns(table), [cells(table, g) for g in table.groups])}\n\n{table.verdict}\n"
-        )
+        grid = _markdown(columns(table), [cells(table, g) for g in table.groups])
+        parts.append(f"## {_plain(heading(table))}\n\n{grid}\n\n{table.verdict}\n")
     parts.append(f"{SAID}\n")
     if comparison.left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- `{run.name}` {_plain(run.reason)}" for run in comparison.left_out) + "\n")
+        parts.append(
+            "Left out:\n\n"
+            + "\n".join(f"- `{run.name}` {_plain(run.reason)}" for run in comparison.left_out)
+            + "\n"
+        )
     return "\n".join(parts)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---" if head in ("model", "each seed", "not as the others") else "---:" for head in heads], *rows]
+    lines = [
+        heads,
+        ["---" if head in ("model", "each seed", "not as the others") else "---:" for head in heads],
+        *rows,
+    ]
     return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
 
 
@@ -126,7 +145,19 @@ def _plain(text: str) -> str:
 
 def groups_csv(comparison: Comparison) -> str:
     """A row for each group, numbers at full precision."""
-    heads = ["task", "model", "metric", "mean", "std", "n", "failed", "solved", "state_bytes", "compression_carry", "compression_peak"]
+    heads = [
+        "task",
+        "model",
+        "metric",
+        "mean",
+        "std",
+        "n",
+        "failed",
+        "solved",
+        "state_bytes",
+        "compression_carry",
+        "compression_peak",
+    ]
     heads += ["parameters", "steps", "train_seconds", "on_pareto_front", "differs"]
     rows = [
         [
@@ -155,7 +186,19 @@ def groups_csv(comparison: Comparison) -> str:
 
 def runs_csv(comparison: Comparison) -> str:
     """A row for each run, those that were left out too."""
-    heads = ["run", "task", "model", "seed", "metric", "score", "steps", "train_seconds", "commit", "command", "left_out"]
+    heads = [
+        "run",
+        "task",
+        "model",
+        "seed",
+        "metric",
+        "score",
+        "steps",
+        "train_seconds",
+        "commit",
+        "command",
+        "left_out",
+    ]
     rows: list[list[object]] = []
     for table in comparison.tables:
         for group in table.groups:

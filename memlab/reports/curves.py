@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import Any
 
 _PANELS: dict[str, tuple[str, dict[str, str]]] = {  # by headline: the axis and the series of the lower panel
-    "accuracy": ("accuracy", {"train/accuracy": "training (teacher-forced)", "val/accuracy": "validation (free-running)"}),
+    "accuracy": (
+        "accuracy",
+        {"train/accuracy": "training (teacher-forced)", "val/accuracy": "validation (free-running)"},
+    ),
     "bits_per_byte": ("bits per byte", {"val/bits_per_byte": "validation"}),
 }
 
 
 def learning(
-    steps: list[dict[str, Any]], headline: str, stages_began_at: list[int], chance: float | None, title: str, directory: Path
+    steps: list[dict[str, Any]],
+    headline: str,
+    stages_began_at: list[int],
+    chance: float | None,
+    title: str,
+    directory: Path,
 ) -> None:
-    """Loss and the headline metric over the steps, with the curriculum's stages as lines, as `learning_curve.png`.
+    """Loss and the headline metric over the steps, with the curriculum's stages as lines, as
+    `learning_curve.png`.
 
     Args:
         steps: the lines of `metrics.jsonl`.
@@ -28,7 +37,9 @@ def learning(
         for key, name in shown.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if key.startswith("val/") else None)
+                axes.plot(
+                    *zip(*points, strict=True), label=name, marker="." if key.startswith("val/") else None
+                )
         for began in stages_began_at[1:]:
             axes.axvline(began, color="0.7", linewidth=0.8, zorder=0)
         axes.legend(loc="best", fontsize=8)
@@ -48,12 +59,18 @@ def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> No
     """
     figure, (axes,) = new_figure(1)
     axes.stairs([r["loss"] for r in ranges], [*(r["from"] + 1 for r in ranges), 2 * ranges[-1]["from"] + 2])
-    axes.set(xscale="log", xlabel="position in the document, tokens", ylabel="loss, nats for each token", title=title)
+    axes.set(
+        xscale="log",
+        xlabel="position in the document, tokens",
+        ylabel="loss, nats for each token",
+        title=title,
+    )
     save(figure, directory / "loss_by_position.png")
 
 
 def activations(result: dict[str, Any], directory: Path) -> None:
-    """Peak bytes of a training step over the number of segments, by model and by what is recomputed, as `memory.png`.
+    """Peak bytes of a training step over the number of segments, by model and by what is recomputed, as
+    `memory.png`.
 
     Args:
         result: of `memlab.bench suite=memory`.
@@ -70,7 +87,9 @@ def activations(result: dict[str, Any], directory: Path) -> None:
     for axes, (name, measured) in zip(grid.flat, models.items(), strict=False):
         for way, peaks in measured["peak_bytes"].items():
             axes.plot(result["segments"], [peak / 1e6 for peak in peaks], label=way, marker=".")
-        axes.set(title=name, xscale="log", yscale="log", xticks=result["segments"], xticklabels=result["segments"])
+        axes.set(
+            title=name, xscale="log", yscale="log", xticks=result["segments"], xticklabels=result["segments"]
+        )
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(models) :]:

@@ -1,4 +1,6 @@
-"""The figures of an evaluation, made from the entries of `evaluation.json` (see `memlab/evaluation/record.py`)."""
+"""The figures of an evaluation, made from the entries of `evaluation.json` (see
+`memlab/evaluation/record.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,18 @@ _BYTES = (("state_bytes", "carried", "#0072B2"), ("peak_bytes", "held while a se
 _RATIOS = (("compression_carry", "carried", "#0072B2"), ("compression_peak", "peak", "#D55E00"))
 
 
-def accuracy_by_segments(entries: Sequence[dict[str, Any]], trained: int, chance: float, title: str, file: Path) -> None:
-    """Accuracy over the number of segments with its 95 % confidence intervals, the controls, chance, and where the training ended."""
+def accuracy_by_segments(
+    entries: Sequence[dict[str, Any]], trained: int, chance: float, title: str, file: Path
+) -> None:
+    """Accuracy over the number of segments with its 95 % confidence intervals, the controls, chance,
+    and where the training ended.
+    """
     figure, (axes,) = new_figure(1)
     for name, (label, colour, marker) in _SERIES.items():
         of = [(e["segments"], e if name == "plain" else e["controls"].get(name)) for e in entries]
-        points = [(segments, f["accuracy"], *f["intervals"]["accuracy"]) for segments, f in of if f is not None]
+        points = [
+            (segments, f["accuracy"], *f["intervals"]["accuracy"]) for segments, f in of if f is not None
+        ]
         if points:
             x, y, low, high = zip(*points, strict=True)
             axes.plot(x, y, label=label, color=colour, marker=marker, markersize=4)
@@ -32,13 +40,20 @@ def accuracy_by_segments(entries: Sequence[dict[str, Any]], trained: int, chance
     axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
     _plain_numbers(axes, [e["segments"] for e in entries])
-    axes.set(ylim=(0, 1.03), xlabel=f"segments (dashed: trained up to {trained})", ylabel="accuracy (dotted: chance)", title=title)
+    axes.set(
+        ylim=(0, 1.03),
+        xlabel=f"segments (dashed: trained up to {trained})",
+        ylabel="accuracy (dotted: chance)",
+        title=title,
+    )
     axes.legend(loc="best", fontsize=8, title="band: 95 % interval", title_fontsize=7)
     save(figure, file)
 
 
 def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: str, file: Path) -> None:
-    """Accuracy by where the fact stands and by the number of segments, as a heat map; a cell says it in numbers too."""
+    """Accuracy by where the fact stands and by the number of segments, as a heat map;
+    a cell says it in numbers too.
+    """
     import numpy as np
 
     edges = sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]})
@@ -51,7 +66,15 @@ def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: s
     for row, column in np.ndindex(values.shape):
         if not np.isnan(values[row, column]):
             dark = values[row, column] < 0.5
-            axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            axes.text(
+                column,
+                row,
+                f"{values[row, column]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
     axes.set_xticks(range(len(entries)), [f"{e['segments']}\nn={e['samples']}" for e in entries], fontsize=7)
     axes.set_yticks(range(len(edges)), [f"{low:.0%} to {high:.0%}" for low, high in edges], fontsize=7)
     axes.grid(False)
@@ -64,7 +87,9 @@ def memory_by_tokens(curve: Sequence[dict[str, Any]], title: str, file: Path) ->
     """What is held for one document, and both compressions, over the tokens read."""
     figure, (top, bottom) = new_figure(2)
     tokens = [point["tokens"] for point in curve]
-    top.plot(tokens, [point["kv_full_bytes"] for point in curve], color="0.4", linestyle="--", label="a full cache")
+    top.plot(
+        tokens, [point["kv_full_bytes"] for point in curve], color="0.4", linestyle="--", label="a full cache"
+    )
     for axes, series in ((top, _BYTES), (bottom, _RATIOS)):
         for key, label, colour in series:
             points = [(point["tokens"], point[key]) for point in curve if point[key]]
@@ -85,8 +110,18 @@ def loss_by_position(entry: dict[str, Any], title: str, file: Path) -> None:
         ranges = entry["by_position"] if name == "plain" else control["by_position"] if control else []
         if ranges:
             edges = [*(r["from"] + 1 for r in ranges), 2 * ranges[-1]["from"] + 2]
-            axes.stairs([r["loss"] for r in ranges], edges, color=colour, label="memory on" if name == "plain" else label)
-    axes.set(xscale="log", xlabel="position in the document, tokens", ylabel="loss, nats for each token", title=title)
+            axes.stairs(
+                [r["loss"] for r in ranges],
+                edges,
+                color=colour,
+                label="memory on" if name == "plain" else label,
+            )
+    axes.set(
+        xscale="log",
+        xlabel="position in the document, tokens",
+        ylabel="loss, nats for each token",
+        title=title,
+    )
     axes.legend(loc="best", fontsize=8)
     save(figure, file)
 
@@ -95,8 +130,17 @@ def streaming(entry: dict[str, Any], title: str, file: Path) -> None:
     """Speed and memory over the tokens of one stream."""
     figure, (top, bottom) = new_figure(2)
     tokens = [point["tokens"] for point in entry["points"]]
-    for axes, key, scale, label in ((top, "tokens_per_second", 1, "tokens/s"), (bottom, "peak_memory", 2**-20, "peak memory, MiB")):
-        axes.plot(tokens, [scale * point[key] for point in entry["points"]], color="#0072B2", marker="o", markersize=4)
+    for axes, key, scale, label in (
+        (top, "tokens_per_second", 1, "tokens/s"),
+        (bottom, "peak_memory", 2**-20, "peak memory, MiB"),
+    ):
+        axes.plot(
+            tokens,
+            [scale * point[key] for point in entry["points"]],
+            color="#0072B2",
+            marker="o",
+            markersize=4,
+        )
         axes.set_ylim(bottom=0)
         axes.set(xscale="log", ylabel=label)
     top.set(title=title)
@@ -105,5 +149,10 @@ def streaming(entry: dict[str, Any], title: str, file: Path) -> None:
 
 
 def _plain_numbers(axes: Any, values: Sequence[int]) -> None:
-    axes.set_xticks(sorted(set(values)), [str(v) for v in sorted(set(values))], fontsize=8, rotation=45 if len(values) > 8 else 0)
+    axes.set_xticks(
+        sorted(set(values)),
+        [str(v) for v in sorted(set(values))],
+        fontsize=8,
+        rotation=45 if len(values) > 8 else 0,
+    )
     axes.minorticks_off()

@@ -1,4 +1,6 @@
-"""What a person reads when an evaluation has ended: the entries of `evaluation.json` (see `memlab/evaluation/record.py`) as tables."""
+"""What a person reads when an evaluation has ended: the entries of `evaluation.json` (see
+`memlab/evaluation/record.py`) as tables.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +16,57 @@ from memlab.reports.summary import ratio, size
 _CONTROLS = {"memory_off": "mem. off", "shuffled": "shuffled"}
 
 
-def print_lengths(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int) -> None:
+def print_lengths(
+    console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int
+) -> None:
     """Accuracy by number of segments, then what it cost, then by depth where the task has one."""
-    title = f"{_who(record)}; trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
-    said = "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; intervals: 95 %, "
+    title = (
+        f"{_who(record)}; trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
+    )
+    said = (
+        "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; "
+        "intervals: 95 %, "
+    )
     said += "over samples of this one training"
     controls = [name for name in _CONTROLS if any(name in e["controls"] for e in entries)]
-    table = _table(title, ["segments", "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)])
+    table = _table(
+        title,
+        ["segments", "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)],
+    )
     for e in entries:
         fewer = e["samples"] < trained_samples
         off = [f"{e['controls'][name]['accuracy']:.4f}" if name in e["controls"] else "" for name in controls]
         plain = (f"{e[key]:.4f}" for key in ("accuracy", "accuracy_teacher_forced", "exact_match"))
         accuracy, forced, whole = plain
         samples = f"{e['samples']:,}" + "*" * fewer
-        table.add_row(f"{e['segments']:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off)
+        table.add_row(
+            f"{e['segments']:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off
+        )
     _print(console, table, said)
     if any(e["samples"] < trained_samples for e in entries):
-        console.print(f"* fewer samples than the training's test ({trained_samples:,}): see samples and max_tokens", style="dim")
+        console.print(
+            f"* fewer samples than the training's test ({trained_samples:,}): see samples and max_tokens",
+            style="dim",
+        )
 
-    said = "state: carried for one document; carried, peak: a full cache over the state, and over all that is held while a "
+    said = (
+        "state: carried for one document; carried, peak: a full cache over the state, and over all that is "
+        "held while a "
+    )
     said += "segment is read; memory: the most that this process held"
     cost = _table("cost", ["segments", "tokens", "state", "carried", "peak", "tokens/s", "memory"])
     for e in entries:
         m = e["memory"]
         ratios = (ratio(m["compression_carry"]), ratio(m["compression_peak"]))
         speed = f"{e['tokens_per_second']:,.0f}"
-        cost.add_row(f"{e['segments']:,}", f"{e['tokens']:,}", size(m["state_bytes"]), *ratios, speed, size(e["peak_memory"]["bytes"]))
+        cost.add_row(
+            f"{e['segments']:,}",
+            f"{e['tokens']:,}",
+            size(m["state_bytes"]),
+            *ratios,
+            speed,
+            size(e["peak_memory"]["bytes"]),
+        )
     _print(console, cost, said)
     _print_cost(console, record)
     if any(e["depth"] for e in entries):
@@ -52,21 +79,35 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
     table = _table(title, ["", "figure", "95 %, documents"])
     bounds = entry["intervals"]
     for name in ("bits_per_byte", "loss", "perplexity", "word_perplexity"):
-        table.add_row(name.replace("_", " "), f"{entry[name]:,.4f}", interval(bounds[name]) if bounds.get(name) else "")
+        table.add_row(
+            name.replace("_", " "), f"{entry[name]:,.4f}", interval(bounds[name]) if bounds.get(name) else ""
+        )
     for name, control in entry["controls"].items():
         found = f"{control['bits_per_byte']:,.4f}" if control["tokens"] else "no two documents at a time"
         table.add_row(f"bits per byte, {name.replace('_', ' ')}", found, f"on {control['tokens']:,} tokens")
     _print(console, table)
     controls = [name for name in _CONTROLS if name in entry["controls"]]
-    positions = _table("loss by position, nats for each token", ["from token", "tokens", "loss", *map(_CONTROLS.__getitem__, controls)])
+    positions = _table(
+        "loss by position, nats for each token",
+        ["from token", "tokens", "loss", *map(_CONTROLS.__getitem__, controls)],
+    )
     for r in entry["by_position"]:
-        other = [next((o["loss"] for o in entry["controls"][c]["by_position"] if o["from"] == r["from"]), None) for c in controls]
-        positions.add_row(f"{r['from']:,}", f"{r['tokens']:,}", f"{r['loss']:.4f}", *("" if o is None else f"{o:.4f}" for o in other))
+        other = [
+            next((o["loss"] for o in entry["controls"][c]["by_position"] if o["from"] == r["from"]), None)
+            for c in controls
+        ]
+        positions.add_row(
+            f"{r['from']:,}",
+            f"{r['tokens']:,}",
+            f"{r['loss']:.4f}",
+            *("" if o is None else f"{o:.4f}" for o in other),
+        )
     _print(console, positions)
     m = entry["memory"]
     console.print(
-        f"state {size(m['state_bytes'])} after {m['tokens']:,} tokens; compression {ratio(m['compression_carry'])} carried, "
-        f"{ratio(m['compression_peak'])} peak; {entry['tokens_per_second']:,.0f} tokens/s",
+        f"state {size(m['state_bytes'])} after {m['tokens']:,} tokens; compression "
+        f"{ratio(m['compression_carry'])} carried, {ratio(m['compression_peak'])} peak; "
+        f"{entry['tokens_per_second']:,.0f} tokens/s",
         soft_wrap=True,
     )
     _print_cost(console, record)
@@ -75,22 +116,28 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
 def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
     """Speed and memory on the way."""
     kind = "GPU memory" if entry["peak_memory_kind"] == "gpu" else "resident memory"
-    title = f"{_who(record)}: one document of {entry['tokens']:,} tokens in segments of {entry['segment_length']}, {entry['device']}"
+    title = (
+        f"{_who(record)}: one document of {entry['tokens']:,} tokens in segments of "
+        f"{entry['segment_length']}, {entry['device']}"
+    )
     table = _table(title, ["tokens", "tokens/s", "peak", "state"])
     for point in entry["points"]:
         speed, peak = f"{point['tokens_per_second']:,.0f}", size(point["peak_memory"])
         table.add_row(f"{point['tokens']:,}", speed, peak, size(point["state_bytes"]))
     _print(console, table, f"tokens/s: since the line before; peak: most {kind} until there")
     console.print(
-        f"at the end against the first {entry['at_32k']['tokens']:,} tokens: memory × {entry['memory_ratio']:.3f}, "
-        f"speed × {entry['speed_ratio']:.3f}",
+        f"at the end against the first {entry['at_32k']['tokens']:,} tokens: memory × "
+        f"{entry['memory_ratio']:.3f}, speed × {entry['speed_ratio']:.3f}",
         soft_wrap=True,
     )
 
 
 def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
     """How much goes to the memory, by layer: what the figures show by head and segment."""
-    title = f"{_who(record)}: share of attention on what was read before, mean over heads and over the segments behind the first"
+    title = (
+        f"{_who(record)}: share of attention on what was read before, mean over heads and over the segments "
+        "behind the first"
+    )
     kinds = [(kind, layer) for kind, found in entries[0]["memory_share"].items() for layer in found["layers"]]
     table = _table(title, ["segments (samples)", *(f"{e['segments']:,} ({e['samples']:,})" for e in entries)])
     for kind, layer in kinds:
@@ -112,7 +159,10 @@ def _depths(entries: Sequence[dict[str, Any]]) -> Table:
     table = _table(title, ["depth", *(f"{e['segments']:,}" for e in entries)])
     for low, high in sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]}):
         cells = [next((c for c in e["depth"] if c["from"] == low), None) for e in entries]
-        table.add_row(f"{low:.0%} to {high:.0%}", *("" if c is None else f"{c['accuracy']:.3f} ({c['samples']:,})" for c in cells))
+        table.add_row(
+            f"{low:.0%} to {high:.0%}",
+            *("" if c is None else f"{c['accuracy']:.3f} ({c['samples']:,})" for c in cells),
+        )
     return table
 
 
@@ -120,7 +170,8 @@ def _print_cost(console: Console, record: dict[str, Any]) -> None:
     cost = record["cost"]
     flops = cost["flops_per_token"]
     console.print(
-        f"{cost['parameters']:,} parameters; {flops['inference']:,.0f} FLOPs for each token read, {flops['training']:,.0f} trained on",
+        f"{cost['parameters']:,} parameters; {flops['inference']:,.0f} FLOPs for each token read, "
+        f"{flops['training']:,.0f} trained on",
         soft_wrap=True,
     )
 
@@ -130,7 +181,9 @@ def _who(record: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False
+    )
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     return table

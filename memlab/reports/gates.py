@@ -1,7 +1,7 @@
 """The gates of a run: how much of each head's output comes from the memory, over training.
 
-The Infini-attention paper (arXiv 2404.07143, figure 3) tells specialised heads, whose gate is near 0 (the segment) or near 1 (the memory),
-from mixer heads near 0.5. It prints no bounds; these are memlab's.
+The Infini-attention paper (arXiv 2404.07143, figure 3) tells specialised heads, whose gate is near 0 (the
+segment) or near 1 (the memory), from mixer heads near 0.5. It prints no bounds; these are memlab's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def over_training(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list
 
 
 def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
-    """Every gate over the steps, and all of them at the last, as `gates.png`; False = the model has none, and nothing is drawn.
+    """Every gate over the steps, and all of them at the last, as `gates.png`; False = the model has none, and
+    nothing is drawn.
 
     Args:
         steps: the lines of `metrics.jsonl`.
@@ -64,11 +65,21 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
         top.axhspan(low, high, color="0.9", zorder=0)
     for (layer, head), points in found.items():
         label = f"layer {layer}" if head == 0 else None
-        top.plot(*zip(*points, strict=True), color=colours(layers.index(layer)), linestyle=_LINES[head % len(_LINES)], label=label)
+        top.plot(
+            *zip(*points, strict=True),
+            color=colours(layers.index(layer)),
+            linestyle=_LINES[head % len(_LINES)],
+            label=label,
+        )
     words = ((LOCAL / 2, "local"), (sum(MIXER) / 2, "mixer"), ((1 + MEMORY) / 2, "memory"))
     for height, word in words:
         top.text(1.01, height, word, transform=top.get_yaxis_transform(), va="center", fontsize=8)
-    top.set(ylim=(0, 1), xlabel="optimizer step (a line is a head)", ylabel="gate, share of the memory", title=title)
+    top.set(
+        ylim=(0, 1),
+        xlabel="optimizer step (a line is a head)",
+        ylabel="gate, share of the memory",
+        title=title,
+    )
     top.grid(alpha=0.3)
     top.legend(loc="best", fontsize=8, ncols=1 + (len(layers) - 1) // 6)
 
@@ -79,7 +90,9 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
     for row, column in np.ndindex(values.shape):
         if heads <= 16 and not np.isnan(values[row, column]):
             colour = "white" if values[row, column] < 0.5 else "black"
-            bottom.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+            bottom.text(
+                column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour
+            )
     bottom.set_xticks(range(heads))
     bottom.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     bottom.set(ylabel="layer", xlabel="head, at the last step logged")
@@ -92,5 +105,11 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
 def caption(gates: Sequence[float]) -> str:
     """The counts of `kinds`, with the bounds that they were made by."""
     n = kinds(gates)
-    specialised = f"{n['local'] + n['memory']} specialised ({n['local']} local, gate ≤ {LOCAL}; {n['memory']} memory, ≥ {MEMORY})"
-    return f"of {len(gates)} heads: {specialised}, {n['mixer']} mixer ({MIXER[0]} to {MIXER[1]}), {n['between']} between"
+    specialised = (
+        f"{n['local'] + n['memory']} specialised ({n['local']} local, gate ≤ {LOCAL}; {n['memory']} memory, "
+        f"≥ {MEMORY})"
+    )
+    return (
+        f"of {len(gates)} heads: {specialised}, {n['mixer']} mixer ({MIXER[0]} to {MIXER[1]}), "
+        f"{n['between']} between"
+    )

@@ -1,4 +1,6 @@
-"""The figures of looking inside, made from the entries `inside` of `evaluation.json` (see `memlab/evaluation/record.py`)."""
+"""The figures of looking inside, made from the entries `inside` of `evaluation.json` (see
+`memlab/evaluation/record.py`).
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,20 @@ def _share(found: dict[str, Any], said: str, title: str, file: Path) -> None:
     segments, layers, heads = values.shape
     rows = layers * heads
     figure, (axes,) = new_figure(1, height=min(12.0, 2.7 + 0.2 * rows))
-    image = axes.imshow(values.reshape(segments, rows).T, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        values.reshape(segments, rows).T,
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        aspect="auto",
+        interpolation="nearest",
+    )
     for layer in range(1, layers):
         axes.axhline(layer * heads - 0.5, color="white", linewidth=1.5)
-    axes.set_yticks([layer * heads + (heads - 1) / 2 for layer in range(layers)], [f"layer {layer}" for layer in found["layers"]])
+    axes.set_yticks(
+        [layer * heads + (heads - 1) / 2 for layer in range(layers)],
+        [f"layer {layer}" for layer in found["layers"]],
+    )
     _segments(axes.xaxis, segments, 1)
     axes.grid(False)
     axes.set(xlabel=f"segment (a row is one of {heads} heads)", title=title)
@@ -69,20 +81,29 @@ def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
     bottom.grid(alpha=0.3)
     bottom.legend(loc="best", fontsize=8)
     step = -(-len(segments) // 16)
-    bottom.set(xticks=segments[::step], xlabel="segment that wrote it", ylabel="cosine, slot and the\nsame slot before", ylim=(-1.05, 1.05))
+    bottom.set(
+        xticks=segments[::step],
+        xlabel="segment that wrote it",
+        ylabel="cosine, slot and the\nsame slot before",
+        ylim=(-1.05, 1.05),
+    )
     save(figure, file)
 
 
 def _retrieval(found: dict[str, Any], title: str, file: Path) -> None:
     """A histogram for each head, by keys and by the attention that they get."""
     figure, panels = new_figure(2)
-    for axes, name, label in zip(panels, ("keys", "attention"), ("share of retrieved keys", "share of their attention"), strict=True):
+    for axes, name, label in zip(
+        panels, ("keys", "attention"), ("share of retrieved keys", "share of their attention"), strict=True
+    ):
         for head, counts in enumerate(found[name]):
             total = sum(counts)
             if total:
                 edges = [*found["from"], 2 * found["from"][-1]]
                 line = ("-", "--", ":", "-.")[head % 4]
-                axes.stairs([c / total for c in counts], edges, label=f"head {head}", linestyle=line, linewidth=1.6)
+                axes.stairs(
+                    [c / total for c in counts], edges, label=f"head {head}", linestyle=line, linewidth=1.6
+                )
         axes.set_xscale("log", base=2)
         axes.set(ylabel=label, ylim=(0, None))
     if len(found["keys"]) <= 12 and found["from"]:

@@ -1,6 +1,7 @@
 """The comparison page: one HTML file with everything in it, that needs no network, no server and no script.
 
-It reads well on a phone (rows of a table become cards), on paper, and on a dark screen; nothing is told by colour alone.
+It reads well on a phone (rows of a table become cards), on paper, and on a dark screen; nothing is told by
+colour alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def write(comparison: Comparison, directory: Path, made: str) -> Path:
     ]
     body = [
         f"<header><h1>{escape(comparison.name)}</h1>",
-        f"<p>{_count(len(comparison.runs), 'run')}, {_count(len(comparison.tables), 'test')}. {escape(made)}</p></header>",
+        (
+            f"<p>{_count(len(comparison.runs), 'run')}, {_count(len(comparison.tables), 'test')}. "
+            f"{escape(made)}</p></header>"
+        ),
         *sections,
         _left_out(comparison),
         _reproduce(comparison),
@@ -41,7 +45,8 @@ def write(comparison: Comparison, directory: Path, made: str) -> Path:
 def _whole(title: str, body: str) -> str:
     nothing_from_outside = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{nothing_from_outside}">
 <title>{escape(title)}: comparison by memlab</title><style>{STYLE}</style></head>
 <body>
@@ -52,14 +57,19 @@ def _whole(title: str, body: str) -> str:
 
 def _table_section(table: Table, directory: Path, prefix: str) -> str:
     drawn, missing = figures.draw(table, directory, prefix)
-    legend = "".join(f"<li>{figures.swatch(i)} {escape(group.label)}</li>" for i, group in enumerate(table.groups))
-    shown = "".join(
-        f'<figure role="img" aria-label="{escape(f.caption)}">{f.svg}<figcaption>{escape(f.caption)}</figcaption></figure>' for f in drawn
+    legend = "".join(
+        f"<li>{figures.swatch(i)} {escape(group.label)}</li>" for i, group in enumerate(table.groups)
     )
+    shown = "".join(
+        f'<figure role="img" aria-label="{escape(f.caption)}">{f.svg}'
+        f"<figcaption>{escape(f.caption)}</figcaption></figure>"
+        for f in drawn
+    )
+    rows = [cells(table, group) for group in table.groups]
     return f"""<section>
 <h2>{escape(heading(table))}</h2>
 <p class="verdict">{escape(table.verdict)}</p>
-{_grid(columns(table), [cells(table, group) for group in table.groups], text={"model", "each seed", "not as the others"})}
+{_grid(columns(table), rows, text={"model", "each seed", "not as the others"})}
 <p class="note">{escape(SAID)}{_pareto_words(table)}</p>
 <ul class="legend" aria-label="groups of the figures">{legend}</ul>
 <div class="figures">{shown}</div>
@@ -90,8 +100,15 @@ def _pairs(table: Table) -> str:
         ]
         for p in table.pairs
     ]
-    how = "with the same seed, signs of differences permuted" if table.paired else "scores dealt anew to two groups"
-    said = f"Permutation test of the means ({how}), two-sided; p among all {_count(len(rows), 'pair')} by Holm. Different: at most 0.05."
+    how = (
+        "with the same seed, signs of differences permuted"
+        if table.paired
+        else "scores dealt anew to two groups"
+    )
+    said = (
+        f"Permutation test of the means ({how}), two-sided; p among all {_count(len(rows), 'pair')} by Holm. "
+        "Different: at most 0.05."
+    )
     grid = _grid(
         ["better mean", "other", "difference", "p of the pair", "p among all", "different"],
         rows,
@@ -103,7 +120,9 @@ def _pairs(table: Table) -> str:
 def _left_out(comparison: Comparison) -> str:
     if not comparison.left_out:
         return ""
-    items = "".join(f"<li><code>{escape(run.name)}</code> {escape(run.reason)}</li>" for run in comparison.left_out)
+    items = "".join(
+        f"<li><code>{escape(run.name)}</code> {escape(run.reason)}</li>" for run in comparison.left_out
+    )
     return f"<section><h2>Left out ({len(comparison.left_out)})</h2><ul class='plain'>{items}</ul></section>"
 
 
@@ -122,7 +141,10 @@ def _reproduce(comparison: Comparison) -> str:
         for run in group.runs
     ]
     grid = _grid(
-        ["model", "seed", "score", "commit", "command", "run"], rows, text={"model", "commit", "command", "run"}, code={"command", "run"}
+        ["model", "seed", "score", "commit", "command", "run"],
+        rows,
+        text={"model", "commit", "command", "run"},
+        code={"command", "run"},
     )
     made = _most_common(_versions(run.result.get("versions") or {}) for run in comparison.runs)
     machines = _most_common(_hardware(run.result.get("hardware") or {}) for run in comparison.runs)
@@ -138,7 +160,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _most_common(said: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(text)} ({_count(count, 'run')})</li>" for text, count in Counter(said).most_common())
+    return "".join(
+        f"<li>{escape(text)} ({_count(count, 'run')})</li>" for text, count in Counter(said).most_common()
+    )
 
 
 def _versions(found: dict[str, object]) -> str:
@@ -153,7 +177,9 @@ def _hardware(found: dict[str, object]) -> str:
     return f"{found.get('processor')}, {found.get('cores')} cores, {found.get('threads')} threads, {named}"
 
 
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], text: set[str], code: set[str] | None = None) -> str:
+def _grid(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], text: set[str], code: set[str] | None = None
+) -> str:
     """A table whose rows become cards where it is narrow: every cell brings its head along."""
 
     def cell(head: str, value: str) -> str:
@@ -161,5 +187,7 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], text: set[str], c
         return f'<td data-head="{escape(head)}"{"" if head in text else " class=number"}>{shown}</td>'
 
     head = "".join(f"<th scope=col{'' if h in text else ' class=number'}>{escape(h)}</th>" for h in heads)
-    lines = "".join("<tr>" + "".join(cell(h, v) for h, v in zip(heads, row, strict=True)) + "</tr>" for row in rows)
+    lines = "".join(
+        "<tr>" + "".join(cell(h, v) for h, v in zip(heads, row, strict=True)) + "</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -7,7 +7,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from memlab.config import ShowConfig, build_task
+from memlab.config.checks import build_task
+from memlab.config.sections import ShowConfig
 from memlab.reports.text_samples import print_pieces
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
@@ -16,20 +17,24 @@ NOTHING = "·"  # a target that does not count
 
 
 def print_samples(config: ShowConfig) -> None:
-    """For each segment of each sample: the tokens that are read, and below them the targets that count. Of text: its first pieces.
+    """For each segment of each sample: the tokens that are read, and below them the targets that count.
+
+    Of text: its first pieces.
 
     Raises:
         UserError: a text task's documents cannot be had.
     """
     task = build_task(config)
     if isinstance(task, TextTask):
-        print_pieces(task, config.task["name"], config.split, config.seed, config.samples, first_paragraph(type(task)))
+        print_pieces(
+            task, config.task["name"], config.split, config.seed, config.samples, first_paragraph(type(task))
+        )
         return
     assert isinstance(task, SyntheticTask)
     console = Console(highlight=False)
     console.print(
-        f"[bold]{config.task['name']}[/], {config.split}: {task.num_segments} segments of {list(task.segment_lengths)} tokens; "
-        f"{task.answer_tokens} answer tokens; chance {task.chance:.3f}",
+        f"[bold]{config.task['name']}[/], {config.split}: {task.num_segments} segments of "
+        f"{list(task.segment_lengths)} tokens; {task.answer_tokens} answer tokens; chance {task.chance:.3f}",
         soft_wrap=True,
     )
     console.print(Text(first_paragraph(type(task)), style="dim"))
@@ -38,7 +43,10 @@ def print_samples(config: ShowConfig) -> None:
         console.print(f"\n[bold]sample {index}[/]")
         reads = [task.word(token) for token in batch.tokens_BT[index].tolist()]
         targets = batch.targets_BT[index].tolist()
-        answers = [task.word(token) if counts else NOTHING for token, counts in zip(targets, batch.answer_BT[index], strict=True)]
+        answers = [
+            task.word(token) if counts else NOTHING
+            for token, counts in zip(targets, batch.answer_BT[index], strict=True)
+        ]
         width = max(map(len, [*reads, *answers]))
         room = max(1, (console.width - 22) // (width + 1))
         at = 0
@@ -49,7 +57,9 @@ def print_samples(config: ShowConfig) -> None:
                 for what, words, style in (("reads", reads[part], ""), ("answers", answers[part], "green")):
                     line = Text(f"{name if what == 'reads' else '':<12}{what:<9}", style="dim")
                     for word in words:
-                        line.append(f"{word:>{width}} ", style="dim" if word == NOTHING else style or "not dim")
+                        line.append(
+                            f"{word:>{width}} ", style="dim" if word == NOTHING else style or "not dim"
+                        )
                     line.rstrip()
                     if what == "reads" or any(word != NOTHING for word in words):
                         console.print(line, soft_wrap=True)

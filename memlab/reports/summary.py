@@ -18,7 +18,11 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     """
     console = Console(highlight=False)
     metrics, memory, timing = result["metrics"], result["memory"], result["timing"]
-    table = Table(title=f"{result['model']} on {result['task']}, seed {result['seed']}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"{result['model']} on {result['task']}, seed {result['seed']}",
+        title_justify="left",
+        show_header=False,
+    )
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -26,7 +30,11 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     for row in _answers(result, metrics) if "val/accuracy" in metrics else _text(result, metrics):
         table.add_row(*row)
     table.add_section()
-    seen = f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}" if "samples" in result else ""
+    seen = (
+        f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}"
+        if "samples" in result
+        else ""
+    )
     table.add_row("steps", f"{result['steps']:,}", seen or f"{result['tokens']:,} tokens")
     table.add_row(
         "training time",
@@ -39,8 +47,16 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
         size(memory["state_bytes"]),
         f"for one document after {memory['tokens']:,} tokens; a full cache: {size(memory['kv_full_bytes'])}",
     )
-    table.add_row("compression, carried", ratio(memory["compression_carry"]), "full cache over what passes a segment boundary")
-    table.add_row("compression, peak", ratio(memory["compression_peak"]), "full cache over what is held while a segment is read")
+    table.add_row(
+        "compression, carried",
+        ratio(memory["compression_carry"]),
+        "full cache over what passes a segment boundary",
+    )
+    table.add_row(
+        "compression, peak",
+        ratio(memory["compression_peak"]),
+        "full cache over what is held while a segment is read",
+    )
     console.print()
     console.print(table)
     console.print(f"run directory  {run_dir}", soft_wrap=True)
@@ -53,14 +69,25 @@ NO_TEST = ("test", "-", "left alone: trainer.test=false")
 
 
 def _answers(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
-    best = f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of {result['stages']}"
+    best = (
+        f"best checkpoint: step {result['best_step']:,}, curriculum stage {result['best_stage']} of "
+        f"{result['stages']}"
+    )
     validation = ("validation accuracy", f"{metrics['val/accuracy']:.4f}", best)
     if "test/accuracy" not in metrics:
         return [validation, NO_TEST]
     colour = "green" if metrics["test/accuracy"] >= 0.99 else "yellow"
     return [
-        ("test accuracy", f"[{colour}]{metrics['test/accuracy']:.4f}[/]", f"free-running; chance {result['chance']:.3f}"),
-        ("  teacher-forced", f"{metrics['test/accuracy_teacher_forced']:.4f}", "true tokens before each answer token"),
+        (
+            "test accuracy",
+            f"[{colour}]{metrics['test/accuracy']:.4f}[/]",
+            f"free-running; chance {result['chance']:.3f}",
+        ),
+        (
+            "  teacher-forced",
+            f"{metrics['test/accuracy_teacher_forced']:.4f}",
+            "true tokens before each answer token",
+        ),
         ("  whole answers", f"{metrics['test/exact_match']:.4f}", "every token of the sample right"),
         validation,
     ]
@@ -73,9 +100,17 @@ def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
         return [validation, NO_TEST]
     read = result["test_read"]
     return [
-        ("test bits per byte", f"[green]{metrics['test/bits_per_byte']:.4f}[/]", f"{read['documents']} documents, {read['bytes']:,} bytes"),
+        (
+            "test bits per byte",
+            f"[green]{metrics['test/bits_per_byte']:.4f}[/]",
+            f"{read['documents']} documents, {read['bytes']:,} bytes",
+        ),
         ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"for each of {read['tokens']:,} tokens"),
-        ("  word perplexity", f"{metrics['test/word_perplexity']:,.1f}", f"for each of {read['words']:,} words"),
+        (
+            "  word perplexity",
+            f"{metrics['test/word_perplexity']:,.1f}",
+            f"for each of {read['words']:,} words",
+        ),
         validation,
     ]
 

@@ -16,7 +16,14 @@ LONGEST = 320  # characters of a segment that are printed
 STEPS = 2000  # to look through for a document's end
 
 
-def print_pieces(task: TextTask, name: str, split: Literal["train", "validation", "test"], seed: int, samples: int, about: str) -> None:
+def print_pieces(
+    task: TextTask,
+    name: str,
+    split: Literal["train", "validation", "test"],
+    seed: int,
+    samples: int,
+    about: str,
+) -> None:
     """The first step of some rows, and of one of them the step in which a document ends and the next begins.
 
     Args:
@@ -30,15 +37,17 @@ def print_pieces(task: TextTask, name: str, split: Literal["train", "validation"
     console = Console(highlight=False)
     segments, length = task.num_segments, task.segment_lengths[0]
     console.print(
-        f"[bold]{name}[/], {split}: {task.batch_size} rows, in a step each reads {segments} segments of {length} tokens; "
-        f"{task.vocab_size} token ids",
+        f"[bold]{name}[/], {split}: {task.batch_size} rows, in a step each reads {segments} segments of "
+        f"{length} tokens; {task.vocab_size} token ids",
         soft_wrap=True,
     )
     console.print(Text(about, style="dim"))
     if split != "train":
         amounts = task.amounts(split)
         console.print(
-            f"{amounts.documents:,} documents, {amounts.bytes:,} bytes, {amounts.words:,} words, {amounts.tokens:,} tokens", soft_wrap=True
+            f"{amounts.documents:,} documents, {amounts.bytes:,} bytes, {amounts.words:,} words, "
+            f"{amounts.tokens:,} tokens",
+            soft_wrap=True,
         )
     rows = range(min(samples, task.batch_size if split == "train" else task.evaluation_rows(split)))
     batches = task.training(seed, rows) if split == "train" else task.evaluation(split, rows)

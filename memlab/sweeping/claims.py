@@ -1,9 +1,12 @@
-"""Which trial a worker does next. Decided under the storage's lock, so that a sweep of N has exactly N complete or pruned trials.
+"""Which trial a worker does next.
 
-A running trial belongs to the worker whose lease it carries, and the lease's beat goes on while that worker lives. A trial whose worker is
-dead is taken over as it is, with its number, its parameters and its checkpoints: nothing is marked failed and nothing is queued, so there
-is no moment at which it could be lost, and it counts once. (Optuna's own heartbeat beats only inside `Study.optimize`, ends such a trial as
-failed and queues another one in a second transaction.)
+Decided under the storage's lock, so that a sweep of N has exactly N complete or pruned trials.
+
+A running trial belongs to the worker whose lease it carries, and the lease's beat goes on while that worker
+lives. A trial whose worker is dead is taken over as it is, with its number, its parameters and its
+checkpoints: nothing is marked failed and nothing is queued, so there is no moment at which it could be lost,
+and it counts once. (Optuna's own heartbeat beats only inside `Study.optimize`, ends such a trial as failed
+and queues another one in a second transaction.)
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class Claim:
 
 
 def place() -> str | None:
-    """What tells whether a process id of a lease can be looked up here: machine, boot, and container; None = not on this system."""
+    """What tells whether a process id of a lease can be looked up here: machine, boot, and container;
+    None = not on this system.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
@@ -73,7 +78,9 @@ def place() -> str | None:
 def began(pid: int) -> str | None:
     """When a process of this machine began, in clock ticks since boot; None = there is no such process."""
     try:
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        words = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return None
     return None if words[0] in "ZX" else words[19]  # a zombie does nothing any more
@@ -86,7 +93,8 @@ class Claims:
     Args:
         arms: the studies; one where the sweep has no arms.
         trials: N, complete or pruned, of each arm.
-        since: number of trials there were in each arm when this command was started; earlier failures are not its own.
+        since: number of trials there were in each arm when this command was started; earlier failures are not
+            its own.
         grace: seconds without a beat after which a worker is dead.
         deadline: `time.time()` after which no new trial begins.
     """
@@ -115,9 +123,13 @@ class Claims:
                 for frozen in trials:
                     if frozen.state.name == "RUNNING" and self._is_left(arm, frozen):
                         return self._take_over(arm, frozen)
-            counts = [sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") for t in trials) for trials in lists]
+            counts = [
+                sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") for t in trials) for trials in lists
+            ]
             fewest = min(range(len(counts)), key=counts.__getitem__)
-            if counts[fewest] < self.trials and not (self.deadline is not None and time.time() > self.deadline):
+            if counts[fewest] < self.trials and not (
+                self.deadline is not None and time.time() > self.deadline
+            ):
                 return self._begin(self.arms[fewest], len(lists[fewest]))
             running = any(t.state.name == "RUNNING" for trials in lists for t in trials)
             return Nothing.LATER if running else Nothing.DONE
@@ -138,7 +150,12 @@ class Claims:
         return Claim(arm, trial, space.suggest(self.spec, arm.value, trial), taken_over=True)
 
     def _check_failures(self, lists: Sequence[Sequence[FrozenTrial]]) -> None:
-        own = [t for trials, since in zip(lists, self.since, strict=True) for t in trials[since:] if t.state.name == "FAIL"]
+        own = [
+            t
+            for trials, since in zip(lists, self.since, strict=True)
+            for t in trials[since:]
+            if t.state.name == "FAIL"
+        ]
         if not own:
             return
         good = sum(t.state.name in ("COMPLETE", "PRUNED") for trials in lists for t in trials)
@@ -149,12 +166,19 @@ class Claims:
             why = f"{len(own)} trials failed, as many as the sweep was to have"
         if why:
             raise TooManyFailedError(
-                f"{why}; the last one (trial {own[-1].number}) with: {own[-1].user_attrs.get('error', 'nothing it said')}"
+                f"{why}; the last one (trial {own[-1].number}) with: "
+                f"{own[-1].user_attrs.get('error', 'nothing it said')}"
             )
 
     def _lease(self, trial: optuna.Trial, **more: Any) -> None:
         pid = os.getpid()
-        lease = {"worker": self.worker, "host": socket.gethostname(), "pid": pid, "place": place(), "began": began(pid)}
+        lease = {
+            "worker": self.worker,
+            "host": socket.gethostname(),
+            "pid": pid,
+            "place": place(),
+            "began": began(pid),
+        }
         trial.set_user_attr(LEASE, {**lease, "beat": time.time(), **more})
 
     def _is_left(self, arm: Arm, frozen: FrozenTrial) -> bool:
@@ -174,7 +198,9 @@ class Claims:
         return now - since > self.grace
 
     def is_mine(self, claim: Claim) -> bool:
-        """Whether nobody took the trial over, as happens to a worker that was stopped for longer than its grace."""
+        """Whether nobody took the trial over, as happens to a worker that was stopped for longer than its
+        grace.
+        """
         frozen = claim.arm.study._storage.get_trial(claim.trial._trial_id)
         lease = frozen.user_attrs.get(LEASE) or {}
         return not frozen.state.is_finished() and lease.get("worker") == self.worker
@@ -214,12 +240,16 @@ class Claims:
                 return False
             for key, value in facts.items():
                 claim.trial.set_user_attr(key, value)
-            claim.arm.study.tell(claim.trial, list(values) if values is not None else None, state=TrialState[state])
+            claim.arm.study.tell(
+                claim.trial, list(values) if values is not None else None, state=TrialState[state]
+            )
             return True
 
 
 class Beats:
-    """Says every few seconds that the worker of a trial lives, until it ends; `lost` is set when the trial is another one's."""
+    """Says every few seconds that the worker of a trial lives, until it ends;
+    `lost` is set when the trial is another one's.
+    """
 
     def __init__(self, claims: Claims, claim: Claim, every: float) -> None:
         self.claims, self.claim, self.every = claims, claim, every

@@ -1,4 +1,6 @@
-"""What a sweep leaves behind: the best, `best.yaml`, its training with fresh seeds and a test, figures, `trials.csv`, and `result.json`."""
+"""What a sweep leaves behind: the best, `best.yaml`, its training with fresh seeds and a test, figures,
+`trials.csv`, and `result.json`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if result.get("trials_asked") != plan.trials or (plan.spec.final.seeds and result.get("final_seeds") != plan.spec.final.seeds):
+    if result.get("trials_asked") != plan.trials or (
+        plan.spec.final.seeds and result.get("final_seeds") != plan.spec.final.seeds
+    ):
         return None
     return result if result.get("trials") == counts(arms) else None
 
@@ -49,7 +53,9 @@ def counts(arms: Sequence[Arm]) -> dict[str, int]:
     return {name: states.count(name) for name in ("complete", "pruned", "failed")}
 
 
-def conclude(plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked) -> dict[str, Any]:
+def conclude(
+    plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked
+) -> dict[str, Any]:
     """Do all that comes behind the last trial, and write it down; it may be done again.
 
     Raises:
@@ -74,7 +80,9 @@ def conclude(plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Seq
         _write_best(directory / "best.yaml", plan, first["best"])
     drawn = figures.draw(spec, arms, directory / "figures")
     _final(plan, order, shares, arms, chosen, by_arm, asked)
-    total = {name: sum(own["trials"][name] for own in by_arm.values()) for name in ("complete", "pruned", "failed")}
+    total = {
+        name: sum(own["trials"][name] for own in by_arm.values()) for name in ("complete", "pruned", "failed")
+    }
     result: dict[str, Any] = {
         "status": "finished",
         "sweep": spec.name,
@@ -98,7 +106,9 @@ def conclude(plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Seq
 
 
 def choose(direction: str, arm: Arm) -> FrozenTrial:
-    """The best complete trial; of several objectives, the one of the Pareto front that is best in the first. The earliest of equals.
+    """The best complete trial; of several objectives, the one of the Pareto front that is best in the first.
+
+    The earliest of equals.
 
     Raises:
         UserError: none is complete.
@@ -122,7 +132,10 @@ def _facts(plan: Plan, order: Order, arm: Arm, trial: FrozenTrial) -> dict[str, 
 
 def _write_best(file: Path, plan: Plan, best: Mapping[str, Any]) -> None:
     values = ", ".join(f"{name} {value:.6g}" for name, value in best["values"].items())
-    text = f"# Trial {best['trial']} of the sweep {plan.config.study}: {values} (validation, seeds {plan.spec.seeds}).\n"
+    text = (
+        f"# Trial {best['trial']} of the sweep {plan.config.study}: {values} (validation, seeds "
+        f"{plan.spec.seeds}).\n"
+    )
     text += f"#   python -m memlab.train experiment_file={file.name}\n"
     write_whole(file, text + yaml.safe_dump(dict(best["overrides"]), sort_keys=False))
 
@@ -131,14 +144,22 @@ def _write_csv(file: Path, spec: Any, arms: Sequence[Arm]) -> None:
     out = io.StringIO()
     metrics = [o.metric for o in spec.objectives]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "arm", "state", *metrics, *spec.space, "steps", "seconds", "taken_over", "error"])
+    writer.writerow(
+        ["trial", "arm", "state", *metrics, *spec.space, "steps", "seconds", "taken_over", "error"]
+    )
     for arm in arms:
         for trial in arm.study.get_trials(deepcopy=False):
-            last = list(trial.intermediate_values)[-1:] if trial.state.name == "PRUNED" else [trial.user_attrs.get("steps", "")]
+            last = (
+                list(trial.intermediate_values)[-1:]
+                if trial.state.name == "PRUNED"
+                else [trial.user_attrs.get("steps", "")]
+            )
             values = list(trial.values or [""] * len(metrics))
             facts = [trial.user_attrs.get(key, "") for key in ("seconds", "taken_over", "error")]
             parameters = [trial.params.get(key, "") for key in spec.space]
-            writer.writerow([trial.number, arm.value or "", state(trial), *values, *parameters, *(last or [""]), *facts])
+            writer.writerow(
+                [trial.number, arm.value or "", state(trial), *values, *parameters, *(last or [""]), *facts]
+            )
     write_whole(file, out.getvalue())
 
 
@@ -151,7 +172,10 @@ def _final(
     by_arm: dict[str, dict[str, Any]],
     asked: Asked,
 ) -> None:
-    """Train the best of each arm, and its base alone, with fresh seeds; here the test is read. Adds to `by_arm`."""
+    """Train the best of each arm, and its base alone, with fresh seeds; here the test is read.
+
+    Adds to `by_arm`.
+    """
     final = plan.spec.final
     if not final.seeds:
         return
@@ -160,10 +184,21 @@ def _final(
         for arm in arms:
             place = Path(order.run_dir) / "final" / ("" if arm.value is None else str(arm.value))
             best = chosen[arm.value]
-            jobs.append((arm.value, "final", dict(best.params), seed, place / f"trial_{best.number:04d}" / f"seed_{seed}"))
+            jobs.append(
+                (
+                    arm.value,
+                    "final",
+                    dict(best.params),
+                    seed,
+                    place / f"trial_{best.number:04d}" / f"seed_{seed}",
+                )
+            )
             if final.default:
                 jobs.append((arm.value, "final_default", {}, seed, place / "default" / f"seed_{seed}"))
-    print(f"memlab: the best is trained anew with seeds {final.seeds}, and tested: {len(jobs)} trainings", file=sys.stderr)
+    print(
+        f"memlab: the best is trained anew with seeds {final.seeds}, and tested: {len(jobs)} trainings",
+        file=sys.stderr,
+    )
     failed = threading.Event()
     slots: queue.Queue[Sequence[str]] = queue.Queue()
     for share in shares:
@@ -176,7 +211,9 @@ def _final(
         try:
             words = order.words(arm, parameters, seed, run_dir, test=True)
             began = time.monotonic()
-            training = Following(order.command, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts)
+            training = Following(
+                order.command, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts
+            )
             ended = training.run(lambda: failed.is_set() or bool(asked.number), lambda step, metrics: False)
         finally:
             slots.put(share)
@@ -184,8 +221,14 @@ def _final(
         if ended.result is None:
             if ended.error:
                 print(f"final  {name}  failed: {ended.error.splitlines()[-1]}", file=sys.stderr, flush=True)
-            raise UserError(f"the final training of {name} failed ({run_dir}): {ended.error or 'it was told to end'}")
-        print(f"final  {name}  {_headline(ended.result)}  {duration(time.monotonic() - began)}", file=sys.stderr, flush=True)
+            raise UserError(
+                f"the final training of {name} failed ({run_dir}): {ended.error or 'it was told to end'}"
+            )
+        print(
+            f"final  {name}  {_headline(ended.result)}  {duration(time.monotonic() - began)}",
+            file=sys.stderr,
+            flush=True,
+        )
         tracking.label_final(order, run_dir, what, name)
         return ended.result
 
@@ -201,7 +244,11 @@ def _final(
             raise
     for arm in arms:
         for what in ("final", "final_default"):
-            own = [result for job, result in zip(jobs, results, strict=True) if job[0] == arm.value and job[1] == what]
+            own = [
+                result
+                for job, result in zip(jobs, results, strict=True)
+                if job[0] == arm.value and job[1] == what
+            ]
             if own:
                 by_arm[str(arm.value)][what] = summary(own)
 
@@ -227,7 +274,9 @@ def _headline(result: Mapping[str, Any]) -> str:
 
 
 def _trial_seconds(arms: Sequence[Arm]) -> float:
-    return sum(float(t.user_attrs.get("seconds", 0.0)) for arm in arms for t in arm.study.get_trials(deepcopy=False))
+    return sum(
+        float(t.user_attrs.get("seconds", 0.0)) for arm in arms for t in arm.study.get_trials(deepcopy=False)
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -235,7 +284,11 @@ def _versions() -> dict[str, str]:
 
     from memlab import __version__
 
-    return {"memlab": __version__, **{name: version(name) for name in ("optuna", "torch", "lightning")}, "cores": str(os.cpu_count())}
+    return {
+        "memlab": __version__,
+        **{name: version(name) for name in ("optuna", "torch", "lightning")},
+        "cores": str(os.cpu_count()),
+    }
 
 
 def show(result: Mapping[str, Any], directory: Path) -> None:
@@ -246,7 +299,8 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
     console = Console(highlight=False)
     trials = result["trials"]
     console.print(
-        f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, {trials['failed']} failed"
+        f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, "
+        f"{trials['failed']} failed"
     )
     for name, own in (result.get("arms") or {"": result}).items():
         best = own["best"]
@@ -269,12 +323,18 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
                     table.add_row(f"{key}, {seeds}", *(_spread(facts["metrics"][key]) for facts in both))
         console.print(table)
         if "final_default" in own and not _better(own):
-            console.print("[yellow]On fresh seeds the best is not better than the base without its parameters.[/]")
+            console.print(
+                "[yellow]On fresh seeds the best is not better than the base without its parameters.[/]"
+            )
         if "pareto" in own:
             numbers = ", ".join(str(facts["trial"]) for facts in own["pareto"])
-            console.print(f"Pareto front: trials {numbers} (result.json, figures/pareto_front.png)", soft_wrap=True)
+            console.print(
+                f"Pareto front: trials {numbers} (result.json, figures/pareto_front.png)", soft_wrap=True
+            )
     console.print(f"directory       {directory}", soft_wrap=True)
-    console.print(f"train the best  python -m memlab.train experiment_file={directory / 'best.yaml'}", soft_wrap=True)
+    console.print(
+        f"train the best  python -m memlab.train experiment_file={directory / 'best.yaml'}", soft_wrap=True
+    )
 
 
 def _better(own: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
-"""The sweep's own process: opens the study, lets workers do the trials (see `Pool`), and at the end trains the best once more.
+"""The sweep's own process: opens the study, lets workers do the trials (see `Pool`), and at the end trains
+the best once more.
 
-It decides nothing about trials. Kill it, and its workers and their trainings end with it; start it again, here or on another machine with
-the same storage, and the sweep goes on.
+It decides nothing about trials. Kill it, and its workers and their trainings end with it; start it again,
+here or on another machine with the same storage, and the sweep goes on.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from memlab.config.override_file import word
 from memlab.errors import UserError
-from memlab.experiment import word
 from memlab.sweeping import conclusion, figures, tracking
 from memlab.sweeping.claims import Arm, Claims
 from memlab.sweeping.ending import Asked, Interrupted
@@ -59,7 +60,11 @@ def _run(plan: Plan, asked: Asked) -> int:
         loading.join()
         with store.lock("final", wait=False) as held:
             if not held:
-                print("memlab: all trials have ended; another machine of this sweep trains the best and writes the result", file=sys.stderr)
+                print(
+                    "memlab: all trials have ended; another machine of this sweep trains the best and "
+                    "writes the result",
+                    file=sys.stderr,
+                )
                 return 0
             result = conclusion.conclude(plan, order, arms, shares, began, asked)
         conclusion.show(result, plan.run_dir)
@@ -82,7 +87,9 @@ def _end_tracking(order: Order | None, status: str) -> None:
 
 
 def _open(plan: Plan) -> tuple[Store, list[Arm]]:
-    """Storage and studies, after all that can be wrong with them has been looked at; only then are they made."""
+    """Storage and studies, after all that can be wrong with them has been looked at;
+    only then are they made.
+    """
     store = Store(plan.storage, plan.config.study)
     store.check()
     directions, identity = [o.direction for o in plan.spec.objectives], plan.spec.identity()
@@ -112,7 +119,11 @@ def _order(plan: Plan, store: Store, arms: Sequence[Arm]) -> Order:
     if uri is not None:
         assert config.tracking.mlflow
         parent = _parent_run(plan, store, arms, uri, config.tracking.experiment)
-        settings = {"tracking": "mlflow", "tracking.uri": uri, "tracking.experiment": config.tracking.experiment}
+        settings = {
+            "tracking": "mlflow",
+            "tracking.uri": uri,
+            "tracking.experiment": config.tracking.experiment,
+        }
         words = [word(key, value) for key, value in {**settings, "tracking.parent_run": parent}.items()]
     hours = config.hours or plan.spec.budget.hours
     environment = {}
@@ -149,19 +160,28 @@ def _parent_run(plan: Plan, store: Store, arms: Sequence[Arm], uri: str, experim
             tracking.go_on(uri, known)
             return str(known)
         if known is not None:
-            print(f"memlab: the sweep's MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
-        run_id = tracking.begin(uri, experiment, plan.config.study, plan.spec.model_dump(exclude={"description"}))
+            print(
+                f"memlab: the sweep's MLflow run {known} is not in {uri}; another one begins", file=sys.stderr
+            )
+        run_id = tracking.begin(
+            uri, experiment, plan.config.study, plan.spec.model_dump(exclude={"description"})
+        )
         study.set_user_attr("mlflow_run_id", run_id)
         return run_id
 
 
 def _announce(plan: Plan, store: Store, arms: Sequence[Arm]) -> None:
-    done = sum(t.state.name in ("COMPLETE", "PRUNED") for arm in arms for t in arm.study.get_trials(deepcopy=False))
+    done = sum(
+        t.state.name in ("COMPLETE", "PRUNED") for arm in arms for t in arm.study.get_trials(deepcopy=False)
+    )
     goal = plan.trials * len(arms)
     each = f" ({plan.trials} for each of {len(arms)} {plan.spec.arms.key}s)" if plan.spec.arms else ""
     before = f", {done} of them done before" if done else ""
     workers = f"{plan.config.workers} worker{'s' * (plan.config.workers > 1)}"
-    print(f"memlab: sweep {plan.config.study}: {goal} trials{each}{before}, {workers}, in {plan.run_dir}", file=sys.stderr)
+    print(
+        f"memlab: sweep {plan.config.study}: {goal} trials{each}{before}, {workers}, in {plan.run_dir}",
+        file=sys.stderr,
+    )
     if plan.config.storage:
         print(f"memlab: storage {store.name}", file=sys.stderr)
 
@@ -172,7 +192,10 @@ def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
     Raises:
         UserError: they did not.
     """
-    counts = [sum(t.state.name in ("COMPLETE", "PRUNED") for t in arm.study.get_trials(deepcopy=False)) for arm in arms]
+    counts = [
+        sum(t.state.name in ("COMPLETE", "PRUNED") for t in arm.study.get_trials(deepcopy=False))
+        for arm in arms
+    ]
     late = order.deadline is not None and time.time() > order.deadline
     if all(count >= order.trials for count in counts) or (late and all(counts)):
         return
@@ -180,4 +203,7 @@ def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
         raise UserError("the sweep's hours were over before a trial was complete; give it more, hours=…")
     claims = Claims(order.spec, store, arms, order.trials, order.since, order.grace, deadline=0)
     claims.next()  # raises what stopped the workers
-    raise UserError(f"the workers ended with {sum(counts)} of {order.trials * len(arms)} trials; see {order.run_dir}/workers")
+    raise UserError(
+        f"the workers ended with {sum(counts)} of {order.trials * len(arms)} trials; see "
+        f"{order.run_dir}/workers"
+    )

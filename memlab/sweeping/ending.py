@@ -14,7 +14,9 @@ class Interrupted(BaseException):
 
 
 class Asked:
-    """Whether Ctrl-C or SIGTERM has come. Nothing is raised where that happens: a transaction cut short would leave the storage locked.
+    """Whether Ctrl-C or SIGTERM has come.
+
+    Nothing is raised where that happens: a transaction cut short would leave the storage locked.
 
     A second Ctrl-C ends this process at once, and everything with it.
     """
@@ -24,7 +26,9 @@ class Asked:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Asked:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,7 +39,11 @@ class Asked:
         self.number = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # it may come while another line is being printed
-            print("\nmemlab: the sweep ends as soon as its trainings have saved; Ctrl-C ends it at once", file=sys.stderr, flush=True)
+            print(
+                "\nmemlab: the sweep ends as soon as its trainings have saved; Ctrl-C ends it at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def leave(self) -> None:
         """

@@ -1,4 +1,6 @@
-"""The figures of a sweep, drawn by Optuna: history, importance, parallel coordinates, the course of the trials, and the Pareto front."""
+"""The figures of a sweep, drawn by Optuna: history, importance, parallel coordinates,
+the course of the trials, and the Pareto front.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def load() -> None:
 
 
 def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
-    """Draw all figures that the trials allow; returns their names. One that cannot be drawn is told in a line."""
+    """Draw all figures that the trials allow; returns their names.
+
+    One that cannot be drawn is told in a line.
+    """
     load()
     import matplotlib.pyplot as plt
 
@@ -38,7 +43,8 @@ def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
         for name, plot in _plots(spec, arm.study).items():
             file = directory / f"{name}{suffix}.png"
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna calls them experimental, and warns where trials lack a parameter
+                # Optuna calls them experimental, and warns where trials lack a parameter
+                warnings.simplefilter("ignore")
                 try:
                     axes = plot()
                     figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
@@ -71,7 +77,9 @@ def _plots(spec: Spec, study: optuna.Study) -> dict[str, Callable[[], Any]]:
         plots[f"history{part}"] = of(optuna_figures.plot_optimization_history, at)
         if varied:
             plots[f"importance{part}"] = of(optuna_figures.plot_param_importances, at)
-            plots[f"parallel_coordinates{part}"] = of(_parallel_coordinates(spec.objectives[at].direction), at)
+            plots[f"parallel_coordinates{part}"] = of(
+                _parallel_coordinates(spec.objectives[at].direction), at
+            )
     if len(names) == 1:
         plots["validations"] = lambda: optuna_figures.plot_intermediate_values(study)
     elif len(names) <= 3:
@@ -80,7 +88,9 @@ def _plots(spec: Spec, study: optuna.Study) -> dict[str, Callable[[], Any]]:
 
 
 def _parallel_coordinates(direction: str) -> Callable[..., Any]:
-    """Optuna's plot with the best lines the darkest; of several objectives it takes each for one that is minimized."""
+    """Optuna's plot with the best lines the darkest; of several objectives it takes each for one that is
+    minimized.
+    """
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     def plot(study: optuna.Study, **more: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What a worker has to know of its sweep: the driver writes it, and hands it to each worker's standard input."""
+"""What a worker has to know of its sweep: the driver writes it, and hands it to each worker's standard
+input.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from memlab.experiment import word
+from memlab.config.override_file import word
 from memlab.sweeping.claims import Arm
 from memlab.sweeping.space import pruner
 from memlab.sweeping.spec import Scalar, Spec
@@ -60,7 +62,9 @@ class Order(BaseModel):
         place = Path(self.run_dir) / "trials"
         return (place if arm is None else place / str(arm)) / f"{number:04d}"
 
-    def words(self, arm: Scalar, parameters: dict[str, Any], seed: int, run_dir: Path, test: bool = False) -> list[str]:
+    def words(
+        self, arm: Scalar, parameters: dict[str, Any], seed: int, run_dir: Path, test: bool = False
+    ) -> list[str]:
         """The command line of a training behind the program."""
         own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
         overrides = {**self.spec.fixed(arm), **parameters, **own}

@@ -1,4 +1,6 @@
-"""A sweep as it was asked for, checked as a whole: its file, and what its trials' trainings would say to its values. Imports no torch."""
+"""A sweep as it was asked for, checked as a whole: its file, and what its trials' trainings would say to
+its values. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator
 
-from memlab import schema
-from memlab.config import Config, MLflowTracking, NoTracking, Section, check, typed
+from memlab.bounds import NonNegative, Positive, PositiveFloat
+from memlab.config import schema
+from memlab.config.checks import check
+from memlab.config.override_file import number, word
+from memlab.config.paths import sweep_dir
+from memlab.config.sections import Config, MLflowTracking, NoTracking, Section, typed
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.experiment import number, word
-from memlab.paths import sweep_dir
-from memlab.schema import NonNegative, Positive, PositiveFloat
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
 from memlab.tasks.base import SyntheticTask
@@ -26,9 +29,22 @@ from memlab.tracking.mlflow_client import absolute_uri
 
 _ANSWERS = {"val/score", "val/accuracy", "val/accuracy_teacher_forced", "val/exact_match", "val/loss"}
 _TEXT = {"val/score", "val/loss", "val/perplexity", "val/bits_per_byte", "val/word_perplexity"}
-_COSTS = {f"memory/{name}" for name in ("state_bytes", "peak_bytes", "compression_carry", "compression_peak", "kv_full_bytes", "tokens")}
-_COSTS |= {f"timing/{name}" for name in ("train_seconds", "total_seconds", "step_seconds", "tokens_per_second")}
-_RESULT_ONLY = {"val/accuracy", "val/bits_per_byte", "val/score"}  # of the validation metrics, those that result.json has
+_COSTS = {
+    f"memory/{name}"
+    for name in (
+        "state_bytes",
+        "peak_bytes",
+        "compression_carry",
+        "compression_peak",
+        "kv_full_bytes",
+        "tokens",
+    )
+}
+_COSTS |= {
+    f"timing/{name}" for name in ("train_seconds", "total_seconds", "step_seconds", "tokens_per_second")
+}
+# of the validation metrics, those that result.json has
+_RESULT_ONLY = {"val/accuracy", "val/bits_per_byte", "val/score"}
 
 
 class SweepConfig(Section):
@@ -95,7 +111,9 @@ def check_sweep(composed: DictConfig) -> Plan:
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     if plain.get("sweep") is None:
         names = sorted(file.stem for file in Path(sweep_dir()).glob("*.yaml"))
-        raise ConfigError(f"sweep is missing: give one of {', '.join(names)}, or a file of your own, sweep=FILE.yaml")
+        raise ConfigError(
+            f"sweep is missing: give one of {', '.join(names)}, or a file of your own, sweep=FILE.yaml"
+        )
     file = find(str(plain["sweep"]))
     return _checked(json.dumps(plain), file, file.stat().st_mtime_ns)
 
@@ -108,7 +126,10 @@ def _checked(plain: str, file: Path, changed: int) -> Plan:
             part[key] = file.stem
     config = typed(values, SweepConfig)
     if config.grace < 3 * config.heartbeat:
-        raise ConfigError(f"grace={config.grace:g} s: with heartbeat={config.heartbeat:g} s it is at least {3 * config.heartbeat:g} s")
+        raise ConfigError(
+            f"grace={config.grace:g} s: with heartbeat={config.heartbeat:g} s it is at least "
+            f"{3 * config.heartbeat:g} s"
+        )
     spec = load(config.sweep, _more(config.base))
     trainings = [_training(spec, arm, parameters) for arm, parameters in space.examples(spec)]
     for training in trainings:
@@ -116,7 +137,12 @@ def _checked(plain: str, file: Path, changed: int) -> Plan:
     if not config.final:
         spec = spec.model_copy(update={"final": spec.final.model_copy(update={"seeds": []})})
     threads = {training.trainer.threads for training in trainings}
-    return Plan(config, spec, max(t.trainer.max_steps for t in trainings), threads.pop() if len(threads) == 1 else None)
+    return Plan(
+        config,
+        spec,
+        max(t.trainer.max_steps for t in trainings),
+        threads.pop() if len(threads) == 1 else None,
+    )
 
 
 def _more(words: list[str]) -> dict[str, Any]:
@@ -143,7 +169,7 @@ def _training(spec: Spec, arm: Any, parameters: dict[str, Any]) -> Config:
     Raises:
         ConfigError: it would refuse it; the message says where in the sweep the reason is.
     """
-    from memlab import cli
+    from memlab.config import cli
 
     fixed = spec.fixed(arm)
     words = [word(key, value) for key, value in {**fixed, **parameters, "trainer.test": False}.items()]
@@ -166,13 +192,14 @@ def _check_objectives(spec: Spec, training: Config) -> None:
         if objective.metric not in measured:
             near = suggestion(objective.metric, measured)
             raise ConfigError(
-                f"sweep={spec.name}, objectives: task={training.task['name']} measures no {objective.metric}.{near} "
-                f"There are: {', '.join(sorted(measured))}"
+                f"sweep={spec.name}, objectives: task={training.task['name']} measures no "
+                f"{objective.metric}.{near} There are: {', '.join(sorted(measured))}"
             )
         if objective.metric == "val/accuracy" and training.curriculum.grow:
             raise ConfigError(
-                f"sweep={spec.name}, objectives: with curriculum=grow, val/accuracy is that of the stage a trial has come to, and the "
-                "easiest would win; use val/score (finished stages plus accuracy), or curriculum: 'off' in base"
+                f"sweep={spec.name}, objectives: with curriculum=grow, val/accuracy is that of the stage a "
+                "trial has come to, and the easiest would win; use val/score (finished stages plus "
+                "accuracy), or curriculum: 'off' in base"
             )
 
 
@@ -192,7 +219,9 @@ def gpus(config: SweepConfig) -> list[list[str]]:
     each = config.gpus_per_worker
     if each > len(names):
         raise UserError(f"gpus_per_worker={each}: there are {len(names)}: {', '.join(names)}")
-    return [[names[(worker * each + at) % len(names)] for at in range(each)] for worker in range(config.workers)]
+    return [
+        [names[(worker * each + at) % len(names)] for at in range(each)] for worker in range(config.workers)
+    ]
 
 
 def _found() -> list[str]:
@@ -203,5 +232,15 @@ def _found() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    told = subprocess.run([tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=30)
-    return [line.strip() for line in told.stdout.splitlines() if line.strip().isdigit()] if told.returncode == 0 else []
+    told = subprocess.run(
+        [tool, "--query-gpu=index", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return (
+        [line.strip() for line in told.stdout.splitlines() if line.strip().isdigit()]
+        if told.returncode == 0
+        else []
+    )

@@ -1,4 +1,6 @@
-"""The workers of one machine, as the sweep's own process sees them: started, started anew when they die, and ended."""
+"""The workers of one machine, as the sweep's own process sees them: started,
+started anew when they die, and ended.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from memlab import launch
+from memlab.config import launch
 from memlab.errors import UserError
 from memlab.sweeping import table
 from memlab.sweeping.claims import Arm
@@ -95,7 +97,10 @@ class Pool:
         """Tell a worker its order."""
         assert self.order is not None
         share, stdin = self.shares[worker], self.processes[worker].stdin
-        environment = {**self.order.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
+        environment = {
+            **self.order.environment,
+            **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}),
+        }
         assert stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once, which is seen soon
             stdin.write(self.order.model_copy(update={"environment": environment}).model_dump_json().encode())
@@ -125,7 +130,11 @@ class Pool:
                 raise UserError(said)
             if self.deaths[worker] >= (_KILLS if status == -signal.SIGKILL else _DEATHS):
                 raise UserError(f"worker {worker} cannot work: {said}")
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            how = (
+                f"was ended by {signal.Signals(-status).name}"
+                if status < 0
+                else f"ended with status {status}"
+            )
             print(f"memlab: worker {worker} {how}; another one takes its place", file=sys.stderr)
             self._start(worker)
 

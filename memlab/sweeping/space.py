@@ -50,11 +50,17 @@ def _walk(spec: Spec, fixed: Mapping[str, Any], ask: Callable[[str, AnyDimension
 
 
 def examples(spec: Spec) -> Iterator[tuple[Scalar, dict[str, Any]]]:
-    """Arms and parameters that together show every value of every categorical dimension and both ends of every range.
+    """Arms and parameters that together show every value of every categorical dimension and both ends of
+    every range.
 
-    All combinations of those that decide which others exist; the rest go along side by side, not in all combinations.
+    All combinations of those that decide which others exist; the rest go along side by side, not in all
+    combinations.
     """
-    deciding = list(dict.fromkeys(other for dimension in spec.space.values() for other in dimension.when if other in spec.space))
+    deciding = list(
+        dict.fromkeys(
+            other for dimension in spec.space.values() for other in dimension.when if other in spec.space
+        )
+    )
     for arm in spec.arm_values():
         for values in itertools.product(*(spec.space[key].examples() for key in deciding)):
             branch = dict(zip(deciding, values, strict=True))
@@ -62,7 +68,9 @@ def examples(spec: Spec) -> Iterator[tuple[Scalar, dict[str, Any]]]:
             seen: list[dict[str, Any]] = []
             for at in range(rounds):
 
-                def ask(key: str, dimension: AnyDimension, at: int = at, branch: dict[str, Any] = branch) -> Any:
+                def ask(
+                    key: str, dimension: AnyDimension, at: int = at, branch: dict[str, Any] = branch
+                ) -> Any:
                     choices = dimension.examples()
                     return branch[key] if key in branch else choices[at % len(choices)]
 
@@ -78,7 +86,9 @@ def conditional(spec: Spec) -> bool:
 
 
 def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for the trial of a number: its random numbers are the same whichever worker draws them, and after a restart."""
+    """The sampler for the trial of a number: its random numbers are the same whichever worker draws them,
+    and after a restart.
+    """
     from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 
     s = spec.sampler

@@ -1,4 +1,6 @@
-"""What a file of `sweeps/` says, typed: what all trials share, the search space, what is optimized, how, and for how long."""
+"""What a file of `sweeps/` says, typed: what all trials share, the search space, what is optimized, how,
+and for how long.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,15 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from memlab.config import Section
+from memlab.bounds import NonNegative, Positive, PositiveFloat
+from memlab.config.override_file import flatten_overrides, number
+from memlab.config.paths import sweep_dir
+from memlab.config.sections import Section
 from memlab.errors import ConfigError, suggestion
-from memlab.experiment import flatten_overrides, number
-from memlab.paths import sweep_dir
-from memlab.schema import NonNegative, Positive, PositiveFloat
 
 Scalar = bool | int | float | str | None
-RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra")  # the sweep itself sets them
+# the sweep itself sets them
+RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra")
 
 
 class Dimension(Section):
@@ -29,7 +32,11 @@ class Dimension(Section):
     @field_validator("when", mode="before")
     @classmethod
     def _lists(cls, when: Any) -> Any:
-        return {k: v if isinstance(v, list) else [v] for k, v in when.items()} if isinstance(when, dict) else when
+        return (
+            {k: v if isinstance(v, list) else [v] for k, v in when.items()}
+            if isinstance(when, dict)
+            else when
+        )
 
 
 class FloatDimension(Dimension):
@@ -109,7 +116,10 @@ class Objective(Section):
     @model_validator(mode="after")
     def _not_the_test(self) -> Self:
         if self.metric.startswith("test/"):
-            raise ValueError(f"{self.metric} would choose on the test; use its validation counterpart, val/{self.metric[5:]}")
+            raise ValueError(
+                f"{self.metric} would choose on the test; use its validation counterpart, "
+                f"val/{self.metric[5:]}"
+            )
         if not self.metric.startswith(("val/", "memory/", "timing/")):
             raise ValueError(f"{self.metric} is none of val/…, memory/…, timing/…")
         return self
@@ -143,7 +153,9 @@ class Final(Section):
 
 
 class Arms(Section):
-    """A group that is no hyperparameter: each of its values gets a study of its own, with the same number of trials."""
+    """A group that is no hyperparameter: each of its values gets a study of its own,
+    with the same number of trials.
+    """
 
     key: str
     values: Annotated[list[Scalar], Field(min_length=2)]
@@ -178,7 +190,10 @@ class Spec(Section):
                 raise ValueError(f"{key} is set by the sweep itself")
         for key in self.space:
             if key in self.base or key in arm:
-                raise ValueError(f"{key} is in space and {'arms' if key in arm else 'base'}; it cannot be both searched and fixed")
+                raise ValueError(
+                    f"{key} is in space and {'arms' if key in arm else 'base'}; it cannot be both searched "
+                    "and fixed"
+                )
         if self.arms and self.arms.key in self.base:
             raise ValueError(f"{self.arms.key} is in arms and base")
         _check_conditions(self)
@@ -187,9 +202,13 @@ class Spec(Section):
         if len(self.objectives) > 1 and self.sampler.name == "cmaes":
             raise ValueError("sampler: cmaes has one objective; use tpe or nsga2")
         if self.pruner.name != "none" and not self.objectives[0].metric.startswith("val/"):
-            raise ValueError(f"pruner: {self.objectives[0].metric} is not measured during a training; use name: none")
+            raise ValueError(
+                f"pruner: {self.objectives[0].metric} is not measured during a training; use name: none"
+            )
         if set(self.final.seeds) & set(self.seeds):
-            raise ValueError("final.seeds: the best was chosen with some of these; give seeds that no trial had")
+            raise ValueError(
+                "final.seeds: the best was chosen with some of these; give seeds that no trial had"
+            )
         for where, seeds in (("seeds", self.seeds), ("final.seeds", self.final.seeds)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{where}: one is there twice")
@@ -219,7 +238,9 @@ def _check_conditions(spec: Spec) -> None:
         for other, values in dimension.when.items():
             if other not in known:
                 near = suggestion(other, known)
-                raise ValueError(f"space.{key}.when: {other!r} is neither in base nor in arms nor above it in space.{near}")
+                raise ValueError(
+                    f"space.{key}.when: {other!r} is neither in base nor in arms nor above it in space.{near}"
+                )
             choices = known[other]
             for value in values:
                 if choices is not None and value not in choices:
@@ -243,7 +264,10 @@ def find(name: str) -> Path:
     if not path.is_file():
         names = sorted(file.stem for file in places.glob("*.yaml"))
         near = suggestion(name, names)
-        raise ConfigError(f"no sweep is named {name!r}.{near} There are: {', '.join(names)}; or give a path, sweep=FILE.yaml")
+        raise ConfigError(
+            f"no sweep is named {name!r}.{near} There are: {', '.join(names)}; or give a path, "
+            "sweep=FILE.yaml"
+        )
     return path
 
 

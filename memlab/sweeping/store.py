@@ -1,7 +1,10 @@
-"""Where a sweep's trials are kept: a SQLite file, or PostgreSQL for workers on many machines. And the lock that makes them agree.
+"""Where a sweep's trials are kept: a SQLite file, or PostgreSQL for workers on many machines.
 
-Everything that decides who does which trial happens while one worker holds the lock: of the file system beside a SQLite file, an advisory
-lock of the server in PostgreSQL. Both are taken back when their holder dies, however it dies.
+And the lock that makes them agree.
+
+Everything that decides who does which trial happens while one worker holds the lock: of the file system
+beside a SQLite file, an advisory lock of the server in PostgreSQL. Both are taken back when their holder
+dies, however it dies.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Direction = Literal["maximize", "minimize"]
 PATIENCE = 600.0  # seconds that a worker waits for a store that has gone away
-_KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"  # a lock of a machine that is gone ends
+# a lock of a machine that is gone ends
+_KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 
 
 class Store:
@@ -45,16 +49,21 @@ class Store:
         try:
             self.url = make_url(url)
         except ArgumentError:
-            raise ConfigError("storage is not a URL such as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE") from None
+            raise ConfigError(
+                "storage is not a URL such as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+            ) from None
         kind = self.url.get_backend_name()
         if kind not in ("sqlite", "postgresql"):
             raise ConfigError(
-                f"storage={self.name}: {kind} is not supported; use sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+                f"storage={self.name}: {kind} is not supported; use sqlite:///FILE or "
+                "postgresql://USER:PASSWORD@HOST/DATABASE"
             )
         self.file: Path | None = None
         if kind == "sqlite":
             if self.url.database in (None, "", ":memory:"):
-                raise ConfigError(f"storage={self.name}: several processes share it, so it has to be a file: sqlite:///FILE")
+                raise ConfigError(
+                    f"storage={self.name}: several processes share it, so it has to be a file: sqlite:///FILE"
+                )
             self.file = Path(str(self.url.database)).absolute()
             self.url = self.url.set(database=str(self.file))
         elif self.url.drivername == "postgresql":
@@ -91,7 +100,9 @@ class Store:
         with self._told():
             engine = self._engine()
             with engine.connect() as connection:
-                connection.exec_driver_sql("SELECT 1" if self.file is None else "SELECT count(*) FROM sqlite_master")
+                connection.exec_driver_sql(
+                    "SELECT 1" if self.file is None else "SELECT count(*) FROM sqlite_master"
+                )
             engine.dispose()
 
     def backend(self) -> Any:
@@ -114,10 +125,11 @@ class Store:
             with self.lock("tables"):
                 try:
                     self._backend = RDBStorage(self.secret, engine_kwargs=arguments)
-                except (RuntimeError, CommandError) as error:  # such as MLflow's tables, which note their version in the same place
+                except (RuntimeError, CommandError) as error:
+                    # such as MLflow's tables, which note their version in the same place
                     raise UserError(
-                        f"storage={self.name} has tables of another program, or of another Optuna; give the sweeps a database of "
-                        f"their own ({self._reason(error)})"
+                        f"storage={self.name} has tables of another program, or of another Optuna; give the "
+                        f"sweeps a database of their own ({self._reason(error)})"
                     ) from None
         return self._backend
 
@@ -146,7 +158,9 @@ class Store:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise UserError(f"storage={self.name}: {error.name} is not installed; pip install 'memlab[postgres]'") from None
+            raise UserError(
+                f"storage={self.name}: {error.name} is not installed; pip install 'memlab[postgres]'"
+            ) from None
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             raise UserError(f"storage={self.name} cannot be used: {self._reason(error)}") from None
 
@@ -159,7 +173,8 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, what: str = "claims", wait: bool = True) -> Iterator[bool]:
-        """Hold a lock that one process at a time holds, on all machines that share the storage; True if it is held.
+        """Hold a lock that one process at a time holds, on all machines that share the storage; True if it is
+        held.
 
         Args:
             wait: False = do not wait for who holds it.
@@ -184,7 +199,9 @@ class Store:
 
     @contextlib.contextmanager
     def _server_lock(self, what: str, wait: bool) -> Iterator[bool]:
-        key = int.from_bytes(hashlib.sha256(f"memlab {self.lock_name} {what}".encode()).digest()[:8], "big", signed=True)
+        key = int.from_bytes(
+            hashlib.sha256(f"memlab {self.lock_name} {what}".encode()).digest()[:8], "big", signed=True
+        )
         engine = self._engine()
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             if wait:
@@ -215,7 +232,9 @@ class Store:
                 if patience <= 0:
                     raise UserError(f"storage={self.name} cannot be used: {self._reason(error)}") from None
                 if time.monotonic() > deadline:
-                    raise UserError(f"storage={self.name} has been gone for {patience:.0f} s: {self._reason(error)}") from None
+                    raise UserError(
+                        f"storage={self.name} has been gone for {patience:.0f} s: {self._reason(error)}"
+                    ) from None
                 if not told:
                     print(f"memlab: storage={self.name}: {self._reason(error)}; trying again", flush=True)
                     told = True
@@ -224,7 +243,9 @@ class Store:
 
 
 def quiet() -> None:
-    """Optuna's own lines would stand between ours; what it calls experimental is pinned by our requirements."""
+    """Optuna's own lines would stand between ours; what it calls experimental is pinned by our
+    requirements.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -250,7 +271,9 @@ def open_study(
         return None
     backend = store.backend()
     with store.lock():
-        names = {study.study_name for study in optuna.get_all_study_summaries(backend, include_best_trial=False)}
+        names = {
+            study.study_name for study in optuna.get_all_study_summaries(backend, include_best_trial=False)
+        }
         if name not in names:
             if not create:
                 return None
@@ -264,8 +287,8 @@ def open_study(
             before = identity
     if before != identity:
         raise ConfigError(
-            f"the study {name!r} in {store.name} is of another sweep: {_difference(before or {}, identity)}. Its trials "
-            "could not be compared with these; give another name, study=NAME, or another run_dir"
+            f"the study {name!r} in {store.name} is of another sweep: {_difference(before or {}, identity)}. "
+            "Its trials could not be compared with these; give another name, study=NAME, or another run_dir"
         )
     return found
 

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _COLOURS = {"running": "cyan", "complete": "green", "pruned": "yellow", "failed": "red"}
-_WORDS = {"RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "waiting"}
+_WORDS = {
+    "RUNNING": "running",
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "WAITING": "waiting",
+}
 _ROWS = 24  # of the table; the newest are shown
 
 
@@ -30,13 +36,18 @@ def state(trial: FrozenTrial) -> str:
 
 def parameters(trial: FrozenTrial) -> str:
     """`lr=0.0021 memory_tokens=12`: the last part of each key."""
-    return " ".join(f"{key.rpartition('.')[2]}={f'{v:.3g}' if isinstance(v, float) else v}" for key, v in trial.params.items())
+    return " ".join(
+        f"{key.rpartition('.')[2]}={f'{v:.3g}' if isinstance(v, float) else v}"
+        for key, v in trial.params.items()
+    )
 
 
 def value(trial: FrozenTrial) -> str:
     """What a trial has come to."""
     if trial.values is not None:
-        return ", ".join(f"{v:.6g}" if abs(v) >= 1e5 else f"{v:.4f}".rstrip("0").rstrip(".") for v in trial.values)
+        return ", ".join(
+            f"{v:.6g}" if abs(v) >= 1e5 else f"{v:.4f}".rstrip("0").rstrip(".") for v in trial.values
+        )
     if trial.intermediate_values:
         step = max(trial.intermediate_values)
         return f"{trial.intermediate_values[step]:.4f} at {step}"
@@ -73,7 +84,9 @@ class Shown:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.live = Live(console=self.console, refresh_per_second=2, redirect_stderr=True, redirect_stdout=True)
+            self.live = Live(
+                console=self.console, refresh_per_second=2, redirect_stderr=True, redirect_stdout=True
+            )
             self.live.start()
         return self
 
@@ -107,8 +120,13 @@ class Shown:
     def _table(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> Table:
         spec = self.order.spec
         best = self._best(found)
-        caption = f"{ended} of {self.goal} trials, {duration(time.monotonic() - self.began)}{self._left(found, ended)}{best}"
-        table = Table(title=f"sweep {self.order.study}", title_justify="left", caption=caption, caption_justify="left")
+        caption = (
+            f"{ended} of {self.goal} trials, "
+            f"{duration(time.monotonic() - self.began)}{self._left(found, ended)}{best}"
+        )
+        table = Table(
+            title=f"sweep {self.order.study}", title_justify="left", caption=caption, caption_justify="left"
+        )
         table.add_column("trial", justify="right")
         if spec.arms:
             table.add_column(spec.arms.key)
@@ -116,10 +134,17 @@ class Shown:
             table.add_column(name, justify="right" if name == "time" else "left")
         for arm, trial in sorted(found, key=lambda item: item[1].datetime_start or datetime.min)[-_ROWS:]:
             words = state(trial)
-            again = f" (continued {trial.user_attrs['taken_over']} ×)" if "taken_over" in trial.user_attrs else ""
+            again = (
+                f" (continued {trial.user_attrs['taken_over']} ×)" if "taken_over" in trial.user_attrs else ""
+            )
             shown = f"[{_COLOURS.get(words, 'white')}]{words}[/]{again}"
             table.add_row(
-                str(trial.number), *([str(arm)] if spec.arms else []), shown, parameters(trial), value(trial), duration(seconds(trial))
+                str(trial.number),
+                *([str(arm)] if spec.arms else []),
+                shown,
+                parameters(trial),
+                value(trial),
+                duration(seconds(trial)),
             )
         return table
 
@@ -139,14 +164,23 @@ class Shown:
                 continue
             first = not self._told.get(key)
             self._told[key] = now
-            if first and now[0] != "running" and self._ended_before == ended and time.monotonic() - self.began < 2:
+            if (
+                first
+                and now[0] != "running"
+                and self._ended_before == ended
+                and time.monotonic() - self.began < 2
+            ):
                 continue  # of an earlier start
             name = f"trial {trial.number:>3}" if arm is None else f"{arm} trial {trial.number:>3}"
             if now[0] == "running":
                 how = "goes on" if now[1] else "begins"
                 line = f"{name}  {how:<8}  {parameters(trial)}"
             else:
-                tail = f"  {trial.user_attrs.get('error', '').splitlines()[-1:] or ''}" if now[0] == "failed" else ""
+                tail = (
+                    f"  {trial.user_attrs.get('error', '').splitlines()[-1:] or ''}"
+                    if now[0] == "failed"
+                    else ""
+                )
                 line = f"{name}  {now[0]:<8}  {value(trial)}  {duration(seconds(trial))}{tail}"
                 if now[0] != "failed":
                     line += f"  [{ended} of {self.goal}{self._left(found, ended)}]"

@@ -1,6 +1,8 @@
-"""A sweep in MLflow: a run for the sweep, below it those of its trials, each labelled with its trial's number and how that ended.
+"""A sweep in MLflow: a run for the sweep, below it those of its trials, each labelled with its trial's number
+and how that ended.
 
-Whatever goes wrong with MLflow costs a warning: the trials are in the sweep's storage, and their figures in their run directories.
+Whatever goes wrong with MLflow costs a warning: the trials are in the sweep's storage, and their figures in
+their run directories.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) 
     try:
         store = client(uri)
         found = store.get_experiment_by_name(experiment)
-        run = store.create_run(found.experiment_id, run_name=f"sweep {study}", tags={"memlab.kind": "sweep", SWEEP: study})
+        run = store.create_run(
+            found.experiment_id, run_name=f"sweep {study}", tags={"memlab.kind": "sweep", SWEEP: study}
+        )
         params = [Param(key, str(value)[:500]) for key, value in flatten(parameters).items()]
         store.log_batch(run.info.run_id, params=params)
     except MlflowException as error:
@@ -56,7 +60,10 @@ def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) 
 
 
 class Labels:
-    """Says in MLflow how trials ended, beside the next trial's training. All is said when this context ends."""
+    """Says in MLflow how trials ended, beside the next trial's training.
+
+    All is said when this context ends.
+    """
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -73,7 +80,9 @@ class Labels:
         if (uri := self.order.tracking_uri) is not None:
             self._writer.submit(client, uri)
 
-    def put(self, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None) -> None:
+    def put(
+        self, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None
+    ) -> None:
         """Label a trial. One that failed before its training had a run of its own gets one here."""
         if self.order.tracking_uri is not None and self.order.parent_run is not None:
             self._writer.submit(self._write, claim, state, error, values)
@@ -82,7 +91,11 @@ class Labels:
         try:
             _label(self.order, claim, state, error, values)
         except Exception as problem:  # whatever goes wrong with the store, the sweep goes on
-            print(f"memlab: warning: trial {claim.trial.number} is not labelled in MLflow: {first_line(problem)}", flush=True)
+            print(
+                f"memlab: warning: trial {claim.trial.number} is not labelled in MLflow: "
+                f"{first_line(problem)}",
+                flush=True,
+            )
 
 
 def _label(order: Order, claim: Claim, state: str, error: str | None, values: Sequence[float] | None) -> None:
@@ -98,13 +111,18 @@ def _label(order: Order, claim: Claim, state: str, error: str | None, values: Se
     runs = {seed: run_id for seed in order.spec.seeds if (run_id := run_of(place / f"seed_{seed}"))}
     if not runs:
         parent = store.get_run(order.parent_run)
-        run = store.create_run(parent.info.experiment_id, run_name=name, tags={**tags, "memlab.run_dir": str(place)})
+        run = store.create_run(
+            parent.info.experiment_id, run_name=name, tags={**tags, "memlab.run_dir": str(place)}
+        )
         for key, value in claim.parameters.items():
             store.log_param(run.info.run_id, key, value)
         store.set_terminated(run.info.run_id, _STATUS[state])
         return
     for seed, run_id in runs.items():
-        for key, value in {**tags, "mlflow.runName": name if len(order.spec.seeds) == 1 else f"{name}, seed {seed}"}.items():
+        for key, value in {
+            **tags,
+            "mlflow.runName": name if len(order.spec.seeds) == 1 else f"{name}, seed {seed}",
+        }.items():
             store.set_tag(run_id, key, value)
         for objective, number_ in zip(order.spec.objectives, values or [], strict=False):
             store.log_metric(run_id, f"summary/objective/{objective.metric}", number_)
@@ -141,7 +159,9 @@ def finish(uri: str, run_id: str, result: Mapping[str, Any], directory: Path) ->
             store.log_artifacts(run_id, str(directory / "figures"), "figures")
         store.set_terminated(run_id, "FINISHED")
     except Exception as problem:
-        print(f"memlab: warning: not written to the sweep's MLflow run: {first_line(problem)}", file=sys.stderr)
+        print(
+            f"memlab: warning: not written to the sweep's MLflow run: {first_line(problem)}", file=sys.stderr
+        )
 
 
 def stop(uri: str | None, run_id: str | None, status: str) -> None:
@@ -159,7 +179,10 @@ def go_on(uri: str, run_id: str) -> None:
     try:
         client(uri).update_run(run_id, status="RUNNING")
     except Exception as problem:
-        print(f"memlab: warning: the sweep's MLflow run is not marked as running: {first_line(problem)}", file=sys.stderr)
+        print(
+            f"memlab: warning: the sweep's MLflow run is not marked as running: {first_line(problem)}",
+            file=sys.stderr,
+        )
 
 
 def label_final(order: Order, run_dir: Path, what: str, name: str) -> None:

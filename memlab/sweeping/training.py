@@ -1,4 +1,6 @@
-"""One training of a trial, as a process of its own: started or continued, followed, ended, and what it left behind."""
+"""One training of a trial, as a process of its own: started or continued, followed, ended,
+and what it left behind.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlab.launch import DIES_WITH
+from memlab.config.launch import DIES_WITH
 
 LAST_LINES = 5  # of its log, kept as the error of a training that failed
 _PATIENCE = 120.0  # seconds that a training has to save and end after SIGTERM
@@ -21,7 +23,9 @@ _PATIENCE = 120.0  # seconds that a training has to save and end after SIGTERM
 
 @dataclass(frozen=True)
 class Ended:
-    """How a training ended: `result` if it finished, else `error` in some lines; neither = it was told to end."""
+    """How a training ended: `result` if it finished, else `error` in some lines;
+    neither = it was told to end.
+    """
 
     result: dict[str, Any] | None = None
     error: str | None = None
@@ -36,11 +40,18 @@ class Following:
         run_dir: the same directory.
         log: where its output goes, behind what is there.
         environment: changes to this process's.
-        restarts: how often it goes on from its checkpoint if a signal kills it, such as the kernel's for lack of memory.
+        restarts: how often it goes on from its checkpoint if a signal kills it, such as the kernel's for lack
+            of memory.
     """
 
     def __init__(
-        self, command: Sequence[str], words: Sequence[str], run_dir: Path, log: Path, environment: Mapping[str, str], restarts: int = 3
+        self,
+        command: Sequence[str],
+        words: Sequence[str],
+        run_dir: Path,
+        log: Path,
+        environment: Mapping[str, str],
+        restarts: int = 3,
     ) -> None:
         self.command = [*command, *words]
         self.run_dir, self.log, self.restarts = run_dir, log, restarts
@@ -48,7 +59,12 @@ class Following:
         self.process: subprocess.Popen[bytes] | None = None
         self._read = (-1, -1)
 
-    def run(self, asked: Callable[[], bool], validated: Callable[[int, dict[str, float]], bool], every: float = 0.2) -> Ended:
+    def run(
+        self,
+        asked: Callable[[], bool],
+        validated: Callable[[int, dict[str, float]], bool],
+        every: float = 0.2,
+    ) -> Ended:
         """Start it and wait for its end.
 
         Args:
@@ -59,7 +75,8 @@ class Following:
         told: set[int] = set()
         how, size = "", 0
         for attempt in range(self.restarts + 1):
-            if (result := self._result()) is not None:  # a worker died between the end of the training and its own next step
+            # a worker died between the end of the training and its own next step
+            if (result := self._result()) is not None:
                 return Ended(result)
             self._wait_for_directory(asked)
             if asked():
@@ -71,19 +88,29 @@ class Following:
             if (result := self._result()) is not None:
                 return Ended(result)
             if status >= 0 and status != 128 + signal.SIGTERM:
-                return Ended(error=self._last_lines(size) or f"it ended with status {status} and said nothing")
+                return Ended(
+                    error=self._last_lines(size) or f"it ended with status {status} and said nothing"
+                )
             how = f"was ended by {signal.Signals(-status).name if status < 0 else 'SIGTERM'}"
             if attempt < self.restarts:
-                self._note(f"memlab.sweep: it {how} after {time.monotonic() - began:.0f} s; it goes on from its last checkpoint")
+                self._note(
+                    f"memlab.sweep: it {how} after {time.monotonic() - began:.0f} s; it goes on from its "
+                    "last checkpoint"
+                )
         return Ended(error=f"it {how}, {self.restarts + 1} times; {self._last_lines(size)}".rstrip("; "))
 
     def _start_and_follow(
-        self, asked: Callable[[], bool], validated: Callable[[int, dict[str, float]], bool], told: set[int], every: float
+        self,
+        asked: Callable[[], bool],
+        validated: Callable[[int, dict[str, float]], bool],
+        told: set[int],
+        every: float,
     ) -> int | None:
         """Its exit status, or None if it was told to end."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C of the terminal reaches the sweep, which ends its trainings in its own way
+            # A session of its own: Ctrl-C of the terminal reaches the sweep, which ends its trainings in its
+            # own way
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -132,7 +159,10 @@ class Following:
         self.process.wait()
 
     def _validations(self) -> list[tuple[int, dict[str, float]]]:
-        """All in `metrics.jsonl`, if it has changed. It is read anew: a training that goes on cuts it back to its checkpoint."""
+        """All in `metrics.jsonl`, if it has changed.
+
+        It is read anew: a training that goes on cuts it back to its checkpoint.
+        """
         file = self.run_dir / "metrics.jsonl"
         try:
             facts = file.stat()
@@ -151,7 +181,9 @@ class Following:
         return found
 
     def _wait_for_directory(self, asked: Callable[[], bool]) -> None:
-        """Until no other process works in the run's directory: one whose worker was killed ends a moment later."""
+        """Until no other process works in the run's directory: one whose worker was killed ends a moment
+        later.
+        """
         from filelock import FileLock, Timeout
 
         if not self.run_dir.exists():
@@ -178,6 +210,10 @@ class Following:
     def _last_lines(self, after: int) -> str:
         with self.log.open("rb") as log:
             log.seek(after)
-            lines = [line.strip() for line in log.read()[-20_000:].decode(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in log.read()[-20_000:].decode(errors="replace").splitlines()
+                if line.strip()
+            ]
         errors = [line for line in lines if line.startswith("memlab.train: error:")]
         return errors[-1] if errors else "\n".join(lines[-LAST_LINES:])

@@ -1,5 +1,6 @@
-"""A worker: takes one trial after another, trains it, reports its validations, and says how it ended. The sweep starts it as
-`python -m memlab.sweeping.worker` and hands its order to its standard input, some time later: meanwhile the worker imports.
+"""A worker: takes one trial after another, trains it, reports its validations, and says how it ended. The
+sweep starts it as `python -m memlab.sweeping.worker` and hands its order to its standard input, some time
+later: meanwhile the worker imports.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from memlab import launch
+from memlab.config import launch
 from memlab.errors import UserError
 from memlab.sweeping.claims import Beats, Claim, Claims, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
@@ -39,7 +40,9 @@ class Worker:
         self.order = order
         self.store = Store(order.storage, order.study)
         arms = self.store.patiently(lambda: order.arms(self.store))
-        self.claims = Claims(order.spec, self.store, arms, order.trials, order.since, order.grace, order.deadline)
+        self.claims = Claims(
+            order.spec, self.store, arms, order.trials, order.since, order.grace, order.deadline
+        )
         self.ending = False
 
     def run(self) -> int:
@@ -71,7 +74,14 @@ class Worker:
             for seed in order.spec.seeds:
                 run_dir = place / f"seed_{seed}"
                 words = order.words(claim.arm.value, claim.parameters, seed, run_dir)
-                training = Following(order.command, words, run_dir, place / f"seed_{seed}.log", order.environment, order.restarts)
+                training = Following(
+                    order.command,
+                    words,
+                    run_dir,
+                    place / f"seed_{seed}.log",
+                    order.environment,
+                    order.restarts,
+                )
                 first = seed == order.spec.seeds[0]
                 pruned = False
 
@@ -117,7 +127,8 @@ class Worker:
         if len(objectives) > 1 or value is None or not math.isfinite(value):
             return False
         known = self.store.patiently(lambda: self.claims.intermediate(claim))
-        if step not in known:  # a training that goes on from a checkpoint measures some again, with the same result
+        # a training that goes on from a checkpoint measures some again, with the same result
+        if step not in known:
             self.store.patiently(lambda: claim.trial.report(value, step))
         return self.store.patiently(claim.trial.should_prune)
 
@@ -142,7 +153,11 @@ def aggregate(metric: str, results: Sequence[dict[str, Any]], how: str) -> float
     group = metric.partition("/")[0]
     values = []
     for result in results:
-        numbers = result.get("metrics", {}) if group in ("val", "test") else {f"{group}/{k}": v for k, v in result.get(group, {}).items()}
+        numbers = (
+            result.get("metrics", {})
+            if group in ("val", "test")
+            else {f"{group}/{k}": v for k, v in result.get(group, {}).items()}
+        )
         value = numbers.get(metric)
         if not isinstance(value, int | float) or not math.isfinite(value):
             there = ", ".join(sorted(k for k, v in numbers.items() if isinstance(v, int | float)))

@@ -1,18 +1,22 @@
-"""Associative retrieval (RMT paper, arXiv 2207.06881, appendix A.1): read K key-value pairs, then the value of one of the keys.
+"""Associative retrieval (RMT paper, arXiv 2207.06881, appendix A.1): read K key-value pairs, then the value
+of one of the keys.
 
     k1 v1 k2 v2 .. kK vK, query key, separator, value        tokens 2K + 2, answer 1
 
-Keys are 26 letters, values 10 digits, both without repetition in a sample. Who knows which values occurred but not which belongs to
-the query scores 1 / K.
+Keys are 26 letters, values 10 digits, both without repetition in a sample. Who knows which values occurred
+but not which belongs to the query scores 1 / K.
 
-Segments: the pairs are divided evenly among the first S - 1, and the query is alone in the last, so that no answer can be had without
-memory. (In the published runs pairs straddle boundaries and share the query's segment, where a model without memory scores 0.5;
-their segment counts are wrong too, since `torch.chunk` rounds. Any cut can be had with `segment_lengths`.)
+Segments: the pairs are divided evenly among the first S - 1, and the query is alone in the last, so that no
+answer can be had without memory. (In the published runs pairs straddle boundaries and share the query's
+segment, where a model without memory scores 0.5; their segment counts are wrong too, since `torch.chunk`
+rounds. Any cut can be had with `segment_lengths`.)
 
-The K queries of the same pairs are K consecutive samples. Each sample by itself is as likely as ever, but what the guesses among
-the K values add to the gradient cancels within a batch, and what is left is the pairing that the task is about.
+The K queries of the same pairs are K consecutive samples. Each sample by itself is as likely as ever, but
+what the guesses among the K values add to the gradient cancels within a batch, and what is left is the
+pairing that the task is about.
 
-Options that the curriculum uses: few keys; several queries in the last segment, one after another, each with its value,
+Options that the curriculum uses: few keys; several queries in the last segment, one after another, each with
+its value,
 
     k1 v1 .. kK vK, key, separator, value, key, separator, value ..       tokens 2K + 3Q - 1, answer Q
 
@@ -29,8 +33,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
@@ -50,13 +54,23 @@ class AssociativeRetrieval(SyntheticTask):
     chance = 1 / VALUES
     stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
 
-    def __init__(self, *, keys: Positive, ask: Literal["value", "pairs"], queries: Positive, **sizes: Any) -> None:
+    def __init__(
+        self, *, keys: Positive, ask: Literal["value", "pairs"], queries: Positive, **sizes: Any
+    ) -> None:
         if sizes["length"] > VALUES:
-            raise ConfigError(f"task.length={sizes['length']}: at most {VALUES} pairs, since values do not repeat")
+            raise ConfigError(
+                f"task.length={sizes['length']}: at most {VALUES} pairs, since values do not repeat"
+            )
         if not sizes["length"] <= keys <= KEYS:
-            raise ConfigError(f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} to {KEYS} keys, since keys do not repeat")
+            raise ConfigError(
+                f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} to {KEYS} keys, since "
+                "keys do not repeat"
+            )
         if queries > sizes["length"]:
-            raise ConfigError(f"task.queries={queries}: {sizes['length']} pairs have {sizes['length']} different keys to ask for")
+            raise ConfigError(
+                f"task.queries={queries}: {sizes['length']} pairs have {sizes['length']} different keys to "
+                "ask for"
+            )
         self.keys, self.ask, self.queries = keys, ask, queries
         super().__init__(**sizes)
 
@@ -64,7 +78,9 @@ class AssociativeRetrieval(SyntheticTask):
         return 2 * length + self.question(length)
 
     def question(self, length: int) -> int:
-        """Tokens of the last segment: the query or queries, or the separator and all pairs; without the last token of the answer."""
+        """Tokens of the last segment: the query or queries, or the separator and all pairs;
+        without the last token of the answer.
+        """
         return 3 * self.queries - 1 if self.ask == "value" else 2 * length
 
     @property
@@ -72,7 +88,11 @@ class AssociativeRetrieval(SyntheticTask):
         return self.queries if self.ask == "value" else 2 * self.length
 
     def answer_positions(self) -> list[int]:
-        return list(range(self.tokens - 1, 2 * self.length, -3))[::-1] if self.ask == "value" else super().answer_positions()
+        return (
+            list(range(self.tokens - 1, 2 * self.length, -3))[::-1]
+            if self.ask == "value"
+            else super().answer_positions()
+        )
 
     @property
     def distinct(self) -> int:
@@ -84,7 +104,13 @@ class AssociativeRetrieval(SyntheticTask):
         return self.keys + VALUES + (self.length if self.queries > 1 else 0)
 
     def word(self, token: int) -> str:
-        return "?" if token == SEPARATOR else str(token) if token < VALUES else string.ascii_uppercase[token - FIRST_KEY]
+        return (
+            "?"
+            if token == SEPARATOR
+            else str(token)
+            if token < VALUES
+            else string.ascii_uppercase[token - FIRST_KEY]
+        )
 
     def options(self) -> dict[str, Any]:
         return {"keys": self.keys, "ask": self.ask, "queries": self.queries}
@@ -101,7 +127,11 @@ class AssociativeRetrieval(SyntheticTask):
         separator = np.full((len(rows), 1), SEPARATOR)
         if self.ask == "pairs":
             return np.concatenate([pairs, separator, pairs], axis=1)
-        order = choose_distinct(words_BW[:, self.keys + VALUES :], self.queries) if self.queries > 1 else member_B[:, None]
+        order = (
+            choose_distinct(words_BW[:, self.keys + VALUES :], self.queries)
+            if self.queries > 1
+            else member_B[:, None]
+        )
         asked = ([keys[rows, q], separator[:, 0], values[rows, q]] for q in order.T)
         return np.column_stack([pairs, *(column for query in asked for column in query)])
 
@@ -111,22 +141,33 @@ class AssociativeRetrieval(SyntheticTask):
             return self
         pairs = (num_segments - 1) * self.segment_lengths[0] // 2
         if self.segment_lengths[-1] != self.question(self.length) or pairs < 1:
-            raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
+            raise ConfigError(
+                f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not "
+                "say how to grow"
+            )
         return self._with(pairs)
 
     def stages(self, one_answer: bool = False) -> tuple[AssociativeRetrieval, ...]:
-        """First write down all pairs, which teaches to carry them; then ask for a value, first among few keys, then of more pairs.
+        """First write down all pairs, which teaches to carry them; then ask for a value, first among few
+        keys, then of more pairs.
 
-        More than two pairs are asked for all their keys, since every query says what has to be carried (of two, the second would be
-        known by elimination). The last stage is the task itself. From the first stage on, questions are in a segment of their own.
-        (Asked for a value from the start, a memory of tokens learns neither to carry a pair nor to find it, since either is of no use
-        without the other: docs/LOG.md.)
+        More than two pairs are asked for all their keys, since every query says what has to be carried (of
+        two, the second would be known by elimination). The last stage is the task itself. From the first
+        stage on, questions are in a segment of their own. (Asked for a value from the start, a memory of
+        tokens learns neither to carry a pair nor to find it, since either is of no use without the other:
+        docs/LOG.md.)
         """
         if self.segment_lengths[-1] != self.question(self.length) or self.length < 2 or self.ask == "pairs":
             return super().stages()
         carry = [] if one_answer else [{"ask": "pairs", "pairs": pairs} for pairs in sorted({2, self.length})]
-        few = [{"pairs": 2, "keys": keys, "queries": 1} for keys in sorted({2, 4, 8, 16, self.keys}) if keys <= self.keys]
-        grow = [{"pairs": pairs, "queries": 1 if one_answer else pairs} for pairs in range(3, self.length + 1)]
+        few = [
+            {"pairs": 2, "keys": keys, "queries": 1}
+            for keys in sorted({2, 4, 8, 16, self.keys})
+            if keys <= self.keys
+        ]
+        grow = [
+            {"pairs": pairs, "queries": 1 if one_answer else pairs} for pairs in range(3, self.length + 1)
+        ]
         wishes: list[dict[str, Any]] = [*carry, *few, *grow]
         stages = [self._with(**wish) for wish in wishes]
         return tuple(stages if stages[-1].options() == self.options() else [*stages, self])
@@ -142,7 +183,9 @@ class AssociativeRetrieval(SyntheticTask):
         return self._with(length)
 
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
-        """This task with other options and another number of pairs, in segments of pairs as long as this task's."""
+        """This task with other options and another number of pairs, in segments of pairs as long as this
+        task's.
+        """
         context = self._in_parts(2 * pairs, max(self.segment_lengths[:-1]))
         options = {"queries": min(self.queries, pairs), **options}
         question = 2 * pairs if options.get("ask", self.ask) == "pairs" else 3 * options["queries"] - 1

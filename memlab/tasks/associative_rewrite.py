@@ -1,17 +1,19 @@
-"""Associative retrieval with rewriting (ARMT, Rodkin et al. 2024, arXiv 2407.04841): the latest value of a key wins.
+"""Associative retrieval with rewriting (ARMT, Rodkin et al. 2024, arXiv 2407.04841): the latest value of a
+key wins.
 
     N times key, value; then Q times key, value        tokens 2N + 2Q - 1, answer Q
 
-Every key is assigned n = N / keys times (the first N mod keys of them once more), at least twice, in random order, each time with
-a random value. The asked keys are Q different ones, each as likely as any. So who has not seen the stream scores 1 / values, and so
-does who takes the first value of the asked key. Who knows its values but not their order gets 1 / n of them right, and for the rest
-1 / values; the most frequent value is little better, since it is mostly a tie.
+Every key is assigned n = N / keys times (the first N mod keys of them once more), at least twice, in random
+order, each time with a random value. The asked keys are Q different ones, each as likely as any. So who has
+not seen the stream scores 1 / values, and so does who takes the first value of the asked key. Who knows its
+values but not their order gets 1 / n of them right, and for the rest 1 / values; the most frequent value is
+little better, since it is mostly a tie.
 
-The asked value stands on average fewer than `keys` assignments before the end, however long the stream: N measures how often a memory
-can be rewritten, `keys` how much it has to hold.
+The asked value stands on average fewer than `keys` assignments before the end, however long the stream: N
+measures how often a memory can be rewritten, `keys` how much it has to hold.
 
-Departures: keys and values are one token each, and there are no separators. In the paper keys are drawn independently, by which some
-are never rewritten and the first value is right more often.
+Departures: keys and values are one token each, and there are no separators. In the paper keys are drawn
+independently, by which some are never rewritten and the first value is right more often.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import PairsTask
 
@@ -31,7 +33,8 @@ class AssociativeRewrite(PairsTask):
     """Associative retrieval with rewriting. Tokens: values first, then keys.
 
     Args:
-        length: N, the number of assignments, at least 2 for each key. `sizes` are `SyntheticTask`'s arguments.
+        length: N, the number of assignments, at least 2 for each key. `sizes` are `SyntheticTask`'s
+            arguments.
         keys: how many different keys there are; all of them occur.
         values: how many different values there are.
         queries: Q, how many different keys are asked for (published: 1).
@@ -41,9 +44,14 @@ class AssociativeRewrite(PairsTask):
 
     def __init__(self, *, keys: Positive, values: Positive, queries: Positive, **sizes: Any) -> None:
         if sizes["length"] < 2 * keys:
-            raise ConfigError(f"task.length={sizes['length']}: at least {2 * keys}, since each of task.keys={keys} is assigned twice")
+            raise ConfigError(
+                f"task.length={sizes['length']}: at least {2 * keys}, since each of task.keys={keys} is "
+                "assigned twice"
+            )
         if queries > keys:
-            raise ConfigError(f"task.queries={queries}: at most task.keys={keys}, since the asked keys are different ones")
+            raise ConfigError(
+                f"task.queries={queries}: at most task.keys={keys}, since the asked keys are different ones"
+            )
         self.keys, self.values, self.queries = keys, values, queries
         self.vocab_size = values + keys
         self.chance = 1 / values
@@ -53,7 +61,12 @@ class AssociativeRewrite(PairsTask):
     def distinct(self) -> int:
         times, more = divmod(self.length, self.keys)
         alike = math.factorial(times + 1) ** more * math.factorial(times) ** (self.keys - more)
-        return int(math.factorial(self.length) // alike * self.values**self.length * math.perm(self.keys, self.queries))
+        return int(
+            math.factorial(self.length)
+            // alike
+            * self.values**self.length
+            * math.perm(self.keys, self.queries)
+        )
 
     @property
     def words(self) -> int:
@@ -70,5 +83,7 @@ class AssociativeRewrite(PairsTask):
         is_asked_BQN = keys_BN[:, None, :] == asked_BQ[:, :, None]
         latest_BQ = self.length - 1 - is_asked_BQN[:, :, ::-1].argmax(axis=2)
         stream_BN2 = np.stack([self.values + keys_BN, values_BN], axis=2)
-        asked_BQ2 = np.stack([self.values + asked_BQ, np.take_along_axis(values_BN, latest_BQ, axis=1)], axis=2)
+        asked_BQ2 = np.stack(
+            [self.values + asked_BQ, np.take_along_axis(values_BN, latest_BQ, axis=1)], axis=2
+        )
         return np.concatenate([stream_BN2, asked_BQ2], axis=1).reshape(len(words_BW), -1)

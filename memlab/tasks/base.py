@@ -1,8 +1,9 @@
 """What every task gives: batches of token sequences cut into segments, and which of the targets count.
 
-Synthetic samples are generated on the fly from (seed, split, index) alone, so that any process can make any sample, a batch of 32 is
-the same as two of 16, and nothing is stored. The splits are disjoint by construction: a hash of a sample's content says which split
-it may appear in, and a draw that falls into another split is drawn again.
+Synthetic samples are generated on the fly from (seed, split, index) alone, so that any process can make any
+sample, a batch of 32 is the same as two of 16, and nothing is stored. The splits are disjoint by
+construction: a hash of a sample's content says which split it may appear in, and a draw that falls into
+another split is drawn again.
 
 Shapes: B batch, T tokens in a sample, W random words for a sample. This file and the tasks import no torch.
 """
@@ -18,8 +19,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.splits import SPLITS, Split
 
 Ints = NDArray[np.int64]
@@ -27,7 +28,8 @@ Words = NDArray[np.uint64]
 
 _SHARES = 16  # of the samples, one share each is kept for validation and for test
 _FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
-_MAX_DRAWS = 2000  # for one sample of the right split; one in 16 fits validation or test, so this is never reached
+# for one sample of the right split; one in 16 fits validation or test, so this is never reached
+_MAX_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Task(abc.ABC):
         return self.segment_lengths
 
     def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
-        """Do what may take long or fail before the first batch; called once, before anything of a run is written.
+        """Do what may take long or fail before the first batch; called once, before anything of a run is
+        written.
 
         Raises:
             UserError: something that is needed is not there.
@@ -77,14 +80,16 @@ class Task(abc.ABC):
 
 
 class SyntheticTask(Task):
-    """Base of the generated sequence tasks. A subclass says how long a sample is and turns random words into one.
+    """Base of the generated sequence tasks.
+
+    A subclass says how long a sample is and turns random words into one.
 
     Args:
         length: the task's own measure of a sample (symbols, pairs).
         num_segments: S; a sample is cut into S equal segments.
         segment_lengths: explicit lengths instead of equal ones (then their number is S), or None.
-        align: where the shorter segment stands if they cannot be equal: last (left-aligned) or first (right-aligned, as the RMT encoder's
-            authors do); None = they have to be equal.
+        align: where the shorter segment stands if they cannot be equal: last (left-aligned) or first
+            (right-aligned, as the RMT encoder's authors do); None = they have to be equal.
         batch_size: samples in a training step, over all processes.
         validation_size, test_size: samples in these splits; the same ones whatever the run's seed.
 
@@ -93,7 +98,8 @@ class SyntheticTask(Task):
     """
 
     chance: float  # accuracy of guessing among the symbols that can occur
-    stage_threshold = 0.99  # validation accuracy at which a curriculum goes on, unless the user says otherwise
+    # validation accuracy at which a curriculum goes on, unless the user says otherwise
+    stage_threshold = 0.99
 
     def __init__(
         self,
@@ -113,8 +119,8 @@ class SyntheticTask(Task):
         self.segment_lengths = self._cut(num_segments, segment_lengths)
         if self.distinct < _FEWEST:
             raise ConfigError(
-                f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are needed "
-                "to keep train, validation and test apart"
+                f"task.length={length} makes only {self.distinct} different samples; at least {_FEWEST} are "
+                "needed to keep train, validation and test apart"
             )
 
     @property
@@ -147,14 +153,17 @@ class SyntheticTask(Task):
 
     @abc.abstractmethod
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but the first.
+        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but
+        the first.
 
         `member_B` tells apart samples that share their words (see `members`).
         """
 
     @property
     def members(self) -> int:
-        """How many consecutive samples share their random words, and so their split; 1 unless a task says otherwise."""
+        """How many consecutive samples share their random words, and so their split;
+        1 unless a task says otherwise.
+        """
         return 1
 
     @abc.abstractmethod
@@ -162,15 +171,19 @@ class SyntheticTask(Task):
         """Constructor arguments of the subclass beyond this class's, for `at`."""
 
     def batch(self, split: Split, start: int, count: int, seed: int = 0) -> Batch:
-        """Samples start .. start + count - 1 of a split. `seed` moves the training stream; validation and test stay the same."""
+        """Samples start .. start + count - 1 of a split.
+
+        `seed` moves the training stream; validation and test stay the same.
+        """
         sequence = self._draw(split, start, count, seed if split == "train" else 0)
         answer = np.zeros((count, self.tokens), dtype=np.bool_)
         answer[:, self.answer_positions()] = True
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
-        """Where in each sample [B] the fact stands that is asked for, 0 = as early as possible, 1 = as late; None = this task has no such
-        place, or only one."""
+        """Where in each sample [B] the fact stands that is asked for, 0 = as early as possible, 1 = as late;
+        None = this task has no such place, or only one.
+        """
         return None
 
     def word(self, token: int) -> str:
@@ -190,13 +203,16 @@ class SyntheticTask(Task):
         if num_segments == self.num_segments:
             return self
         if len(set(self.segment_lengths)) > 1:
-            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot change")
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot "
+                "change"
+            )
         tokens = num_segments * self.segment_lengths[0]
         length = next((n for n in range(1, tokens + 1) if self.tokens_for(n) == tokens), None)
         if length is None:
             raise ConfigError(
-                f"task.num_segments={num_segments}: no {type(self).__name__} sample has the {tokens} tokens of so many segments "
-                f"of {self.segment_lengths[0]}"
+                f"task.num_segments={num_segments}: no {type(self).__name__} sample has the {tokens} tokens "
+                f"of so many segments of {self.segment_lengths[0]}"
             )
         return self.resized(length, [self.segment_lengths[0]] * num_segments)
 
@@ -209,7 +225,10 @@ class SyntheticTask(Task):
         if length == self.length:
             return self
         if len(set(self.segment_lengths)) > 1 and self.align is None:
-            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so they do not say how to grow")
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so they do not say how to "
+                "grow"
+            )
         lengths = self._in_parts(self.tokens_for(length), max(self.segment_lengths))
         return self.resized(length, lengths, **self.options_at(length))
 
@@ -222,7 +241,10 @@ class SyntheticTask(Task):
         if length == self.length:
             return self
         if self.segment_lengths != self._cut(self.wished_segments, None):
-            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are given one by one, so they do not say how to grow")
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)} are given one by one, so they do not say "
+                "how to grow"
+            )
         return self.resized(length, None, **self.options_at(length))
 
     def options_at(self, length: int) -> dict[str, Any]:
@@ -230,7 +252,9 @@ class SyntheticTask(Task):
         return {}
 
     def resized(self, length: int, segment_lengths: list[int] | None, **options: Any) -> Self:
-        """This task at another length, cut as given (None = into as many segments); `options` are changes to `options()`."""
+        """This task at another length, cut as given (None = into as many segments);
+        `options` are changes to `options()`.
+        """
         return type(self)(
             length=length,
             num_segments=self.num_segments if segment_lengths is None else len(segment_lengths),
@@ -243,18 +267,19 @@ class SyntheticTask(Task):
         )
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """This task from its shortest sample to itself, for a curriculum: one more segment of the same length at a time.
+        """This task from its shortest sample to itself, for a curriculum: one more segment of the same length
+        at a time.
 
-        A number of segments is left out if no sample fills it, or if so short a task would have too few different samples.
-        `one_answer` is asked for by models that answer once for each sample.
+        A number of segments is left out if no sample fills it, or if so short a task would have too few
+        different samples. `one_answer` is asked for by models that answer once for each sample.
 
         Raises:
             ConfigError: segments of different lengths do not say how to grow.
         """
         if len(set(self.segment_lengths)) > 1:
             raise ConfigError(
-                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so a curriculum does not know how to grow; "
-                "use equal lengths or curriculum=off"
+                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so a curriculum does not "
+                "know how to grow; use equal lengths or curriculum=off"
             )
         return possible(self.at, range(1, self.num_segments + 1))
 
@@ -269,23 +294,29 @@ class SyntheticTask(Task):
         return tuple(self._share("tokens", self.tokens, num_segments))
 
     def _in_parts(self, amount: int, longest: int) -> list[int]:
-        """`amount` in parts of `longest`, of which the last, or if right-aligned the first, may be shorter."""
+        """`amount` in parts of `longest`, of which the last, or if right-aligned the first,
+        may be shorter.
+        """
         lengths = [min(longest, amount - start) for start in range(0, amount, longest)]
         return lengths[::-1] if self.align == "right" else lengths
 
     def _share(self, what: str, amount: int, parts: int) -> list[int]:
-        """`amount` cut into equal parts, or into parts of which the last or the first is shorter, as `align` says."""
+        """`amount` cut into equal parts, or into parts of which the last or the first is shorter,
+        as `align` says.
+        """
         size = -(-amount // parts)
         if amount % parts and self.align is None:
             others = self.wished_segments - parts  # segments that hold something else
             possible = [n + others for n in range(1, amount + 1) if amount % n == 0]
             raise ConfigError(
-                f"task.num_segments={self.wished_segments}: the {amount} {what} of task.length={self.length} do not divide into {parts} "
-                f"equal segments; possible numbers are {possible}, or give task.align=left|right or task.segment_lengths"
+                f"task.num_segments={self.wished_segments}: the {amount} {what} of task.length={self.length} "
+                f"do not divide into {parts} equal segments; possible numbers are {possible}, or give "
+                "task.align=left|right or task.segment_lengths"
             )
         if amount <= size * (parts - 1):
             raise ConfigError(
-                f"task.num_segments={self.wished_segments}: {amount} {what} in segments of {size} do not fill {parts} of them"
+                f"task.num_segments={self.wished_segments}: {amount} {what} in segments of {size} do not "
+                f"fill {parts} of them"
             )
         lengths = [size] * (parts - 1) + [amount - size * (parts - 1)]
         return lengths[::-1] if self.align == "right" else lengths
@@ -316,7 +347,9 @@ def possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...
 
 
 def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:
-    """uint64 [B, W]: words W*i .. W*i + W - 1 of a Philox stream belong to sample i, whatever the batch it is made in."""
+    """uint64 [B, W]: words W*i .. W*i + W - 1 of a Philox stream belong to sample i,
+    whatever the batch it is made in.
+    """
     blocks = -(-words // 4)  # Philox yields four words for each count of its counter
     key = np.array([seed, SPLITS.index(split) << 32 | attempt], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=start * blocks)
@@ -324,7 +357,9 @@ def _random_words(seed: int, split: Split, attempt: int, start: int, count: int,
 
 
 def _split_of(sequence: Ints) -> NDArray[np.str_]:
-    """The split that each row, and all that share its words, may appear in: by a multiplicative hash of its content."""
+    """The split that each row, and all that share its words, may appear in:
+    by a multiplicative hash of its content.
+    """
     odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
     mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
     mixed ^= mixed >> np.uint64(32)

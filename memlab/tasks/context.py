@@ -1,6 +1,8 @@
-"""Tasks that tell something and then ask: the context is cut evenly among the first S - 1 segments, the question is alone in the last.
+"""Tasks that tell something and then ask: the context is cut evenly among the first S - 1 segments, the
+question is alone in the last.
 
-So nothing of an answer can be had without memory. With S = 1 all is one segment; any other cut can be had with `segment_lengths`.
+So nothing of an answer can be had without memory. With S = 1 all is one segment; any other cut can be had
+with `segment_lengths`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class ContextTask(SyntheticTask):
 
     @abc.abstractmethod
     def question(self, length: int) -> int:
-        """Tokens of the last segment, at this length: all after the context but the last token of the answer."""
+        """Tokens of the last segment, at this length: all after the context but the last token of the
+        answer.
+        """
 
     def noise(self, length: int) -> int:
         """Distractors at this length: in proportion, in whole pairs."""
@@ -41,36 +45,44 @@ class ContextTask(SyntheticTask):
         return self.context(length) + self.question(length)
 
     def at(self, num_segments: int) -> Self:
-        """As many segments of context as are left when the last is the question's; distractors in proportion."""
+        """As many segments of context as are left when the last is the question's;
+        distractors in proportion.
+        """
         if num_segments == self.num_segments:
             return self
         parts = set(self.segment_lengths[:-1])
         if len(parts) != 1 or self.segment_lengths[-1] != self.question(self.length):
-            raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
+            raise ConfigError(
+                f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not "
+                "say how to grow"
+            )
         tokens = (num_segments - 1) * max(parts)
         length = next((n for n in range(1, tokens + 1) if self.context(n) == tokens), None)
         if length is None:
             raise ConfigError(
-                f"task.num_segments={num_segments}: no {type(self).__name__} sample like this one has a context of the {tokens} tokens "
-                f"of {num_segments - 1} segments of {max(parts)}"
+                f"task.num_segments={num_segments}: no {type(self).__name__} sample like this one has a "
+                f"context of the {tokens} tokens of {num_segments - 1} segments of {max(parts)}"
             )
         return self._with(length)
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """Lengths 1, 2, 4, .. as far as such short samples are possible, then the task itself, in segments as long as the task's.
+        """Lengths 1, 2, 4, .. as far as such short samples are possible, then the task itself, in segments as
+        long as the task's.
 
         Raises:
             ConfigError: `one_answer` and more than one; or the segment lengths do not say how to grow.
         """
         if one_answer and self.answer_tokens > 1:
             raise ConfigError(
-                f"task.{self.answers}={self.answer_tokens} makes an answer of {self.answer_tokens} tokens, and a model that answers once "
-                f"for each sample gives 1; use {'task.queries=1 or ' * (self.answers == 'queries')}a decoder"
+                f"task.{self.answers}={self.answer_tokens} makes an answer of {self.answer_tokens} tokens, "
+                "and a model that answers once for each sample gives 1; use "
+                f"{'task.queries=1 or ' * (self.answers == 'queries')}a decoder"
             )
         self._check_question()
         stages = []
         for length in (2**i for i in range((self.length - 1).bit_length())):
-            with contextlib.suppress(ConfigError):  # too short for the task's other arguments, or too few different samples
+            # too short for the task's other arguments, or too few different samples
+            with contextlib.suppress(ConfigError):
                 stages.append(self._with(length))
         return (*stages, self)
 
@@ -81,16 +93,20 @@ class ContextTask(SyntheticTask):
     def _check_question(self) -> None:
         if self.num_segments > 1 and self.segment_lengths[-1] != self.question(self.length):
             raise ConfigError(
-                f"task.segment_lengths={list(self.segment_lengths)}: a curriculum does not know how to grow unless the last is the "
-                f"question's {self.question(self.length)} tokens; use curriculum=off"
+                f"task.segment_lengths={list(self.segment_lengths)}: a curriculum does not know how to grow "
+                f"unless the last is the question's {self.question(self.length)} tokens; use curriculum=off"
             )
 
     def _with(self, length: int) -> Self:
-        """This task at another length, in segments of context as long as this task's, of which one may be shorter."""
+        """This task at another length, in segments of context as long as this task's,
+        of which one may be shorter.
+        """
         context, question = self.context(length), self.question(length)
         longest = max(self.segment_lengths[:-1], default=context)
         lengths = [*self._in_parts(context, longest), question]
-        return self.resized(length, lengths if self.num_segments > 1 else [context + question], **self.options_at(length))
+        return self.resized(
+            length, lengths if self.num_segments > 1 else [context + question], **self.options_at(length)
+        )
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         if segment_lengths is not None or num_segments == 1:
@@ -100,7 +116,9 @@ class ContextTask(SyntheticTask):
 
 
 class PairsTask(ContextTask):
-    """Base of tasks whose context is pairs of a key and a value, and which ask for the values of Q different keys, each before the next."""
+    """Base of tasks whose context is pairs of a key and a value, and which ask for the values of Q
+    different keys, each before the next.
+    """
 
     queries: int
 
@@ -125,5 +143,8 @@ def even(key: str, amount: int) -> int:
         ConfigError: it is odd.
     """
     if amount % 2:
-        raise ConfigError(f"task.{key}={amount}: has to be even, since segments hold whole pairs of tokens, such as {amount - 1}")
+        raise ConfigError(
+            f"task.{key}={amount}: has to be even, since segments hold whole pairs of tokens, such as "
+            f"{amount - 1}"
+        )
     return amount

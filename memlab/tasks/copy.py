@@ -2,7 +2,8 @@
 
     X, start, X, X        tokens 3N, answer 2N
 
-The answer is what has to be remembered, all of it, once while the source is near and once more when it is further away.
+The answer is what has to be remembered, all of it, once while the source is near and once more when it is
+further away.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from memlab.schema import Positive
+from memlab.bounds import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 
 START, FIRST_SYMBOL = 1, 2
@@ -23,7 +24,8 @@ class Copy(SyntheticTask):
 
     Args:
         length: N, symbols to remember (published: 24, 120, 240, 360).
-        symbols: size of the alphabet (published: 10, and 8 for 120 symbols and more). `sizes` are `SyntheticTask`'s arguments.
+        symbols: size of the alphabet (published: 10, and 8 for 120 symbols and more). `sizes` are
+            `SyntheticTask`'s arguments.
     """
 
     def __init__(self, *, symbols: Positive, **sizes: Any) -> None:

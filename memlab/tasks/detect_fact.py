@@ -1,8 +1,10 @@
-"""Where is somebody? One fact anywhere in filler text (RMT 1M-token paper, arXiv 2304.11062, section 4, "detect and memorize").
+"""Where is somebody? One fact anywhere in filler text (RMT 1M-token paper, arXiv 2304.11062, section 4,
+"detect and memorize").
 
     filler .. Mary went to the garden . filler .. | .. | filler .. where is Mary ?      answer: garden
 
-The fact begins at any token before the question's segment, all as likely: it has to be noticed among filler, and kept.
+The fact begins at any token before the question's segment, all as likely: it has to be noticed among filler,
+and kept.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memlab.schema import Fraction
+from memlab.bounds import Fraction
 from memlab.tasks.base import Batch, Ints, choose
 from memlab.tasks.facts import A_PERSON, PERSONS
 from memlab.tasks.memorize_fact import MemorizeFact
@@ -22,8 +24,9 @@ class DetectFact(MemorizeFact):
     """One fact anywhere.
 
     Args:
-        depth: where the fact is, 0 = at the very start, 1 = right before the question's segment (or the question, if there is but one
-            segment); None = anywhere, uniformly. `sizes` are `FactTask`'s arguments.
+        depth: where the fact is, 0 = at the very start, 1 = right before the question's segment (or the
+            question, if there is but one segment); None = anywhere, uniformly. `sizes` are `FactTask`'s
+            arguments.
     """
 
     def __init__(self, *, depth: Fraction | None, **sizes: Any) -> None:
@@ -42,10 +45,15 @@ class DetectFact(MemorizeFact):
         return super().options() | {"depth": self.depth}
 
     def begin(self, word_B: NDArray[np.uint64]) -> Ints:
-        return choose(word_B, self._last + 1) if self.depth is None else np.full(len(word_B), round(self.depth * self._last))
+        return (
+            choose(word_B, self._last + 1)
+            if self.depth is None
+            else np.full(len(word_B), round(self.depth * self._last))
+        )
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
         if self._last == 0:
             return None
-        person_BT = (batch.tokens_BT >= A_PERSON) & (batch.tokens_BT < A_PERSON + len(PERSONS))  # a fact begins with one, filler has none
+        # a fact begins with one, filler has none
+        person_BT = (batch.tokens_BT >= A_PERSON) & (batch.tokens_BT < A_PERSON + len(PERSONS))
         return np.asarray(person_BT.argmax(axis=1) / self._last)

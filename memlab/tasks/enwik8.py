@@ -1,16 +1,18 @@
-"""enwik8 (Hutter prize): the first 100,000,000 bytes of a dump of the English Wikipedia, as bytes, markup and all.
+"""enwik8 (Hutter prize): the first 100,000,000 bytes of a dump of the English Wikipedia, as bytes, markup and
+all.
 
-By convention the first 90 million are for training, the next 5 for validation, the last 5 for test; results are bits per byte (often called
-bits per character). Validation and test are one document each. Training is cut into parts, which are read in an order drawn from the seed:
-the rows of a batch would otherwise all read the same bytes.
+By convention the first 90 million are for training, the next 5 for validation, the last 5 for test; results
+are bits per byte (often called bits per character). Validation and test are one document each. Training is
+cut into parts, which are read in an order drawn from the seed: the rows of a batch would otherwise all read
+the same bytes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from memlab.bounds import Positive
 from memlab.errors import UserError
-from memlab.schema import Positive
 from memlab.splits import Split
 from memlab.tasks.text import TextTask
 from memlab.text.corpus import Corpus
@@ -63,7 +65,10 @@ class Enwik8(TextTask):
         self.part_bytes = part_bytes
 
     def _find(self) -> Corpus:
-        advice = "download https://mattmahoney.net/dc/enwik8.zip, unpack it, and give task.data_dir=DIR with DIR/enwik8"
+        advice = (
+            "download https://mattmahoney.net/dc/enwik8.zip, unpack it, and give task.data_dir=DIR with "
+            "DIR/enwik8"
+        )
         if self.data_dir is None:
             raise UserError(f"task.data_dir is null: {advice}")
         path = Path(self.data_dir).expanduser() / "enwik8"
@@ -75,7 +80,13 @@ class Enwik8(TextTask):
 
         def parts(begin: int, end: int, size: int) -> tuple[File, ...]:
             starts = range(begin, end, size)
-            return tuple(File(str(path), "raw", stat.st_size, str(stat.st_mtime_ns), at, min(at + size, end)) for at in starts)
+            return tuple(
+                File(str(path), "raw", stat.st_size, str(stat.st_mtime_ns), at, min(at + size, end))
+                for at in starts
+            )
 
         sizes = {split: end - begin for split, (begin, end) in BORDERS.items()} | {"train": self.part_bytes}
-        return Corpus({split: parts(begin, end, sizes[split]) for split, (begin, end) in BORDERS.items()}, self.text_column)
+        return Corpus(
+            {split: parts(begin, end, sizes[split]) for split, (begin, end) in BORDERS.items()},
+            self.text_column,
+        )

@@ -1,13 +1,16 @@
-"""What the three fact tasks share: a small world to tell facts of, filler text around them, and a question at the end.
+"""What the three fact tasks share: a small world to tell facts of, filler text around them, and a question at
+the end.
 
-    filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1: one of six places
+    filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1
 
-After "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov, Kuratov, Burtsev 2023, arXiv 2304.11062, section 4), in a small
-world of our own: one token is one word. All answers are places and each is as likely, so who knows nothing scores 1 / 6.
+After "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov, Kuratov, Burtsev 2023, arXiv
+2304.11062, section 4), in a small world of our own: one token is one word. All answers are places and each is
+as likely, so who knows nothing scores 1 / 6.
 
-Segments have the same length, and the last ends with the question. With more than one, no fact stands in the question's segment, so
-nothing of the answer can be had without memory. Facts replace filler and begin at any token; a boundary may cut one in two. (In the
-released code a fact always begins a segment, and filler is one article over and over.)
+Segments have the same length, and the last ends with the question. With more than one, no fact stands in the
+question's segment, so nothing of the answer can be had without memory. Facts replace filler and begin at any
+token; a boundary may cut one in two. (In the released code a fact always begins a segment, and filler is one
+article over and over.)
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.splits import Split
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
@@ -38,17 +41,21 @@ FACT_WORDS = (*PLACES, *PERSONS, *MOVES, *OBJECTS, *TAKES, *COMMON)
 TOKEN = {word: token for token, word in enumerate(FACT_WORDS)}
 UNKNOWN, FIRST_FILLER = len(FACT_WORDS), len(FACT_WORDS) + 1
 SHARED = {word: TOKEN[word] for word in COMMON}
-A_PERSON, A_MOVE, AN_OBJECT, A_TAKE = (TOKEN[words[0]] for words in (PERSONS, MOVES, OBJECTS, TAKES))  # a place is its own number
+# a place is its own number
+A_PERSON, A_MOVE, AN_OBJECT, A_TAKE = (TOKEN[words[0]] for words in (PERSONS, MOVES, OBJECTS, TAKES))
 
 
 def _filler(noise_dir: str | None, noise_words: int) -> Filler:
     if noise_dir is None:
         return GeneratedFiller(noise_words, FIRST_FILLER, SHARED)
     files = text_files(noise_dir)
-    return _text_filler(noise_dir, noise_words, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return _text_filler(
+        noise_dir, noise_words, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    )
 
 
-@lru_cache(maxsize=2)  # all stages of a curriculum have the same text; sizes and times tell when files are no longer what was read
+# all stages of a curriculum have the same text; sizes and times tell when files are no longer what was read
+@lru_cache(maxsize=2)
 def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int, int], ...]) -> TextFiller:
     forbidden = [word.lower() for word in FACT_WORDS]
     return TextFiller(
@@ -63,7 +70,8 @@ def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int,
 
 
 class FactTask(SyntheticTask):
-    """Base of the fact tasks. A subclass tells a story: facts, a question and its answer; and says where the facts stand.
+    """Base of the fact tasks. A subclass tells a story: facts, a question and its answer; and says where the
+    facts stand.
 
     Args:
         segment_length: tokens of a segment; T is `num_segments` times as many. Or None, and
@@ -85,13 +93,19 @@ class FactTask(SyntheticTask):
         **sizes: Any,
     ) -> None:
         if (segment_length is None) == (length is None):
-            wrong = "neither is given" if length is None else f"both are given ({segment_length} and {length}); set one to null"
+            wrong = (
+                "neither is given"
+                if length is None
+                else f"both are given ({segment_length} and {length}); set one to null"
+            )
             raise ConfigError(f"task.segment_length and task.length say the same in two ways, and {wrong}")
         self.noise_dir, self.noise_words = noise_dir, noise_words
         self.filler = _filler(noise_dir, noise_words)
         self.vocab_size = FIRST_FILLER + noise_words
         self.split: Split = "train"  # whose filler `sequences` takes; see `_draw`
-        super().__init__(length=length or num_segments * (segment_length or 0), num_segments=num_segments, **sizes)
+        super().__init__(
+            length=length or num_segments * (segment_length or 0), num_segments=num_segments, **sizes
+        )
 
     @property
     @abc.abstractmethod
@@ -120,11 +134,15 @@ class FactTask(SyntheticTask):
 
     @abc.abstractmethod
     def story(self, words_BW: Words, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
-        """Facts, each with the token at which it begins ([B], [B, n]), the question [B, q], and the answer [B]."""
+        """Facts, each with the token at which it begins ([B], [B, n]), the question [B, q],
+        and the answer [B].
+        """
 
     @property
     def room(self) -> int:
-        """Tokens in which facts may stand: those before the question's segment, or before the question if there is one segment."""
+        """Tokens in which facts may stand: those before the question's segment,
+        or before the question if there is one segment.
+        """
         return self._room(self.segment_lengths)
 
     def _room(self, segment_lengths: tuple[int, ...]) -> int:
@@ -141,7 +159,11 @@ class FactTask(SyntheticTask):
     def distinct(self) -> int:
         """At least so many, since filler is counted with care."""
         told = sum(self.fact_lengths) + self.question_length
-        return self.stories * self.arrangements * self.filler.distinct(self.length, told, pieces=1 + len(self.fact_lengths))
+        return (
+            self.stories
+            * self.arrangements
+            * self.filler.distinct(self.length, told, pieces=1 + len(self.fact_lengths))
+        )
 
     @property
     def words(self) -> int:
@@ -171,18 +193,29 @@ class FactTask(SyntheticTask):
         if num_segments == self.num_segments:
             return self
         if len(set(self.segment_lengths)) > 1:
-            raise ConfigError(f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot change")
+            raise ConfigError(
+                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot "
+                "change"
+            )
         segment = self.segment_lengths[0]
         return self.resized(num_segments * segment, [segment] * num_segments)
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         lengths = super()._cut(num_segments, segment_lengths)
         if lengths[-1] < self.question_length:
-            raise ConfigError(f"the last of segments {list(lengths)} is too short: the question has {self.question_length} tokens")
+            raise ConfigError(
+                f"the last of segments {list(lengths)} is too short: the question has {self.question_length} "
+                "tokens"
+            )
         if self._room(lengths) < sum(self.fact_lengths):
             raise ConfigError(
-                f"segments {list(lengths)} leave {self._room(lengths)} tokens for facts of {sum(self.fact_lengths)} tokens, "
-                + ("which stand before the last segment" if len(lengths) > 1 else f"beside a question of {self.question_length}")
+                f"segments {list(lengths)} leave {self._room(lengths)} tokens for facts of "
+                f"{sum(self.fact_lengths)} tokens, "
+                + (
+                    "which stand before the last segment"
+                    if len(lengths) > 1
+                    else f"beside a question of {self.question_length}"
+                )
             )
         return lengths
 

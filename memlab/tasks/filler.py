@@ -1,4 +1,6 @@
-"""Filler text for tasks that hide something in it: generated sentences, or passages of the user's own texts. One token is one word.
+"""Filler text for tasks that hide something in it: generated sentences, or passages of the user's own texts.
+
+One token is one word.
 
 Shapes: B batch, S sentences, F files.
 """
@@ -18,13 +20,15 @@ from memlab.splits import SPLITS, Split
 from memlab.tasks.base import Ints, Words, choose
 
 _FOURS = """
-    old river slept quietly    grey cloud turned slowly    small bird sang again     tall tree waited long
-    warm wind rose early       pale moon shone softly      deep lake froze twice     young fox listened closely
-    dark road ended suddenly   bright lamp burned alone    empty boat drifted away   distant bell rang faintly
-    narrow bridge shook badly  broken clock stopped once   heavy door opened late
+    old river slept quietly     grey cloud turned slowly    small bird sang again
+    tall tree waited long       warm wind rose early        pale moon shone softly
+    deep lake froze twice       young fox listened closely  dark road ended suddenly
+    bright lamp burned alone    empty boat drifted away     distant bell rang faintly
+    narrow bridge shook badly   broken clock stopped once   heavy door opened late
 """  # adjective, noun, verb, adverb
 FILLER_WORDS = _FOURS.split()
-_CHOSEN, _SENTENCE = 4, 6  # words of a generated sentence that are chosen, and all of its words: "the", these four, "."
+# words of a generated sentence that are chosen, and all of its words: "the", these four, "."
+_CHOSEN, _SENTENCE = 4, 6
 
 
 class Filler(abc.ABC):
@@ -42,12 +46,14 @@ class Filler(abc.ABC):
 
     @abc.abstractmethod
     def distinct(self, length: int, hidden: int, pieces: int) -> int:
-        """At least so many different fillers of `length` tokens there are in a split, if `hidden` of them cannot be seen and those that
-        can are in so many pieces."""
+        """At least so many different fillers of `length` tokens there are in a split, if `hidden` of them
+        cannot be seen and those that can are in so many pieces.
+        """
 
 
 class GeneratedFiller(Filler):
-    """Sentences such as "the old river slept quietly .", all words drawn independently; a sample begins anywhere in one.
+    """Sentences such as "the old river slept quietly .", all words drawn independently; a sample begins
+    anywhere in one.
 
     Args:
         count: how many different words there are, 4 to 60.
@@ -60,17 +66,25 @@ class GeneratedFiller(Filler):
     def __init__(self, count: int, first: int, shared: dict[str, int]) -> None:
         if not _CHOSEN <= count <= len(FILLER_WORDS):
             raise ConfigError(
-                f"task.noise_words={count}: generated filler has {_CHOSEN} to {len(FILLER_WORDS)} different words; more with task.noise_dir"
+                f"task.noise_words={count}: generated filler has {_CHOSEN} to {len(FILLER_WORDS)} different "
+                "words; more with task.noise_dir"
             )
         self.names = FILLER_WORDS[:count]
         self.first, self.shared = first, shared
         self.choices = np.array([len(self.names[place::_CHOSEN]) for place in range(_CHOSEN)])
 
     def words(self, length: int) -> int:
-        return 1 + -(-(length + _SENTENCE - 1) // _SENTENCE)  # where to begin, and 16 bits for each chosen word of a sentence
+        # where to begin, and 16 bits for each chosen word of a sentence
+        return 1 + -(-(length + _SENTENCE - 1) // _SENTENCE)
 
     def tokens(self, words_BW: Words, length: int, split: Split) -> Ints:
-        bits_BSc = np.ascontiguousarray(words_BW[:, 1:]).astype("<u8").view("<u2").reshape(len(words_BW), -1, _CHOSEN).astype(np.int64)
+        bits_BSc = (
+            np.ascontiguousarray(words_BW[:, 1:])
+            .astype("<u8")
+            .view("<u2")
+            .reshape(len(words_BW), -1, _CHOSEN)
+            .astype(np.int64)
+        )
         sentences = np.empty((*bits_BSc.shape[:2], _SENTENCE), dtype=np.int64)
         sentences[..., 0], sentences[..., -1] = self.shared["the"], self.shared["."]
         sentences[..., 1:-1] = self.first + np.arange(_CHOSEN) + _CHOSEN * (bits_BSc % self.choices)
@@ -83,10 +97,12 @@ class GeneratedFiller(Filler):
 
 
 class TextFiller(Filler):
-    """Passages of a directory's .txt files. Of each file the first 80 % are for training, then 10 % for validation, 10 % for test.
+    """Passages of a directory's .txt files.
 
-    Words are lower-cased, and a punctuation mark is a word. The training parts' most frequent ones have a token each; all others are
-    one unknown token.
+    Of each file the first 80 % are for training, then 10 % for validation, 10 % for test.
+
+    Words are lower-cased, and a punctuation mark is a word. The training parts' most frequent ones have a
+    token each; all others are one unknown token.
 
     Args:
         files: of the directory `noise_dir`, which errors name.
@@ -124,7 +140,10 @@ class TextFiller(Filler):
         self.names = frequent + [f"(unused {i})" for i in range(len(frequent), count)]
         token = {word: first + i for i, word in enumerate(frequent)} | shared
         self.lengths = {split: np.array([len(part) for part in parts[split]]) for split in SPLITS}
-        self.text = {split: np.array([token.get(w, unknown) for part in parts[split] for w in part], dtype=np.int64) for split in SPLITS}
+        self.text = {
+            split: np.array([token.get(w, unknown) for part in parts[split] for w in part], dtype=np.int64)
+            for split in SPLITS
+        }
 
     def words(self, length: int) -> int:
         return 1  # where the passage begins
@@ -145,8 +164,9 @@ class TextFiller(Filler):
             longest = int(self.lengths[split].max())
             if longest < length:
                 raise ConfigError(
-                    f"task.noise_dir={self.noise_dir}: a sample has {length} words, the longest part of a file for {split} has {longest} "
-                    "(80 % of a file are for training, 10 % for each of the others); use longer files, or fewer or shorter segments"
+                    f"task.noise_dir={self.noise_dir}: a sample has {length} words, the longest part of a "
+                    f"file for {split} has {longest} (80 % of a file are for training, 10 % for each of the "
+                    "others); use longer files, or fewer or shorter segments"
                 )
         return min(int(self._passages(length, split).sum()) for split in SPLITS)
 
@@ -163,10 +183,15 @@ def text_files(noise_dir: str) -> list[Path]:
     """
     place = Path(noise_dir).expanduser()
     if not place.is_dir():
-        raise ConfigError(f"task.noise_dir={noise_dir}: there is no such directory; give one with .txt files, or null for generated filler")
+        raise ConfigError(
+            f"task.noise_dir={noise_dir}: there is no such directory; give one with .txt files, or null for "
+            "generated filler"
+        )
     files = sorted(file for file in place.glob("*.txt") if file.is_file())
     if not files:
-        raise ConfigError(f"task.noise_dir={noise_dir}: there are no .txt files in it; null makes generated filler")
+        raise ConfigError(
+            f"task.noise_dir={noise_dir}: there are no .txt files in it; null makes generated filler"
+        )
     return files
 
 

@@ -2,11 +2,12 @@
 
     task             the task's own stages (`SyntheticTask.stages`)
     segments         more segments of the same length
-    length           longer samples in segments of the same length; the last (or first, see `task.align`) may be shorter
+    length           longer samples in segments of the same length; the last (or first, see `task.align`) may
+                     be shorter
     segment_length   longer samples in as many segments, which get longer
 
-A task of n symbols in S segments of N tokens: `segments` and `length` keep N and move S, one in whole segments, the other to any
-length; `segment_length` keeps S and moves N.
+A task of n symbols in S segments of N tokens: `segments` and `length` keep N and move S, one in whole
+segments, the other to any length; `segment_length` keeps S and moves N.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
     """The stages of a curriculum; the last is the task itself.
 
     Args:
-        sizes: numbers of segments, or lengths, that grow to the task's own. None = each number of segments, or the length halved as
-            often as possible; sizes with too few different samples, or that cannot be cut so, are left out.
+        sizes: numbers of segments, or lengths, that grow to the task's own. None = each number of segments,
+            or the length halved as often as possible; sizes with too few different samples, or that cannot be
+            cut so, are left out.
         one_answer: asked for by models that answer once for each sample.
 
     Raises:
@@ -35,13 +37,16 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
     name = type(task).__name__
     if isinstance(task, TextTask):
         if by not in ("task", "segments"):
-            raise ConfigError(f"curriculum.by={by}: text has no length to grow; use segments, which are read in a step")
+            raise ConfigError(
+                f"curriculum.by={by}: text has no length to grow; use segments, which are read in a step"
+            )
         return _sized("segments", sizes, task.num_segments, range(1, task.num_segments + 1), task.at, name)
     assert isinstance(task, SyntheticTask)
     if by == "task":
         if sizes is not None:
             raise ConfigError(
-                f"curriculum.sizes={list(sizes)}: {name} has stages of its own; use curriculum.by=segments|length|segment_length"
+                f"curriculum.sizes={list(sizes)}: {name} has stages of its own; use "
+                "curriculum.by=segments|length|segment_length"
             )
         return task.stages(one_answer)
     if by == "segments":
@@ -50,18 +55,30 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
     return _sized(by, sizes, task.length, halves, task.at_length if by == "length" else task.stretched, name)
 
 
-def _sized(by: str, sizes: Sequence[int] | None, own: int, usual: Sequence[int], make: Callable[[int], Any], name: str) -> tuple[Any, ...]:
+def _sized(
+    by: str,
+    sizes: Sequence[int] | None,
+    own: int,
+    usual: Sequence[int],
+    make: Callable[[int], Any],
+    name: str,
+) -> tuple[Any, ...]:
     if sizes is None:
         made = possible(make, usual)
         if len(made) < 2 and own > 1:
             try:
                 make(usual[-2])
             except ConfigError as error:
-                raise ConfigError(f"curriculum.by={by}: {name} as configured does not grow so ({error}); use curriculum=off") from None
+                raise ConfigError(
+                    f"curriculum.by={by}: {name} as configured does not grow so ({error}); use curriculum=off"
+                ) from None
         return made
     if list(sizes) != sorted(set(sizes)) or sizes[-1] != own:
         key = "task.num_segments" if by == "segments" else "task.length"
-        raise ConfigError(f"curriculum.sizes={list(sizes)}: they have to grow, each larger than the one before, to {key}={own}")
+        raise ConfigError(
+            f"curriculum.sizes={list(sizes)}: they have to grow, each larger than the one before, to "
+            f"{key}={own}"
+        )
     try:
         return tuple(make(size) for size in sizes)
     except ConfigError as error:

@@ -1,4 +1,5 @@
-"""Where is somebody? One fact at the very start (RMT 1M-token paper, arXiv 2304.11062, section 4, "memorize").
+"""Where is somebody? One fact at the very start (RMT 1M-token paper, arXiv 2304.11062, section 4,
+"memorize").
 
     Mary went to the garden . filler .. | .. | filler .. where is Mary ?      answer: garden
 
@@ -29,6 +30,10 @@ class MemorizeFact(FactTask):
 
     def story(self, words_BW: Words, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
         count, (begin, person, move, place) = len(words_BW), words_BW.T
-        person_B, move_B, place_B = A_PERSON + choose(person, len(PERSONS)), A_MOVE + choose(move, len(MOVES)), choose(place, len(PLACES))
+        person_B, move_B, place_B = (
+            A_PERSON + choose(person, len(PERSONS)),
+            A_MOVE + choose(move, len(MOVES)),
+            choose(place, len(PLACES)),
+        )
         fact_Bn = phrase(count, person_B, move_B, "to", "the", place_B, ".")
         return [(self.begin(begin), fact_Bn)], phrase(count, "where", "is", person_B, "?"), place_B

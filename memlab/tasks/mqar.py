@@ -1,14 +1,15 @@
-"""Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927, section 3): K pairs, then the values of many keys.
+"""Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927, section 3): K pairs, then the
+values of many keys.
 
     k1 v1 .. kK vK, D distractors, then Q times key, value        tokens 2K + D + 2Q - 1, answer Q
 
-Keys do not repeat in a sample, values may. The asked keys are Q of the K in random order, and each value is read before the next
-key. Who has not seen the pairs scores 1 / values; who knows the values but not whose they are, and guesses one of them, is right in
-1 / K of the cases, and in 1 / values of the rest.
+Keys do not repeat in a sample, values may. The asked keys are Q of the K in random order, and each value is
+read before the next key. Who has not seen the pairs scores 1 / values; who knows the values but not whose
+they are, and guesses one of them, is right in 1 / K of the cases, and in 1 / values of the rest.
 
-Departures: the paper spreads queries over the sequence with gaps from a power law and fills the gaps with noise; here all noise is
-between pairs and queries, so that the distance is a number in the configuration. The authors' code draws values without repetition
-too, by which an answer can be had by elimination.
+Departures: the paper spreads queries over the sequence with gaps from a power law and fills the gaps with
+noise; here all noise is between pairs and queries, so that the distance is a number in the configuration. The
+authors' code draws values without repetition too, by which an answer can be had by elimination.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
-from memlab.schema import NonNegative, Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import PairsTask, even
 
@@ -37,11 +38,19 @@ class MQAR(PairsTask):
         distractors: D, noise tokens between the pairs and the queries; even.
     """
 
-    def __init__(self, *, keys: Positive, values: Positive, queries: Positive, distractors: NonNegative, **sizes: Any) -> None:
+    def __init__(
+        self, *, keys: Positive, values: Positive, queries: Positive, distractors: NonNegative, **sizes: Any
+    ) -> None:
         if sizes["length"] > keys:
-            raise ConfigError(f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} keys or more, since keys do not repeat")
+            raise ConfigError(
+                f"task.keys={keys}: {sizes['length']} pairs need {sizes['length']} keys or more, since keys "
+                "do not repeat"
+            )
         if queries > sizes["length"]:
-            raise ConfigError(f"task.queries={queries}: at most task.length={sizes['length']}, since the asked keys are different ones")
+            raise ConfigError(
+                f"task.queries={queries}: at most task.length={sizes['length']}, since the asked keys are "
+                "different ones"
+            )
         self.keys, self.values, self.queries = keys, values, queries
         self.distractors = even("distractors", distractors)
         self.vocab_size = NOISE + values + keys
@@ -58,17 +67,26 @@ class MQAR(PairsTask):
         return self.keys + self.length + self.distractors + self.length
 
     def options(self) -> dict[str, Any]:
-        return {"keys": self.keys, "values": self.values, "queries": self.queries, "distractors": self.distractors}
+        return {
+            "keys": self.keys,
+            "values": self.values,
+            "queries": self.queries,
+            "distractors": self.distractors,
+        }
 
     def options_at(self, length: int) -> dict[str, Any]:
         return {"queries": min(self.queries, length), "distractors": self.noise(length)}
 
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        of_keys, of_values, of_noise, of_order = np.split(words_BW, np.cumsum([self.keys, self.length, self.distractors]), axis=1)
+        of_keys, of_values, of_noise, of_order = np.split(
+            words_BW, np.cumsum([self.keys, self.length, self.distractors]), axis=1
+        )
         keys_BK = NOISE + self.values + choose_distinct(of_keys, self.length)
         values_BK = NOISE + choose(of_values, self.values)
         pairs_BK2 = np.stack([keys_BK, values_BK], axis=2)
         asked_BQ = choose_distinct(of_order, self.queries)
         asked_BQ2 = np.take_along_axis(pairs_BK2, asked_BQ[:, :, None], axis=1)
         rows = len(words_BW)
-        return np.concatenate([pairs_BK2.reshape(rows, -1), choose(of_noise, NOISE), asked_BQ2.reshape(rows, -1)], axis=1)
+        return np.concatenate(
+            [pairs_BK2.reshape(rows, -1), choose(of_noise, NOISE), asked_BQ2.reshape(rows, -1)], axis=1
+        )

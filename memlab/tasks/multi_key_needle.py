@@ -2,12 +2,13 @@
 
     filler .. marker, key, d1 .. dP .. filler, question, key, d1 .. dP        tokens L + P + 1, answer P
 
-N needles stand at random places of a haystack of L tokens: a marker, a key, and the key's value of P digits. The question in the last
-segment names one of the keys, and the answer is its value. Keys do not repeat in a sample; digits are independent and uniform, so who
-has read nothing scores 1 / 10, and who knows all values but not which is asked for scores 1 / N + (1 - 1 / N) / 10 of the digits.
+N needles stand at random places of a haystack of L tokens: a marker, a key, and the key's value of P digits.
+The question in the last segment names one of the keys, and the answer is its value. Keys do not repeat in a
+sample; digits are independent and uniform, so who has read nothing scores 1 / 10, and who knows all values
+but not which is asked for scores 1 / N + (1 - 1 / N) / 10 of the digits.
 
-RULER's keys are words and its values numbers of 7 digits. A haystack of needles alone, as in its harder variants, is had with as
-many needles as fit. Segments and filler are as in `passkey`.
+RULER's keys are words and its values numbers of 7 digits. A haystack of needles alone, as in its harder
+variants, is had with as many needles as fit. Segments and filler are as in `passkey`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import math
 from functools import cached_property
 from typing import Any, Self
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, possible
 from memlab.tasks.passkey import DIGITS, Passkey
 
@@ -26,14 +27,17 @@ class MultiKeyNeedle(Passkey):
     """Multi-key needle.
 
     Args:
-        length: L, tokens of the haystack, needles included. `passkey` are the arguments of `Passkey`; `depth` is the asked needle's.
+        length: L, tokens of the haystack, needles included. `passkey` are the arguments of `Passkey`; `depth`
+            is the asked needle's.
         needles: N (published: 4, or as many as fit).
         keys: how many different keys there are, N or more.
     """
 
     def __init__(self, *, needles: Positive, keys: Positive, **passkey: Any) -> None:
         if keys < needles:
-            raise ConfigError(f"task.keys={keys}: {needles} needles need {needles} keys or more, since keys do not repeat")
+            raise ConfigError(
+                f"task.keys={keys}: {needles} needles need {needles} keys or more, since keys do not repeat"
+            )
         self.needles, self.keys = needles, keys
         super().__init__(**passkey)
 
@@ -42,8 +46,9 @@ class MultiKeyNeedle(Passkey):
         starts: Ints = super().starts
         if self.needles > len(starts):
             raise ConfigError(
-                f"task.needles={self.needles}: the haystack has room for {len(starts)} needles of {self.needle} tokens, each wholly inside "
-                f"one segment; task.segment_lengths={list(self.segment_lengths)}"
+                f"task.needles={self.needles}: the haystack has room for {len(starts)} needles of "
+                f"{self.needle} tokens, each wholly inside one segment; "
+                f"task.segment_lengths={list(self.segment_lengths)}"
             )
         return starts
 
@@ -51,7 +56,9 @@ class MultiKeyNeedle(Passkey):
     def distinct(self) -> int:
         places = len(self.starts)
         other_places = math.comb(places - 1, self.needles - 1)
-        others = other_places * math.perm(self.keys, self.needles) * DIGITS ** (self.digits * (self.needles - 1))
+        others = (
+            other_places * math.perm(self.keys, self.needles) * DIGITS ** (self.digits * (self.needles - 1))
+        )
         filler = self.fillers ** (self.length - self.needles * self.needle) if self.filler == "random" else 1
         return (places if self.depth is None else 1) * DIGITS**self.digits * others * filler
 
@@ -59,7 +66,9 @@ class MultiKeyNeedle(Passkey):
         return super().options() | {"needles": self.needles, "keys": self.keys}
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """One needle in a haystack of one segment, two, four .. and all; then the haystack grows by a segment at a time."""
+        """One needle in a haystack of one segment, two, four .. and all; then the haystack grows by a
+        segment at a time.
+        """
         grow = super().stages(one_answer)
         first = grow[0]
         counts = [2**i for i in range(self.needles.bit_length()) if 2**i < self.needles]

@@ -2,14 +2,16 @@
 
     filler .. filler, marker, d1 .. dP, filler .. filler, question, d1 .. dP        tokens L + P, answer P
 
-A haystack of L tokens in which P digits are announced once; the question in the last segment asks for them. Digits are independent
-and uniform, so who has not read the announcement scores 1 / 10.
+A haystack of L tokens in which P digits are announced once; the question in the last segment asks for them.
+Digits are independent and uniform, so who has not read the announcement scores 1 / 10.
 
-The papers' filler is one text over and over, which is easy to tell from the announcement and easy to compress; `filler=random` is
-neither. Only the announcement holds digits, so to find it is easy too: `multi_key_needle` asks which one.
+The papers' filler is one text over and over, which is easy to tell from the announcement and easy to
+compress; `filler=random` is neither. Only the announcement holds digits, so to find it is easy too:
+`multi_key_needle` asks which one.
 
-Segments: the haystack is divided evenly among the first S - 1, and the question is alone in the last. Whatever `segment_lengths` say,
-the announcement lies wholly inside one of the first S - 1, in place of the filler there.
+Segments: the haystack is divided evenly among the first S - 1, and the question is alone in the last.
+Whatever `segment_lengths` say, the announcement lies wholly inside one of the first S - 1, in place of the
+filler there.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab.bounds import Fraction, Positive
 from memlab.errors import ConfigError
-from memlab.schema import Fraction, Positive
 from memlab.tasks.base import Batch, Ints, SyntheticTask, Words, choose, choose_distinct, possible
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12
 
 
 class Passkey(SyntheticTask):
-    """Passkey, and what is shared with `MultiKeyNeedle`: a needle is a marker, a key if there are keys, and digits.
+    """Passkey, and what is shared with `MultiKeyNeedle`: a needle is a marker, a key if there are keys, and
+    digits.
 
     Args:
         length: L, tokens of the haystack, announcement included. `sizes` are `SyntheticTask`'s arguments.
@@ -42,7 +45,13 @@ class Passkey(SyntheticTask):
     needles, keys = 1, 0
 
     def __init__(
-        self, *, digits: Positive, depth: Fraction | None, filler: Literal["repeated", "random"], fillers: Positive, **sizes: Any
+        self,
+        *,
+        digits: Positive,
+        depth: Fraction | None,
+        filler: Literal["repeated", "random"],
+        fillers: Positive,
+        **sizes: Any,
     ) -> None:
         self.digits, self.depth, self.filler, self.fillers = digits, depth, filler, fillers
         self.needle = 1 + (self.keys > 0) + digits
@@ -58,8 +67,13 @@ class Passkey(SyntheticTask):
 
     @cached_property
     def starts(self) -> Ints:
-        """Where a needle may begin. Several do not overlap: their places are multiples of their size, counted from the segment's start."""
-        ends = np.minimum(np.cumsum(self.segment_lengths[: max(1, self.num_segments - 1)]), self.length).tolist()
+        """Where a needle may begin.
+
+        Several do not overlap: their places are multiples of their size, counted from the segment's start.
+        """
+        ends = np.minimum(
+            np.cumsum(self.segment_lengths[: max(1, self.num_segments - 1)]), self.length
+        ).tolist()
         bounds = list(zip([0, *ends], ends, strict=False))
         step = 1 if self.needles == 1 else self.needle
         starts = [start for begin, end in bounds for start in range(begin, end - self.needle + 1, step)]
@@ -67,20 +81,33 @@ class Passkey(SyntheticTask):
             longest = max(end - begin for begin, end in bounds)
             fit = longest - self.needle + self.digits
             raise ConfigError(
-                f"task.digits={self.digits}: at most {fit} fit into one segment of the haystack; the longest has {longest} tokens"
+                f"task.digits={self.digits}: at most {fit} fit into one segment of the haystack; the longest "
+                f"has {longest} tokens"
             )
         return np.array(starts)
 
     @property
     def distinct(self) -> int:
         places = len(self.starts) if self.depth is None else 1
-        return places * DIGITS**self.digits * (self.fillers ** (self.length - self.needle) if self.filler == "random" else 1)
+        return (
+            places
+            * DIGITS**self.digits
+            * (self.fillers ** (self.length - self.needle) if self.filler == "random" else 1)
+        )
 
     @property
     def _columns(self) -> list[int]:
-        """How many of a sample's words go into the asked needle's place, the others' places, keys, digits, and filler."""
+        """How many of a sample's words go into the asked needle's place, the others' places, keys,
+        digits, and filler.
+        """
         others = len(self.starts) - 1 if self.needles > 1 else 0
-        return [1, others, self.keys, self.needles * self.digits, self.length if self.filler == "random" else 0]
+        return [
+            1,
+            others,
+            self.keys,
+            self.needles * self.digits,
+            self.length if self.filler == "random" else 0,
+        ]
 
     @property
     def words(self) -> int:
@@ -92,15 +119,28 @@ class Passkey(SyntheticTask):
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
         count, places, needles = len(words_BW), len(self.starts), self.needles
         place, others, keys, digits, filler = np.split(words_BW, np.cumsum(self._columns)[:-1], axis=1)
-        asked_B1 = choose(place, places) if self.depth is None else np.full((count, 1), round(self.depth * (places - 1)))
-        other_BN = choose_distinct(others, needles - 1)  # among the places left: those from the asked needle's on are one further
+        asked_B1 = (
+            choose(place, places)
+            if self.depth is None
+            else np.full((count, 1), round(self.depth * (places - 1)))
+        )
+        # among the places left: those from the asked needle's on are one further
+        other_BN = choose_distinct(others, needles - 1)
         start_BN = self.starts[np.concatenate([asked_B1, other_BN + (other_BN >= asked_B1)], axis=1)]
         marker_BN1 = np.full((count, needles, 1), MARKER)
-        key_BNK = FIRST_FILLER + self.fillers + choose_distinct(keys, needles)[:, :, None] if self.keys else marker_BN1[:, :, :0]
-        needle_BNn = np.concatenate([marker_BN1, key_BNK, choose(digits, DIGITS).reshape(count, needles, -1)], axis=2)
+        key_BNK = (
+            FIRST_FILLER + self.fillers + choose_distinct(keys, needles)[:, :, None]
+            if self.keys
+            else marker_BN1[:, :, :0]
+        )
+        needle_BNn = np.concatenate(
+            [marker_BN1, key_BNK, choose(digits, DIGITS).reshape(count, needles, -1)], axis=2
+        )
         repeated = np.broadcast_to(np.arange(self.length) % self.fillers, (count, self.length))
         haystack_BL = FIRST_FILLER + (choose(filler, self.fillers) if self.filler == "random" else repeated)
-        haystack_BL[np.arange(count)[:, None, None], start_BN[:, :, None] + np.arange(self.needle)] = needle_BNn
+        haystack_BL[np.arange(count)[:, None, None], start_BN[:, :, None] + np.arange(self.needle)] = (
+            needle_BNn
+        )
         return np.concatenate([haystack_BL, np.full((count, 1), QUESTION), needle_BNn[:, 0, 1:]], axis=1)
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
@@ -119,7 +159,10 @@ class Passkey(SyntheticTask):
             return self
         *context, question = self.segment_lengths
         if len(set(context)) != 1 or question != self.needle - 1 or num_segments < 2:
-            raise ConfigError(f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not say how to grow")
+            raise ConfigError(
+                f"task.num_segments={num_segments}: task.segment_lengths={list(self.segment_lengths)} do not "
+                "say how to grow"
+            )
         return self.resized((num_segments - 1) * context[0], [*context[:1] * (num_segments - 1), question])
 
     def at_length(self, length: int) -> Self:
@@ -137,7 +180,9 @@ class Passkey(SyntheticTask):
             ConfigError: segments do not say how to grow, or one answer is asked for and the task has more.
         """
         if one_answer and self.digits > 1:
-            raise ConfigError(f"task.digits={self.digits}: a model that answers once for each sample needs task.digits=1")
+            raise ConfigError(
+                f"task.digits={self.digits}: a model that answers once for each sample needs task.digits=1"
+            )
         if self.num_segments > 1:
             self.at(self.num_segments + 1)  # raises if the segments do not say how to grow
         return possible(self.at, range(min(2, self.num_segments), self.num_segments + 1))

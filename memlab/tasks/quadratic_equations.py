@@ -7,18 +7,22 @@
     x=(98+86)/2=92                 4. higher root
     6,92                           5. answer        tokens 6 * 30, answer 5 * 30
 
-Characters are tokens. The equation and each part are filled up with padding to `length` (30), and padding is predicted too. With
-segments of 30, each after the first has just one part to predict: it reads the sign, or the last padding of the part before, first.
+Characters are tokens. The equation and each part are filled up with padding to `length` (30), and padding is
+predicted too. With segments of 30, each after the first has just one part to predict: it reads the sign, or
+the last padding of the part before, first.
 
-The roots are independent and uniform in -100 .. 100, the equation is multiplied by 1 .. 10, and 20 in 100 have no real roots. Decided
-here, since the paper leaves it open:
-- Numbers keep their minus, 4*1*-552, but b is squared without. Terms of 0 and factors of 1 are left out. A double root stands twice.
+The roots are independent and uniform in -100 .. 100, the equation is multiplied by 1 .. 10, and 20 in 100
+have no real roots. Decided here, since the paper leaves it open:
+- Numbers keep their minus, 4*1*-552, but b is squared without. Terms of 0 and factors of 1 are left out. A
+  double root stands twice.
 - The factor is natural in the text, of both signs in the example and in the authors' code: `both_signs`.
-- Without real roots: b is uniform in -199 .. 199, c in b^2/4 < c <= 10000. The discriminant ends part 2; parts 3 to 5 are empty.
-- The first part is asked for by a sign of its own (id 1, free in their vocabulary), theirs by the equation's last padding.
+- Without real roots: b is uniform in -199 .. 199, c in b^2/4 < c <= 10000. The discriminant ends part 2;
+  parts 3 to 5 are empty.
+- The first part is asked for by a sign of its own (id 1, free in their vocabulary), theirs by the equation's
+  last padding.
 
-Padding is 0.54 of the answer, and who knows nothing but positions is right in 0.69 of the tokens. So accuracy says little:
-the figure to read is exact match, of all parts (theirs: of part 5).
+Padding is 0.54 of the answer, and who knows nothing but positions is right in 0.69 of the tokens. So accuracy
+says little: the figure to read is exact match, of all parts (theirs: of part 5).
 """
 
 from __future__ import annotations
@@ -28,20 +32,24 @@ from typing import Any, Self
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, SyntheticTask, Words, choose
 
-ALPHABET = " >0123456789+-*/^=()xD;,"  # padding, the sign, and the authors' characters in their order; ";" is never used
+# padding, the sign, and the authors' characters in their order; ";" is never used
+ALPHABET = " >0123456789+-*/^=()xD;,"
 LARGEST_ROOT, LARGEST_FACTOR, PARTS = 100, 10, 5
 LONGEST = 28  # characters of the longest part, such as D=0^2-4*1*-10000=40000=200^2
-MEAN = (14.84765, 24.588143, 12.388664, 11.988674, 4.660697)  # characters of each part over all samples, without padding
+# characters of each part over all samples, without padding
+MEAN = (14.84765, 24.588143, 12.388664, 11.988674, 4.660697)
 _TOKEN = np.array([max(ALPHABET.find(chr(i)), 0) for i in range(128)])
 
 
 def equation(a: int, b: int, c: int) -> str:
     """a x^2 + b x + c = 0 as text."""
-    terms = [f"{n:+d}*{power}" if abs(n) != 1 else f"{n:+d}"[0] + power for n, power in ((a, "x^2"), (b, "x")) if n]
+    terms = [
+        f"{n:+d}*{power}" if abs(n) != 1 else f"{n:+d}"[0] + power for n, power in ((a, "x^2"), (b, "x")) if n
+    ]
     return "".join([*terms, f"{c:+d}" if c else ""]).removeprefix("+") + "=0"
 
 
@@ -53,14 +61,21 @@ def solution(b: int, c: int) -> tuple[str, ...]:
         return equation(1, b, c), discriminant, "", "", ""
     root = math.isqrt(square)
     low, high = (-b - root) // 2, (-b + root) // 2
-    return equation(1, b, c), f"{discriminant}={root}^2", f"x=({-b}-{root})/2={low}", f"x=({-b}+{root})/2={high}", f"{low},{high}"
+    return (
+        equation(1, b, c),
+        f"{discriminant}={root}^2",
+        f"x=({-b}-{root})/2={low}",
+        f"x=({-b}+{root})/2={high}",
+        f"{low},{high}",
+    )
 
 
 class QuadraticEquations(SyntheticTask):
     """Quadratic equations.
 
     Args:
-        length: tokens of the equation and of each part, at least 28 (published: 30). `sizes` are `SyntheticTask`'s arguments.
+        length: tokens of the equation and of each part, at least 28 (published: 30). `sizes` are
+            `SyntheticTask`'s arguments.
         parts: how many parts of the solution are asked for, from the first, at most 5 (published: 5).
         both_signs: whether the factor before the equation may be negative.
     """
@@ -69,7 +84,10 @@ class QuadraticEquations(SyntheticTask):
 
     def __init__(self, *, parts: Positive, both_signs: bool, **sizes: Any) -> None:
         if sizes["length"] < LONGEST:
-            raise ConfigError(f"task.length={sizes['length']}: the longest part has {LONGEST} characters; use {LONGEST} or more")
+            raise ConfigError(
+                f"task.length={sizes['length']}: the longest part has {LONGEST} characters; use {LONGEST} or "
+                "more"
+            )
         if parts > PARTS:
             raise ConfigError(f"task.parts={parts}: a solution has {PARTS} parts, so it may be 1 to {PARTS}")
         self.parts, self.both_signs = parts, both_signs
@@ -109,7 +127,9 @@ class QuadraticEquations(SyntheticTask):
         return _TOKEN[np.frombuffer(text, dtype=np.uint8)].reshape(len(words_BW), self.tokens + 1)
 
     def _text(self, a: int, b: int, c: int) -> str:
-        read, *parts = (part.ljust(self.length) for part in (equation(a, a * b, a * c), *solution(b, c)[: self.parts]))
+        read, *parts = (
+            part.ljust(self.length) for part in (equation(a, a * b, a * c), *solution(b, c)[: self.parts])
+        )
         return "".join([read, ALPHABET[1], *parts])
 
     def at(self, num_segments: int) -> Self:
@@ -119,11 +139,17 @@ class QuadraticEquations(SyntheticTask):
         cut = [self.segment_lengths[0]] * num_segments
         parts, rest = divmod(sum(cut), self.length)
         if len(set(self.segment_lengths)) > 1 or rest or not 2 <= parts <= 1 + PARTS:
-            raise ConfigError(f"task.num_segments={num_segments}: segments of {cut[:1]} tokens do not hold 1 to {PARTS} whole parts")
+            raise ConfigError(
+                f"task.num_segments={num_segments}: segments of {cut[:1]} tokens do not hold 1 to {PARTS} "
+                "whole parts"
+            )
         return self.resized(self.length, cut, parts=parts - 1)
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
         """One more part of the solution at a time, from the first to all that are asked for."""
         if one_answer:
-            raise ConfigError(f"task.parts={self.parts}: {self.answer_tokens} answer tokens; a model that answers once needs a task of one")
+            raise ConfigError(
+                f"task.parts={self.parts}: {self.answer_tokens} answer tokens; a model that answers once "
+                "needs a task of one"
+            )
         return super().stages()

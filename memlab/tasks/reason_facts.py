@@ -1,20 +1,24 @@
-"""Where is the object? Two facts anywhere in filler text, both needed (RMT 1M-token paper, arXiv 2304.11062, section 4, "reasoning").
+"""Where is the object? Two facts anywhere in filler text, both needed (RMT 1M-token paper, arXiv 2304.11062,
+section 4, "reasoning").
 
-    .. John took the football . .. | .. Mary is in the garden and John is in the office . .. | .. where is the football ?    answer: office
+    .. John took the football . .. | .. Mary is in the garden and John is in the office . .. |
+    .. where is the football ?    answer: office
 
-One fact says where P persons are, all at different places, the other who has an object; either may come first, and they begin at any
-two tokens before the question's segment where they do not overlap, all pairs as likely. What can be known, exactly:
+One fact says where P persons are, all at different places, the other who has an object; either may come
+first, and they begin at any two tokens before the question's segment where they do not overlap, all pairs as
+likely. What can be known, exactly:
 
     both facts                       1
     where the persons are, alone     1 / P      the object is with any of them
     who has the object, alone        1 / 6      that person is at any of the six places
     neither                          1 / 6
 
-(The published task is bAbI's 20 tasks' number 4, in which one of the two facts suffices, and 1,000 rows serve for training and
-validation alike.)
+(The published task is bAbI's 20 tasks' number 4, in which one of the two facts suffices, and 1,000 rows serve
+for training and validation alike.)
 
-The same facts with the object at each of the persons are P consecutive samples, as in `associative_retrieval` and for its reason: each
-sample by itself is as likely as ever, but what the guesses among the P places add to the gradient cancels within a batch.
+The same facts with the object at each of the persons are P consecutive samples, as in `associative_retrieval`
+and for its reason: each sample by itself is as likely as ever, but what the guesses among the P places add to
+the gradient cancels within a batch.
 """
 
 from __future__ import annotations
@@ -24,10 +28,22 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
-from memlab.tasks.facts import A_PERSON, A_TAKE, AN_OBJECT, OBJECTS, PERSONS, PLACES, TAKES, FactTask, pairs_of_gaps, phrase, stack_gaps
+from memlab.tasks.facts import (
+    A_PERSON,
+    A_TAKE,
+    AN_OBJECT,
+    OBJECTS,
+    PERSONS,
+    PLACES,
+    TAKES,
+    FactTask,
+    pairs_of_gaps,
+    phrase,
+    stack_gaps,
+)
 
 
 class ReasonFacts(FactTask):
@@ -42,7 +58,9 @@ class ReasonFacts(FactTask):
 
     def __init__(self, *, persons: Positive, **sizes: Any) -> None:
         if not 2 <= persons <= len(PERSONS):
-            raise ConfigError(f"task.persons={persons}: 2 to {len(PERSONS)}; with one, a single fact would be the answer")
+            raise ConfigError(
+                f"task.persons={persons}: 2 to {len(PERSONS)}; with one, a single fact would be the answer"
+            )
         self.persons = persons
         super().__init__(**sizes)
 
@@ -64,7 +82,13 @@ class ReasonFacts(FactTask):
 
     @property
     def stories(self) -> int:
-        return math.perm(len(PERSONS), self.persons) * math.perm(len(PLACES), self.persons) * self.persons * len(TAKES) * len(OBJECTS)
+        return (
+            math.perm(len(PERSONS), self.persons)
+            * math.perm(len(PLACES), self.persons)
+            * self.persons
+            * len(TAKES)
+            * len(OBJECTS)
+        )
 
     @property
     def members(self) -> int:
@@ -79,7 +103,10 @@ class ReasonFacts(FactTask):
         person_BP = A_PERSON + choose_distinct(words_BW[:, 4 : 4 + len(PERSONS)], self.persons)
         place_BP = choose_distinct(words_BW[:, 4 + len(PERSONS) :], self.persons)
         take_B, thing_B = A_TAKE + choose(take, len(TAKES)), AN_OBJECT + choose(thing, len(OBJECTS))
-        clauses = (phrase(count, person_BP[:, p], "is", "in", "the", place_BP[:, p], "and") for p in range(self.persons))
+        clauses = (
+            phrase(count, person_BP[:, p], "is", "in", "the", place_BP[:, p], "and")
+            for p in range(self.persons)
+        )
         where_Bn = np.concatenate(list(clauses), axis=1)
         where_Bn[:, -1:] = phrase(count, ".")
         who_Bn = phrase(count, person_BP[rows_B, member_B], take_B, "the", thing_B, ".")

@@ -1,16 +1,19 @@
-"""Sorting by frequency (infinity-former, Martins et al. 2021, arXiv 2109.00301, section 4.1): which symbols were how frequent?
+"""Sorting by frequency (infinity-former, Martins et al. 2021, arXiv 2109.00301, section 4.1): which symbols
+were how frequent?
 
     N symbols, separator, all V symbols by decreasing frequency        tokens N + V, answer V
 
-The probability of a symbol moves along the sequence, at t from 0 to 1, from one random distribution to another:
-p(t) = (1 - t) p_first + t p_last. So the end of the sequence is not enough, and the whole of it has to be counted.
+The probability of a symbol moves along the sequence, at t from 0 to 1, from one random distribution to
+another: p(t) = (1 - t) p_first + t p_last. So the end of the sequence is not enough, and the whole of it has
+to be counted.
 
-No two symbols are equally frequent, and none is absent, so the answer is always defined. To have that, the counts are fixed first, N times
-the mean of both distributions, with at least one between neighbours in the order; then each occurrence gets a time from its
-symbol's own density, and the sequence is their order. (The authors draw token by token, and ties are resolved in no stated way.)
+No two symbols are equally frequent, and none is absent, so the answer is always defined. To have that, the
+counts are fixed first, N times the mean of both distributions, with at least one between neighbours in the
+order; then each occurrence gets a time from its symbol's own density, and the sequence is their order. (The
+authors draw token by token, and ties are resolved in no stated way.)
 
-Every order is equally likely: who has seen the separator alone scores 1 / V. Teacher-forced, the symbols that are left can be told from the
-answer so far, and the same guesser scores (1 + 1/2 + .. + 1/V) / V.
+Every order is equally likely: who has seen the separator alone scores 1 / V. Teacher-forced, the symbols that
+are left can be told from the answer so far, and the same guesser scores (1 + 1/2 + .. + 1/V) / V.
 """
 
 from __future__ import annotations
@@ -20,20 +23,22 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.schema import Positive
 from memlab.tasks.base import Ints, Words, choose
 from memlab.tasks.context import ContextTask
 
 SEPARATOR, FIRST_SYMBOL = 0, 1
-LEAST, WEIGHTS = 1000, 8001  # weights of symbols before normalising: 1000 .. 9000 (the authors': 1 .. 9, of which many are equal)
+# weights of symbols before normalising: 1000 .. 9000 (the authors': 1 .. 9, of which many are equal)
+LEAST, WEIGHTS = 1000, 8001
 
 
 class SortingByFrequency(ContextTask):
     """Sorting by frequency.
 
     Args:
-        length: N, symbols to count (published: 4000, 8000, 16000), at least V(V + 1) / 2. `sizes` are `SyntheticTask`'s arguments.
+        length: N, symbols to count (published: 4000, 8000, 16000), at least V(V + 1) / 2. `sizes` are
+            `SyntheticTask`'s arguments.
         symbols: V, size of the alphabet, at least 2 (published: 20).
     """
 
@@ -45,7 +50,10 @@ class SortingByFrequency(ContextTask):
         if symbols < 2:
             raise ConfigError(f"task.symbols={symbols}: at least 2, since one symbol cannot be sorted")
         if sizes["length"] < fewest:
-            raise ConfigError(f"task.length={sizes['length']}: at least {fewest}, for task.symbols={symbols} to have different frequencies")
+            raise ConfigError(
+                f"task.length={sizes['length']}: at least {fewest}, for task.symbols={symbols} to have "
+                "different frequencies"
+            )
         self.symbols = symbols
         self.vocab_size = FIRST_SYMBOL + symbols
         self.chance = 1 / symbols
@@ -65,7 +73,11 @@ class SortingByFrequency(ContextTask):
     def distinct(self) -> int:
         """At least so many: the sequences in which the frequencies are as equal as they may be."""
         counts = self._counts(np.ones((1, self.symbols), dtype=np.int64))[0].tolist()
-        return math.factorial(self.symbols) * math.factorial(self.length) // math.prod(map(math.factorial, counts))
+        return (
+            math.factorial(self.symbols)
+            * math.factorial(self.length)
+            // math.prod(map(math.factorial, counts))
+        )
 
     @property
     def words(self) -> int:
@@ -75,29 +87,46 @@ class SortingByFrequency(ContextTask):
         return {"symbols": self.symbols}
 
     def _counts(self, share_BV: Ints) -> Ints:
-        """How often each symbol occurs, from rising shares: 1 .. V, and the rest of N as the shares say; all different, sum N."""
+        """How often each symbol occurs, from rising shares: 1 .. V, and the rest of N as the shares say;
+        all different, sum N.
+        """
         least_V = np.arange(1, self.symbols + 1)
         rest = self.length - int(least_V.sum())
         more_BV = rest * share_BV // share_BV.sum(axis=1, keepdims=True)
-        lost_B1 = rest - more_BV.sum(axis=1, keepdims=True)  # by rounding down, fewer than V: one each for the most frequent
+        # by rounding down, fewer than V: one each for the most frequent
+        lost_B1 = rest - more_BV.sum(axis=1, keepdims=True)
         return least_V + more_BV + (least_V > self.symbols - lost_B1)
 
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        of_first, of_last, of_side, of_time = np.split(words_BW, np.cumsum([self.symbols, self.symbols, self.length]), axis=1)
+        of_first, of_last, of_side, of_time = np.split(
+            words_BW, np.cumsum([self.symbols, self.symbols, self.length]), axis=1
+        )
         first_BV, last_BV = LEAST + choose(of_first, WEIGHTS), LEAST + choose(of_last, WEIGHTS)
         # Both over one denominator, in whole numbers, which are the same on every machine.
-        first_BV, last_BV = first_BV * last_BV.sum(axis=1, keepdims=True), last_BV * first_BV.sum(axis=1, keepdims=True)
+        first_BV, last_BV = (
+            first_BV * last_BV.sum(axis=1, keepdims=True),
+            last_BV * first_BV.sum(axis=1, keepdims=True),
+        )
         share_BV = first_BV + last_BV
         rising_BV = np.argsort(share_BV, axis=1, kind="stable")
         counts_BV = np.empty_like(share_BV)
-        np.put_along_axis(counts_BV, rising_BV, self._counts(np.take_along_axis(share_BV, rising_BV, axis=1)), axis=1)
+        np.put_along_axis(
+            counts_BV, rising_BV, self._counts(np.take_along_axis(share_BV, rising_BV, axis=1)), axis=1
+        )
         rows = len(words_BW)
-        symbol_BN = np.repeat(np.tile(np.arange(self.symbols), rows), counts_BV.ravel()).reshape(rows, self.length)
-        # A density (1 - t) a + t b is 2(1 - t) with weight a and 2t with weight b: the lesser and the greater of two even draws.
-        first_BN, share_BN = (np.take_along_axis(a, symbol_BN, axis=1).astype(np.uint64) for a in (first_BV, share_BV))
+        symbol_BN = np.repeat(np.tile(np.arange(self.symbols), rows), counts_BV.ravel()).reshape(
+            rows, self.length
+        )
+        # A density (1 - t) a + t b is 2(1 - t) with weight a and 2t with weight b: the lesser and the greater
+        # of two even draws.
+        first_BN, share_BN = (
+            np.take_along_axis(a, symbol_BN, axis=1).astype(np.uint64) for a in (first_BV, share_BV)
+        )
         is_early_BN = of_side % share_BN < first_BN
         one_BN, other_BN = of_time >> np.uint64(32), of_time & np.uint64(0xFFFFFFFF)
         time_BN = np.where(is_early_BN, np.minimum(one_BN, other_BN), np.maximum(one_BN, other_BN))
         source_BN = np.take_along_axis(symbol_BN, np.argsort(time_BN, axis=1, kind="stable"), axis=1)
         separator_B1 = np.full((rows, 1), SEPARATOR)
-        return np.concatenate([FIRST_SYMBOL + source_BN, separator_B1, FIRST_SYMBOL + rising_BV[:, ::-1]], axis=1)
+        return np.concatenate(
+            [FIRST_SYMBOL + source_BN, separator_B1, FIRST_SYMBOL + rising_BV[:, ::-1]], axis=1
+        )

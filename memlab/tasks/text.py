@@ -1,7 +1,9 @@
-"""Text, read as a reader reads: each row of a batch goes through whole documents, one after another, and predicts every token.
+"""Text, read as a reader reads: each row of a batch goes through whole documents, one after another, and
+predicts every token.
 
-The text is a directory of files (plain text, lines of JSON, parquet) or a dataset on the Hugging Face hub; `memlab.text.streams` says
-in which order it is read. Validation and test read the beginning of each document, or all of it, once.
+The text is a directory of files (plain text, lines of JSON, parquet) or a dataset on the Hugging Face hub;
+`memlab.text.streams` says in which order it is read. Validation and test read the beginning of each document,
+or all of it, once.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from memlab.bounds import Positive
 from memlab.errors import ConfigError, UserError
-from memlab.schema import Positive
 from memlab.splits import Held
 from memlab.tasks.base import Task
 from memlab.text import corpus as corpora
@@ -22,8 +24,10 @@ from memlab.text.corpus import Corpus
 from memlab.text.streams import StreamBatch, TrainingReader, evaluation_batches
 from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer, bpe
 
-_WEIGHED_TOKENS = 65_536  # of a document, for the weight of a memory after it; reading more would take longer than it tells
-_CHECKED_BYTES = 64 << 20  # a training split up to this size is read once before the run, so that a broken file is told at the start
+# of a document, for the weight of a memory after it; reading more would take longer than it tells
+_WEIGHED_TOKENS = 65_536
+# a training split up to this size is read once before the run, so that a broken file is told at the start
+_CHECKED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Amounts:
     Attributes:
         documents: how many.
         bytes: of UTF-8.
-        words: separated by white space. PG-19's authors divide the total log-likelihood by this number, whatever the tokens are, to compare
-            models by word-level perplexity (the README of their data set).
+        words: separated by white space. PG-19's authors divide the total log-likelihood by this number,
+            whatever the tokens are, to compare models by word-level perplexity (the README of their data
+            set).
         tokens: targets that count.
     """
 
@@ -52,14 +57,16 @@ class TextTask(Task):
         source: dataset on the hub, `owner/name`, if there is no data_dir; or None.
         source_folder: read only this folder of the dataset, or None = all.
         text_column: key of JSON lines and column of parquet that holds the text.
-        tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved `tokenizer.json`.
+        tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved
+            `tokenizer.json`.
         bpe_size: ids of a trained BPE, without BEGIN.
         cache_dir: for trained tokenizers; the environment variable MEMLAB_CACHE goes before it.
         segment_length: N, tokens in a segment.
         num_segments: S, segments of a row in one training step.
         batch_size: R, rows of a training step, over all processes.
         validation_documents, test_documents: at most so many of the split, its first; None = all.
-        validation_bytes, test_bytes: at most so many of each document, cut before the character that would exceed them; None = all.
+        validation_bytes, test_bytes: at most so many of each document, cut before the character that would
+            exceed them; None = all.
         workers: processes that read and tokenize beside the training; 0 = the training does it itself.
 
     Raises:
@@ -86,12 +93,26 @@ class TextTask(Task):
         workers: int,
     ) -> None:
         if bpe_size <= BYTES:
-            raise ConfigError(f"task.bpe_size={bpe_size}: the {BYTES} bytes are ids of their own, so it is at least {BYTES + 1}")
+            raise ConfigError(
+                f"task.bpe_size={bpe_size}: the {BYTES} bytes are ids of their own, so it is at least "
+                f"{BYTES + 1}"
+            )
         if tokenizer not in ("bytes", "bpe") and not Path(tokenizer).expanduser().is_file():
-            raise ConfigError(f"task.tokenizer={tokenizer}: there is no such file; bytes, bpe, or the path of a saved tokenizer.json")
+            raise ConfigError(
+                f"task.tokenizer={tokenizer}: there is no such file; bytes, bpe, or the path of a saved "
+                "tokenizer.json"
+            )
         if not 0 <= workers <= batch_size:
-            raise ConfigError(f"task.workers={workers}: from 0 to task.batch_size={batch_size}, as a worker makes whole rows")
-        self.data_dir, self.source, self.source_folder, self.text_column = data_dir, source, source_folder, text_column
+            raise ConfigError(
+                f"task.workers={workers}: from 0 to task.batch_size={batch_size}, as a worker makes whole "
+                "rows"
+            )
+        self.data_dir, self.source, self.source_folder, self.text_column = (
+            data_dir,
+            source,
+            source_folder,
+            text_column,
+        )
         self.tokenizer_name, self.bpe_size, self.cache_dir = tokenizer, bpe_size, cache_dir
         self.segment_lengths = (segment_length,) * num_segments
         self.batch_size = batch_size
@@ -108,7 +129,8 @@ class TextTask(Task):
         """Find the files, read and check validation and test, and load the tokenizer or train it.
 
         Raises:
-            UserError: the files or the hub cannot be had, a split is missing or broken, or the tokenizer cannot be made.
+            UserError: the files or the hub cannot be had, a split is missing or broken, or the tokenizer
+                cannot be made.
         """
         self.corpus = self._find()
         for split in ("validation", "test"):
@@ -116,13 +138,16 @@ class TextTask(Task):
         self._ids, self._amounts = {}, {}
         training = self.corpus.files["train"]
         if sum(file.size for file in training) <= _CHECKED_BYTES and not any(
-            [any([len(d) for d in self.corpus.documents(file)]) for file in training]  # lists: each file is read to its end
+            # lists: each file is read to its end
+            [any([len(d) for d in self.corpus.documents(file)]) for file in training]
         ):
-            raise UserError(f"the training split has no text: all documents of its {len(training)} files are empty")
+            raise UserError(
+                f"the training split has no text: all documents of its {len(training)} files are empty"
+            )
         if all(map(self.corpus.is_one_document, training)) and len(training) < self.batch_size:
             print(
-                f"memlab: warning: task.batch_size={self.batch_size} rows and only {len(training)} training documents: "
-                "some rows read the same text at the same time; give more files, or fewer rows",
+                f"memlab: warning: task.batch_size={self.batch_size} rows and only {len(training)} training "
+                "documents: some rows read the same text at the same time; give more files, or fewer rows",
                 file=sys.stderr,
             )
         self.tokenizer = self._tokenizer()
@@ -134,7 +159,10 @@ class TextTask(Task):
         return self.vocab_size - 1
 
     def at(self, num_segments: int) -> Self:
-        """The same text, of which a training step reads another number of segments. Shares all that was prepared."""
+        """The same text, of which a training step reads another number of segments.
+
+        Shares all that was prepared.
+        """
         other = copy.copy(self)
         other.segment_lengths = self.segment_lengths[:1] * num_segments
         return other
@@ -150,11 +178,18 @@ class TextTask(Task):
         Raises:
             UserError: a file cannot be read.
         """
-        return TrainingReader(self.corpus, self.tokenizer, self.batch_size, seed, rows, position).batches(self.segment_lengths)
+        return TrainingReader(self.corpus, self.tokenizer, self.batch_size, seed, rows, position).batches(
+            self.segment_lengths
+        )
 
     def evaluation(self, split: Held, rows: range) -> Iterator[StreamBatch]:
-        """Every document of the (limited) split once. There are as many batches whatever `rows` of the `evaluation_rows` are wanted."""
-        return evaluation_batches(self._encoded(split), rows, self.evaluation_rows(split), self.segment_lengths, self.begin)
+        """Every document of the (limited) split once.
+
+        There are as many batches whatever `rows` of the `evaluation_rows` are wanted.
+        """
+        return evaluation_batches(
+            self._encoded(split), rows, self.evaluation_rows(split), self.segment_lengths, self.begin
+        )
 
     def evaluation_rows(self, split: Held) -> int:
         """Rows of an evaluation's batches, over all processes."""
@@ -169,7 +204,9 @@ class TextTask(Task):
         texts = self._texts[split]
         if split not in self._amounts:
             words = sum(len(text.decode(errors="replace").split()) for text in texts)
-            self._amounts[split] = Amounts(len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split))))
+            self._amounts[split] = Amounts(
+                len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split)))
+            )
         return self._amounts[split]
 
     def typical_segments(self) -> tuple[int, ...]:
@@ -186,12 +223,19 @@ class TextTask(Task):
         """Where the documents are."""
         if self.data_dir is not None:
             return Corpus(corpora.in_directory(self.data_dir), self.text_column)
-        layout = "task.data_dir=DIR with train/, validation/ and test/, in them .txt, .tex, .jsonl or .parquet files"
+        layout = (
+            "task.data_dir=DIR with train/, validation/ and test/, in them .txt, .tex, .jsonl or .parquet "
+            "files"
+        )
         if self.source is None:
             raise UserError(f"task.data_dir is null: say where the text is, {layout}")
         page = f"https://huggingface.co/datasets/{self.source}"
         return Corpus(
-            corpora.on_hub(self.source, self.source_folder, f"Download {page} where there is a network, and give {layout}"),
+            corpora.on_hub(
+                self.source,
+                self.source_folder,
+                f"Download {page} where there is a network, and give {layout}",
+            ),
             self.text_column,
         )
 
@@ -213,7 +257,10 @@ class TextTask(Task):
                 if cut := shortened(document, size):
                     texts.append(cut)
         if not texts:
-            raise UserError(f"the {split} split has no text: all documents of its {len(self.corpus.files[split])} files are empty")
+            raise UserError(
+                f"the {split} split has no text: all documents of its {len(self.corpus.files[split])} files "
+                "are empty"
+            )
         return texts
 
     def _encoded(self, split: Held) -> list[Ids]:

@@ -1,16 +1,17 @@
-"""Variable tracking (RULER, Hsieh et al. 2024, arXiv 2404.06654, section 3), in symbols: follow a chain of assignments to its value.
+"""Variable tracking (RULER, Hsieh et al. 2024, arXiv 2404.06654, section 3), in symbols: follow a chain of
+assignments to its value.
 
-    x1 value, .. x2 x1, .. x3 x2, ..; then the last variable of a chain, value        tokens 2C(H + 1) + D + 1, answer 1
+    x1 value, .. x2 x1, .. x3 x2, ..; the last variable of a chain, value   tokens 2C(H + 1) + D + 1, answer 1
 
-`x2 x1` says x2 = x1. First each of the C chains gives its first variable a value; then H hops of each chain follow, those of all
-chains shuffled together but each chain's in their order. D distractors, as pairs of noise, stand anywhere among the assignments. No
-variable and no value is in two chains.
+`x2 x1` says x2 = x1. First each of the C chains gives its first variable a value; then H hops of each chain
+follow, those of all chains shuffled together but each chain's in their order. D distractors, as pairs of
+noise, stand anywhere among the assignments. No variable and no value is in two chains.
 
-Who has not seen the context scores 1 / values. Who knows the C values that occurred but cannot follow hops scores 1 / C: since the order
-of the values is independent of that of the hops, positions do not help either.
+Who has not seen the context scores 1 / values. Who knows the C values that occurred but cannot follow hops
+scores 1 / C: since the order of the values is independent of that of the hops, positions do not help either.
 
-Departures: RULER asks for all variables that have a given value, which is as many tokens as variables; one answer token is the same
-chain followed the other way. Its noise is text, and values are not all given first.
+Departures: RULER asks for all variables that have a given value, which is as many tokens as variables; one
+answer token is the same chain followed the other way. Its noise is text, and values are not all given first.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
-from memlab.schema import NonNegative, Positive
 from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import ContextTask, even
 
@@ -41,12 +42,25 @@ class VariableTracking(ContextTask):
 
     unit_name = "assignments and pairs of distractors"
 
-    def __init__(self, *, chains: Positive, variables: Positive, values: Positive, distractors: NonNegative, **sizes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        chains: Positive,
+        variables: Positive,
+        values: Positive,
+        distractors: NonNegative,
+        **sizes: Any,
+    ) -> None:
         needed = chains * (sizes["length"] + 1)
         if needed > variables:
-            raise ConfigError(f"task.variables={variables}: {chains} chains of {sizes['length']} hops need {needed} or more, all different")
+            raise ConfigError(
+                f"task.variables={variables}: {chains} chains of {sizes['length']} hops need {needed} or "
+                "more, all different"
+            )
         if chains > values:
-            raise ConfigError(f"task.values={values}: {chains} chains need {chains} or more, since values do not repeat")
+            raise ConfigError(
+                f"task.values={values}: {chains} chains need {chains} or more, since values do not repeat"
+            )
         self.chains, self.variables, self.values = chains, variables, values
         self.distractors = even("distractors", distractors)
         self.vocab_size = NOISE + values + variables
@@ -65,37 +79,67 @@ class VariableTracking(ContextTask):
 
     @property
     def distinct(self) -> int:
-        hops, assignments, pairs = self.chains * self.length, self.facts(self.length) // 2, self.distractors // 2
+        hops, assignments, pairs = (
+            self.chains * self.length,
+            self.facts(self.length) // 2,
+            self.distractors // 2,
+        )
         names = math.perm(self.variables, assignments) * math.perm(self.values, self.chains)
-        orders = math.factorial(hops) // math.factorial(self.length) ** self.chains  # of the hops; the order of the values is in `names`
-        return int(names * orders * self.chains * math.comb(assignments + pairs, pairs) * NOISE**self.distractors)
+        # of the hops; the order of the values is in `names`
+        orders = math.factorial(hops) // math.factorial(self.length) ** self.chains
+        return int(
+            names * orders * self.chains * math.comb(assignments + pairs, pairs) * NOISE**self.distractors
+        )
 
     @property
     def words(self) -> int:
         return sum(self._words())
 
     def _words(self) -> list[int]:
-        """Of variables, values, order of the hops, places of distractors, distractors, and which chain is asked for."""
-        return [self.variables, self.values, self.chains * self.length, self.context(self.length) // 2, self.distractors, 1]
+        """Of variables, values, order of the hops, places of distractors, distractors,
+        and which chain is asked for.
+        """
+        return [
+            self.variables,
+            self.values,
+            self.chains * self.length,
+            self.context(self.length) // 2,
+            self.distractors,
+            1,
+        ]
 
     def options(self) -> dict[str, Any]:
-        return {"chains": self.chains, "variables": self.variables, "values": self.values, "distractors": self.distractors}
+        return {
+            "chains": self.chains,
+            "variables": self.variables,
+            "values": self.values,
+            "distractors": self.distractors,
+        }
 
     def options_at(self, length: int) -> dict[str, Any]:
         return {"distractors": self.noise(length)}
 
     def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        of_names, of_values, of_order, of_places, of_noise, of_asked = np.split(words_BW, np.cumsum(self._words())[:-1], axis=1)
+        of_names, of_values, of_order, of_places, of_noise, of_asked = np.split(
+            words_BW, np.cumsum(self._words())[:-1], axis=1
+        )
         rows, chains, hops = len(words_BW), self.chains, self.length
-        names_BHC = NOISE + self.values + choose_distinct(of_names, chains * (hops + 1)).reshape(rows, hops + 1, chains)
+        names_BHC = (
+            NOISE
+            + self.values
+            + choose_distinct(of_names, chains * (hops + 1)).reshape(rows, hops + 1, chains)
+        )
         values_BC = NOISE + choose_distinct(of_values, chains)
-        chain_BA = choose_distinct(of_order, chains * hops) % chains  # whose hop comes next; of each chain, its hops in order
+        # whose hop comes next; of each chain, its hops in order
+        chain_BA = choose_distinct(of_order, chains * hops) % chains
         hop_BA = np.zeros_like(chain_BA)
         for chain in range(chains):
             own_BA = chain_BA == chain
             hop_BA[own_BA] = np.cumsum(own_BA, axis=1)[own_BA]
         row_B1 = np.arange(rows)[:, None]
-        hops_BA2 = np.stack([names_BHC[row_B1, hop_BA, chain_BA], names_BHC[row_B1, hop_BA - 1, chain_BA]], axis=2)
+        hops_BA2 = np.stack(
+            [names_BHC[row_B1, hop_BA, chain_BA], names_BHC[row_B1, hop_BA - 1, chain_BA]], axis=2
+        )
         facts_BA2 = np.concatenate([np.stack([names_BHC[:, 0], values_BC], axis=2), hops_BA2], axis=1)
         is_noise_BU = choose_distinct(of_places, of_places.shape[1]) < self.distractors // 2
         context_BU2 = np.empty((*is_noise_BU.shape, 2), dtype=np.int64)

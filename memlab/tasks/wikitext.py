@@ -1,7 +1,8 @@
 """WikiText (Merity et al. 2016, arXiv 1609.07843): articles of Wikipedia, all of a split in one file.
 
-A document is an article: from one heading of the first level, ` = Title = ` alone on its line between blank lines, to the next.
-The hub's copy has a row for each line, blank lines as empty rows; they are put back, so that the bytes are those of the published files.
+A document is an article: from one heading of the first level, ` = Title = ` alone on its line between blank
+lines, to the next. The hub's copy has a row for each line, blank lines as empty rows; they are put back, so
+that the bytes are those of the published files.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def articles(texts: Iterable[bytes]) -> Iterator[bytes]:
             if any(other.strip() for other in article):
                 yield b"".join(article)
             else:
-                lines = article + lines  # the file's first heading: what is blank before it belongs to its article
+                # the file's first heading: what is blank before it belongs to its article
+                lines = article + lines
     if lines:
         yield b"".join(lines)

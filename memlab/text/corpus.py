@@ -1,7 +1,7 @@
 """Where documents come from: the files of each split, in a directory or on the Hugging Face hub.
 
-A split is either a directory (`train/`, with files in it at any depth) or files that bear its name (`train.txt`,
-`train-00000-of-00023.parquet`). Its files are taken in the order of their names.
+A split is either a directory (`train/`, with files in it at any depth) or files that bear its name
+(`train.txt`, `train-00000-of-00023.parquet`). Its files are taken in the order of their names.
 """
 
 from __future__ import annotations
@@ -55,13 +55,19 @@ def in_directory(data_dir: str) -> dict[Split, tuple[File, ...]]:
     """
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise UserError(f"task.data_dir={data_dir} is not a directory" if root.exists() else f"task.data_dir={data_dir} does not exist")
+        raise UserError(
+            f"task.data_dir={data_dir} is not a directory"
+            if root.exists()
+            else f"task.data_dir={data_dir} does not exist"
+        )
     found = {}
     for split, names in NAMES.items():
         groups: dict[str, list[Path]] = {}
         for path in sorted(root.iterdir()):
             if path.is_dir() and path.name in names:
-                groups[f"{path.name}/"] = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+                groups[f"{path.name}/"] = sorted(
+                    p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))
+                )
             elif path.is_file() and kind_of(path.name) and (name := _named(path.name, names)):
                 groups.setdefault(f"{name}.*", []).append(path)
         found[split] = _files(split, f"task.data_dir={data_dir}", groups)
@@ -72,7 +78,10 @@ def _files(split: Split, where: str, groups: dict[str, list[Path]]) -> tuple[Fil
     names = NAMES[split]
     if not groups:
         directories = " or ".join(f"{name}/" for name in names)
-        raise UserError(f"{where} has no {split} split: neither a directory {directories} nor a file such as {names[0]}.txt")
+        raise UserError(
+            f"{where} has no {split} split: neither a directory {directories} nor a file such as "
+            f"{names[0]}.txt"
+        )
     if len(groups) > 1:
         raise UserError(f"{where} has the {split} split twice: {' and '.join(groups)}; keep one of them")
     (group, paths), *_ = groups.items()
@@ -81,7 +90,11 @@ def _files(split: Split, where: str, groups: dict[str, list[Path]]) -> tuple[Fil
         held = f"has none among its {len(paths)} files" if paths else "is empty"
         raise UserError(f"{where}: {group} {held}; files of these kinds are read: {', '.join(SUFFIXES)}")
     stats = [(path, kind, path.stat()) for path, kind in files]
-    with_content = tuple(File(str(path), kind, stat.st_size, str(stat.st_mtime_ns)) for path, kind, stat in stats if stat.st_size)
+    with_content = tuple(
+        File(str(path), kind, stat.st_size, str(stat.st_mtime_ns))
+        for path, kind, stat in stats
+        if stat.st_size
+    )
     if not with_content:
         raise UserError(f"{where}: {group} has only files of 0 bytes, such as {files[0][0].name}")
     return with_content
@@ -96,7 +109,8 @@ def on_hub(source: str, folder: str | None, advice: str) -> dict[Split, tuple[Fi
         advice: the end of the message if the hub cannot be had: what to do instead.
 
     Raises:
-        UserError: within some seconds, if the hub does not answer; or there is no such dataset, or it lacks a split.
+        UserError: within some seconds, if the hub does not answer; or there is no such dataset, or it lacks a
+            split.
     """
     names, commit = _list(source, advice)
     where = f"task.source={source}" + (f" task.source_folder={folder}" if folder else "")
@@ -112,7 +126,10 @@ def on_hub(source: str, folder: str | None, advice: str) -> dict[Split, tuple[Fi
             if kind and size and (parents or _named(path.name, NAMES[split])):
                 files.append(File(f"{HUB}datasets/{source}@{commit}/{name}", kind, size, commit))
         if not files:
-            raise UserError(f"{where}: the dataset has no {split} split in files of these kinds: {', '.join(SUFFIXES)}. {advice}")
+            raise UserError(
+                f"{where}: the dataset has no {split} split in files of these kinds: {', '.join(SUFFIXES)}. "
+                f"{advice}"
+            )
         found[split] = tuple(files)
     return found
 
@@ -123,16 +140,26 @@ def _list(source: str, advice: str) -> tuple[list[tuple[str, int]], str]:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"task.source={source} is on the Hugging Face hub, and HF_HUB_OFFLINE is set. {advice}")
+        raise UserError(
+            f"task.source={source} is on the Hugging Face hub, and HF_HUB_OFFLINE is set. {advice}"
+        )
     try:
-        info = _within(_HUB_SECONDS, lambda: HfApi().dataset_info(source, timeout=_HUB_SECONDS, files_metadata=True))
+        info = _within(
+            _HUB_SECONDS, lambda: HfApi().dataset_info(source, timeout=_HUB_SECONDS, files_metadata=True)
+        )
     except RepositoryNotFoundError:
-        raise UserError(f"task.source={source}: the Hugging Face hub has no such dataset, or it is private. {advice}") from None
+        raise UserError(
+            f"task.source={source}: the Hugging Face hub has no such dataset, or it is private. {advice}"
+        ) from None
     except HfHubHTTPError as error:
-        raise UserError(f"task.source={source}: the Hugging Face hub refuses: {str(error).splitlines()[0]}. {advice}") from None
+        raise UserError(
+            f"task.source={source}: the Hugging Face hub refuses: {str(error).splitlines()[0]}. {advice}"
+        ) from None
     except Exception as error:  # its network errors have no common base
         reason = first_line(error)
-        raise UserError(f"task.source={source}: the Hugging Face hub cannot be reached ({reason}). {advice}") from None
+        raise UserError(
+            f"task.source={source}: the Hugging Face hub cannot be reached ({reason}). {advice}"
+        ) from None
     return sorted((s.rfilename, s.size or 0) for s in info.siblings or []), str(info.sha)
 
 
@@ -160,7 +187,9 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 def _named(file: str, names: Iterable[str]) -> str | None:
     """Which of the names a file bears: `valid.txt`, `train-00000-of-00002.parquet`."""
     suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if file.lower().endswith(s))
-    return next((name for name in names if re.fullmatch(rf"{name}([-_.]\d[\w.-]*)?", file[: -len(suffix)])), None)
+    return next(
+        (name for name in names if re.fullmatch(rf"{name}([-_.]\d[\w.-]*)?", file[: -len(suffix)])), None
+    )
 
 
 def _hidden(path: Path) -> bool:

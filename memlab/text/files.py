@@ -1,7 +1,8 @@
 """Files of text, and the documents in them, in the file's order.
 
-A plain text file is one document, a line of JSON and a row of parquet are one each. A document is bytes: what a tokenizer reads, and what
-bits per byte are counted on. All but `raw` ones are valid UTF-8, with the line ends that the file has.
+A plain text file is one document, a line of JSON and a row of parquet are one each. A document is bytes: what
+a tokenizer reads, and what bits per byte are counted on. All but `raw` ones are valid UTF-8, with the line
+ends that the file has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Literal
 from memlab.errors import UserError
 
 Kind = Literal["text", "jsonl", "parquet", "raw"]
-Divide = Callable[[Iterable[bytes]], Iterator[bytes]]  # what the file's documents are, if not its texts, lines or rows one by one
+# what the file's documents are, if not its texts, lines or rows one by one
+Divide = Callable[[Iterable[bytes]], Iterator[bytes]]
 
 SUFFIXES: dict[str, Kind] = {
     ".txt": "text",
@@ -71,12 +73,16 @@ def documents(file: File, column: str, divide: Divide | None = None) -> Generato
         divide: makes documents of the file's texts, if they are not its documents.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, is corrupt, or has no such column; the message names the file.
+        UserError: the file cannot be read, is not UTF-8, is corrupt, or has no such column; the message names
+            the file.
     """
-    texts = {"text": _whole, "raw": _piece, "jsonl": _json_lines, "parquet": _parquet}[file.kind](file, column)
+    texts = {"text": _whole, "raw": _piece, "jsonl": _json_lines, "parquet": _parquet}[file.kind](
+        file, column
+    )
     try:
         yield from texts if divide is None else divide(texts)
-    except (OSError, EOFError) as error:  # gzip's errors are among them; network errors are when the file is on the hub
+    except (OSError, EOFError) as error:
+        # gzip's errors are among them; network errors are when the file is on the hub
         raise UserError(f"{file.name} cannot be read: {_reason(error)}") from None
 
 
@@ -107,7 +113,8 @@ def _check_utf8(file: File, content: bytes) -> None:
         content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file.name} is not UTF-8: byte {content[error.start]:#04x} at position {error.start}; convert it to UTF-8 first"
+            f"{file.name} is not UTF-8: byte {content[error.start]:#04x} at position {error.start}; convert "
+            "it to UTF-8 first"
         ) from None
 
 
@@ -122,13 +129,19 @@ def _json_lines(file: File, column: str) -> Iterator[bytes]:
             except ValueError as error:
                 raise UserError(f"{file.name}, line {number}: broken JSON: {error}") from None
             if not isinstance(entry, dict):
-                raise UserError(f"{file.name}, line {number}: a JSON object with the key {column!r} is expected")
+                raise UserError(
+                    f"{file.name}, line {number}: a JSON object with the key {column!r} is expected"
+                )
             if not isinstance(entry.get(column), str):
-                raise UserError(f"{file.name}, line {number}: {_missing(column, [*entry], 'key', column in entry)}")
+                raise UserError(
+                    f"{file.name}, line {number}: {_missing(column, [*entry], 'key', column in entry)}"
+                )
             try:
                 yield entry[column].encode()
             except UnicodeEncodeError:
-                raise UserError(f"{file.name}, line {number}: half a surrogate pair, which is no character") from None
+                raise UserError(
+                    f"{file.name}, line {number}: half a surrogate pair, which is no character"
+                ) from None
     except UnicodeDecodeError as error:
         if not file.name.startswith(HUB):
             _check_utf8(file, _content(file))  # says where
@@ -162,7 +175,8 @@ def _rows(file: File, builder: str, **options: int) -> Any:
 def _values(rows: Any, column: str) -> Iterator[Any]:
     """One column, row by row.
 
-    By `iter`: in a torch worker, plain iteration gives each worker a share of the file, and the readers here go through all of it.
+    By `iter`: in a torch worker, plain iteration gives each worker a share of the file, and the readers here
+    go through all of it.
     """
     for batch in rows.select_columns([column]).iter(_ROWS):
         yield from batch[column]

@@ -1,10 +1,11 @@
 """Reading order: which row of a batch reads what, as a reader reads, document after document.
 
-All documents stand in one endless sequence D_0, D_1, ...: epoch after epoch, the files of each in an order drawn from (seed, epoch), the
-documents of a file in the file's own. Row r of a batch of R rows reads D_r, D_(r+R), D_(r+2R), ..., each whole. So a row does not depend
-on the other rows, and it makes no difference which process or worker makes it. A document that ends within a segment is padded to the
-segment's end, and the row's next document begins with the next segment. Where a row stands is five integers; nothing is shuffled in a
-buffer, whose content would be lost when a run is resumed.
+All documents stand in one endless sequence D_0, D_1, ...: epoch after epoch, the files of each in an order
+drawn from (seed, epoch), the documents of a file in the file's own. Row r of a batch of R rows reads D_r,
+D_(r+R), D_(r+2R), ..., each whole. So a row does not depend on the other rows, and it makes no difference
+which process or worker makes it. A document that ends within a segment is padded to the segment's end, and
+the row's next document begins with the next segment. Where a row stands is five integers; nothing is shuffled
+in a buffer, whose content would be lost when a run is resumed.
 
 Shapes: B rows of one batch, S segments, N tokens in a segment, T = S * N.
 """
@@ -29,7 +30,8 @@ from memlab.text.tokenizers import Ids, Tokenizer
 
 Ints = NDArray[np.int64]
 
-# Bytes of documents that a process keeps for rows that will read them later. What is beyond is read again from its file in its turn.
+# Bytes of documents that a process keeps for rows that will read them later. What is beyond is read again
+# from its file in its turn.
 WAITING_BYTES = 256 << 20
 _MANY = 10_000  # documents without a token, one after another, at which a row gives up
 
@@ -40,8 +42,10 @@ class StreamBatch:
 
     Attributes:
         tokens_BT: what the model reads. A document's first token is BEGIN, the last id of the vocabulary.
-        targets_BT: the next token: each token of a document is predicted once, its first from BEGIN. There is no end token.
-        counts_BT: True where the target counts; False in the padding behind a document's end (token BEGIN, target 0).
+        targets_BT: the next token: each token of a document is predicted once, its first from BEGIN. There is
+            no end token.
+        counts_BT: True where the target counts; False in the padding behind a document's end (token BEGIN,
+            target 0).
         begins_BS: True where a document begins with the segment: the row's state is reset before it.
         offset_BS: place of the segment's first token in its document, 0 where it begins.
         segment_lengths: S times N.
@@ -98,7 +102,9 @@ class StreamBatch:
 
 
 class Place(NamedTuple):
-    """Where a document stands: `number` in the endless sequence; `row` of the file that comes as number `file` in the order of `epoch`."""
+    """Where a document stands: `number` in the endless sequence; `row` of the file that comes as number
+    `file` in the order of `epoch`.
+    """
 
     number: int
     epoch: int
@@ -122,7 +128,10 @@ class Row:
         self._first = offset
 
     def fill(self, batch: StreamBatch, at: int) -> None:
-        """Read the next T tokens into row `at` of a batch of padding. There is padding left if the documents end."""
+        """Read the next T tokens into row `at` of a batch of padding.
+
+        There is padding left if the documents end.
+        """
         lengths = batch.segment_lengths
         segments, length = len(lengths), lengths[0]
         segment = 0
@@ -150,7 +159,9 @@ class Row:
 
     @property
     def position(self) -> list[int]:
-        """Where it stands: the place of the document that it read last, and the tokens that it has read of it."""
+        """Where it stands: the place of the document that it read last, and the tokens that it has read of
+        it.
+        """
         assert self.place is not None
         return [*self.place, self.offset]
 
@@ -158,8 +169,9 @@ class Row:
 class TrainingReader:
     """Rows of the endless training stream.
 
-    The files are gone through once, in order, by one reader for all rows of this process. Documents that a row will read later are kept
-    until then, up to `WAITING_BYTES`; of the others, and of files that are one document each, only the place is kept.
+    The files are gone through once, in order, by one reader for all rows of this process. Documents that a
+    row will read later are kept until then, up to `WAITING_BYTES`; of the others, and of files that are one
+    document each, only the place is kept.
 
     Args:
         batch_size: R, rows in all processes together.
@@ -168,7 +180,13 @@ class TrainingReader:
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Tokenizer, batch_size: int, seed: int, rows: range, position: list[Any] | None = None
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int,
+        rows: range,
+        position: list[Any] | None = None,
     ) -> None:
         if position is not None and len(position) != len(rows):
             raise ValueError(f"a position of {len(position)} rows for {len(rows)} rows")
@@ -209,7 +227,10 @@ class TrainingReader:
             ids = self.tokenizer.encode(document)
             without = 0 if len(ids) else without + 1
             if without == _MANY:
-                raise UserError(f"task.tokenizer makes no token of {_MANY:,} documents one after another, last in {self._file(place).name}")
+                raise UserError(
+                    f"task.tokenizer makes no token of {_MANY:,} documents one after another, last in "
+                    f"{self._file(place).name}"
+                )
             if len(ids):
                 yield place, ids
 
@@ -227,7 +248,9 @@ class TrainingReader:
         self.waiting[row].append((place, document))
 
     def _sequence(self, start: Place) -> Iterator[tuple[Place, bytes | None]]:
-        """D_i from some place on, without those of zero bytes; without its content where the file is one document."""
+        """D_i from some place on, without those of zero bytes; without its content where the file is one
+        document.
+        """
         index, epoch, first, skip = start
         while True:
             order = file_order(self.seed, epoch, len(self.files))
@@ -245,7 +268,9 @@ class TrainingReader:
                             index += 1
                 skip = 0
             if index == before:
-                raise UserError(f"the training split has no text: all documents of its {len(order)} files are empty")
+                raise UserError(
+                    f"the training split has no text: all documents of its {len(order)} files are empty"
+                )
             epoch, first, skip = epoch + 1, 0, 0
 
     def _again(self, place: Place) -> bytes:
@@ -254,7 +279,9 @@ class TrainingReader:
         with closing(self.corpus.documents(file)) as documents:
             document = next(islice(documents, place.row, None), None)
         if document is None:
-            raise UserError(f"{file.name} has changed while it was read: it has no document {place.row} any more")
+            raise UserError(
+                f"{file.name} has changed while it was read: it has no document {place.row} any more"
+            )
         return document
 
     def _file(self, place: Place) -> File:
@@ -262,7 +289,9 @@ class TrainingReader:
 
 
 def file_order(seed: int, epoch: int, files: int) -> list[int]:
-    """The order of the files in an epoch: a permutation, from raw words, which numpy promises to keep the same in all versions."""
+    """The order of the files in an epoch: a permutation, from raw words, which numpy promises to keep the
+    same in all versions.
+    """
     words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(files)
     return [int(i) for i in np.argsort(words, kind="stable")]
 
@@ -272,7 +301,8 @@ def evaluation_batches(
 ) -> Iterator[StreamBatch]:
     """Every document once; each goes to the row that is free first.
 
-    A row that has no document left is padding. Whatever `rows` are, there are as many batches: processes stay in step.
+    A row that has no document left is padding. Whatever `rows` are, there are as many batches: processes stay
+    in step.
 
     Args:
         documents: token ids.

@@ -1,6 +1,7 @@
 """Bytes or subwords: how a document becomes token ids.
 
-After a tokenizer's own ids comes one more, BEGIN, which stands before each document; no text is encoded to it.
+After a tokenizer's own ids comes one more, BEGIN, which stands before each document; no text is encoded to
+it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from memlab.text.files import File
 Ids = NDArray[np.unsignedinteger[Any]]
 
 BYTES = 256
-TRAINING_BYTES = 100 << 20  # of text that a BPE is trained on: more hardly moves the merges, and counting them is held in memory
-# Between a character that is no space in any alphabet and a plain space, after which GPT-2's pattern begins anew.
+# of text that a BPE is trained on: more hardly moves the merges, and counting them is held in memory
+TRAINING_BYTES = 100 << 20
+# Between a character that is no space in any alphabet and a plain space, after which GPT-2's pattern begins
+# anew.
 _WORD_END = re.compile(r"(?<=[!-~\w])(?=[ \t\n\r])")
 _KNOWN_WORDS = 1 << 20  # a few hundred megabytes
 _RECIPE = "1"  # goes into the key of the cache; changes with `_train`
@@ -71,7 +74,9 @@ class ByteTokenizer:
 
 
 class SavedTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library. Special tokens are not added: documents are begun by BEGIN alone.
+    """A `tokenizer.json` of the `tokenizers` library.
+
+    Special tokens are not added: documents are begun by BEGIN alone.
 
     Args:
         path: the file; ~ is the home directory.
@@ -85,13 +90,18 @@ class SavedTokenizer:
 
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UserError(f"task.tokenizer={path}: there is no such file; bytes, bpe, or a saved tokenizer.json are possible")
+            raise UserError(
+                f"task.tokenizer={path}: there is no such file; bytes, bpe, or a saved tokenizer.json are "
+                "possible"
+            )
         try:
             saved = file.read_text(encoding="utf-8")
             self.tokenizer = tokenizers.Tokenizer.from_str(saved)
         except Exception as error:  # the library raises plain Exception
             reason = first_line(error)
-            raise UserError(f"task.tokenizer={path} is not a tokenizer saved by the tokenizers library: {reason}") from None
+            raise UserError(
+                f"task.tokenizer={path} is not a tokenizer saved by the tokenizers library: {reason}"
+            ) from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -102,11 +112,14 @@ class SavedTokenizer:
         text = document.decode()
         if self.known is None:
             return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
-        words = _WORD_END.split(text)  # most were seen before, and need not be merged again: twice to five times as fast
+        # most were seen before, and need not be merged again: twice to five times as fast
+        words = _WORD_END.split(text)
         if len(self.known) > _KNOWN_WORDS:
             self.known.clear()
         new = list({word for word in words if word not in self.known})
-        for word, encoding in zip(new, self.tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True):
+        for word, encoding in zip(
+            new, self.tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True
+        ):
             self.known[word] = tuple(encoding.ids)
         return np.fromiter(chain.from_iterable(map(self.known.__getitem__, words)), dtype=self.dtype)
 
@@ -126,13 +139,28 @@ class SavedTokenizer:
 
 
 def _keeps_words_apart(saved: dict[str, Any]) -> bool:
-    """Whether no token can span `_WORD_END`, so that the words of a text can be encoded one by one: byte-level BPE as GPT-2's."""
+    """Whether no token can span `_WORD_END`, so that the words of a text can be encoded one by one:
+    byte-level BPE as GPT-2's.
+    """
     first = saved.get("pre_tokenizer") or {}
-    byte_level = first.get("type") == "ByteLevel" and first.get("use_regex") is True and first.get("add_prefix_space") is False
+    byte_level = (
+        first.get("type") == "ByteLevel"
+        and first.get("use_regex") is True
+        and first.get("add_prefix_space") is False
+    )
     added = saved.get("added_tokens") or []
-    plain = all(not t["lstrip"] and not t["rstrip"] and not t["single_word"] and not re.search(r"\s", t["content"]) for t in added)
+    plain = all(
+        not t["lstrip"] and not t["rstrip"] and not t["single_word"] and not re.search(r"\s", t["content"])
+        for t in added
+    )
     model = saved["model"]
-    return byte_level and plain and saved.get("normalizer") is None and model.get("type") == "BPE" and not model.get("dropout")
+    return (
+        byte_level
+        and plain
+        and saved.get("normalizer") is None
+        and model.get("type") == "BPE"
+        and not model.get("dropout")
+    )
 
 
 def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
@@ -140,7 +168,8 @@ def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
 
     Args:
         size: ids that it shall have.
-        cache: directory; a tokenizer is found again as long as the training files keep names, sizes and times.
+        cache: directory; a tokenizer is found again as long as the training files keep names, sizes and
+            times.
 
     Raises:
         UserError: the text has not so many different pieces, or a file cannot be read or written.
@@ -159,7 +188,9 @@ def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
 
 
 def _key(files: tuple[File, ...], size: int) -> str:
-    content = json.dumps([_RECIPE, size, TRAINING_BYTES, [(f.name, f.size, f.stamp, f.begin, f.end) for f in files]])
+    content = json.dumps(
+        [_RECIPE, size, TRAINING_BYTES, [(f.name, f.size, f.stamp, f.begin, f.end) for f in files]]
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -171,12 +202,20 @@ def _train(corpus: Corpus, size: int) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, show_progress=sys.stderr.isatty(), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[]
+        vocab_size=size,
+        show_progress=sys.stderr.isatty(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
     )
-    print(f"memlab: training a tokenizer of {size} ids on the training split, once", file=sys.stderr, flush=True)
+    print(
+        f"memlab: training a tokenizer of {size} ids on the training split, once", file=sys.stderr, flush=True
+    )
     tokenizer.train_from_iterator(_pieces(corpus), trainer)
     if (yielded := tokenizer.get_vocab_size()) < size:
-        raise UserError(f"task.bpe_size={size}: the training text has only {yielded} different pieces; use at most {yielded}")
+        raise UserError(
+            f"task.bpe_size={size}: the training text has only {yielded} different pieces; use at most "
+            f"{yielded}"
+        )
     return str(tokenizer.to_str())
 
 

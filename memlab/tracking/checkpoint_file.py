@@ -1,4 +1,6 @@
-"""A checkpoint as a file: its names in a run's directory, and reading it without trust and without the trainer."""
+"""A checkpoint as a file: its names in a run's directory, and reading it without trust and without the
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ def read(path: Path) -> dict[str, Any]:
             if (bad := file.testzip()) is not None:
                 raise DamagedError(f"the check sum of {bad} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
         raise DamagedError(first_line(error)) from None
     if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
         raise DamagedError("memlab did not write it")

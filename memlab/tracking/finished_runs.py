@@ -26,7 +26,8 @@ class Found:
     """Where a run is.
 
     Attributes:
-        directory: of the run; of a checkpoint that lies outside of any run, a directory beside it that may not be there yet.
+        directory: of the run; of a checkpoint that lies outside of any run, a directory beside it that may
+            not be there yet.
         checkpoint: the file with its weights.
         best: whether that is the checkpoint by which the run is judged.
         by_id: whether it was named by its MLflow run id.
@@ -59,7 +60,9 @@ def find(run: str, uri: str) -> Found:
         return _finished(path, f"run={run}")
     if _RUN_ID.fullmatch(run):
         return replace(_finished(_directory_of(run, uri), f"run={run} in {uri}"), by_id=True)
-    raise UserError(f"run={run}: there is no such directory or file, and it is no MLflow run id (32 hexadecimal digits)")
+    raise UserError(
+        f"run={run}: there is no such directory or file, and it is no MLflow run id (32 hexadecimal digits)"
+    )
 
 
 def _finished(directory: Path, named: str) -> Found:
@@ -68,9 +71,14 @@ def _finished(directory: Path, named: str) -> Found:
         raise UserError(f"{named}: there is no run here ({directory / 'config.yaml'} is missing)")
     best = directory / "checkpoints" / BEST
     if not (directory / "result.json").is_file():
-        how = f", or evaluate the checkpoint it has: run={best}" if best.is_file() else "; it has no checkpoint yet"
+        how = (
+            f", or evaluate the checkpoint it has: run={best}"
+            if best.is_file()
+            else "; it has no checkpoint yet"
+        )
         raise UserError(
-            f"{named}: the run has not finished ({directory / 'result.json'} is missing). Continue it with memlab.train resume=DIR{how}"
+            f"{named}: the run has not finished ({directory / 'result.json'} is missing). Continue it with "
+            f"memlab.train resume=DIR{how}"
         )
     if not best.is_file():
         raise UserError(f"{named}: the run's checkpoint is gone ({best} is missing)")
@@ -88,21 +96,33 @@ def _directory_of(run_id: str, uri: str) -> Path:
         raise UserError(f"run={run_id}: tracking.uri={uri} has no such run ({first_line(error)})") from None
     place = run.data.tags.get("memlab.run_dir")
     if place is None:
-        raise UserError(f"run={run_id}: memlab.train did not make this MLflow run (it has no tag memlab.run_dir)")
+        raise UserError(
+            f"run={run_id}: memlab.train did not make this MLflow run (it has no tag memlab.run_dir)"
+        )
     if not Path(place).is_dir():
-        raise UserError(f"run={run_id}: its directory {place} is not on this machine; copy it here and give run=DIR")
+        raise UserError(
+            f"run={run_id}: its directory {place} is not on this machine; copy it here and give run=DIR"
+        )
     return Path(place)
 
 
 def mlflow_run_id(directory: Path) -> str | None:
     """The MLflow run of a run's directory; None = it has none."""
     facts = directory / "run.json"
-    found: str | None = json.loads(facts.read_text(encoding="utf-8")).get("mlflow_run_id") if facts.is_file() else None
+    found: str | None = (
+        json.loads(facts.read_text(encoding="utf-8")).get("mlflow_run_id") if facts.is_file() else None
+    )
     return found
 
 
-def add(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]] = (), files: Iterable[tuple[Path, str]] = ()) -> None:
-    """Add metrics (name, value, step) and files (path, folder among the artifacts) to an MLflow run; a warning says where that fails.
+def add(
+    uri: str,
+    run_id: str | None,
+    points: Iterable[tuple[str, float, int]] = (),
+    files: Iterable[tuple[Path, str]] = (),
+) -> None:
+    """Add metrics (name, value, step) and files (path, folder among the artifacts) to an MLflow run; a
+    warning says where that fails.
 
     Args:
         run_id: None = the run is not in MLflow.
@@ -121,4 +141,7 @@ def add(uri: str, run_id: str | None, points: Iterable[tuple[str, float, int]] =
         for file, folder in files:
             client.log_artifact(run_id, str(file), folder)
     except (MlflowException, OSError, UserError) as error:
-        print(f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {first_line(error)}", file=sys.stderr)
+        print(
+            f"memlab: warning: not written to the MLflow run {run_id} ({uri}): {first_line(error)}",
+            file=sys.stderr,
+        )

@@ -12,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JsonlLogger(Logger):
-    """Appends {"step": n, "train/loss": ...} lines, each written whole at once; a killed run keeps all lines before."""
+    """Appends {"step": n, "train/loss": ...} lines, each written whole at once;
+    a killed run keeps all lines before.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -16,22 +16,27 @@ from filelock import FileLock
 from memlab.errors import UserError, first_line
 
 SQLITE = "sqlite:///"
-# Of the first contact with a server, in MLflow's own settings: by default it tries for more than a minute, and then waits two for an answer
+# Of the first contact with a server, in MLflow's own settings: by default it tries for more than a minute,
+# and then waits two for an answer
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def absolute_uri(uri: str) -> str:
-    """The tracking URI with a SQLite file's path made absolute, so that it means the same from every directory."""
+    """The tracking URI with a SQLite file's path made absolute, so that it means the same from every
+    directory.
+    """
     return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
 
 
 def prepare(uri: str, experiment: str, patient: bool = False) -> None:
     """Make the store and the experiment if they are not there yet, one process at a time.
 
-    MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a duplicate column).
+    MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a
+    duplicate column).
 
     Args:
-        patient: wait for a server that does not answer, as later writes do; False = some seconds: its address may be wrong.
+        patient: wait for a server that does not answer, as later writes do; False = some seconds: its address
+            may be wrong.
 
     Raises:
         UserError: the store cannot be reached or written.
@@ -48,7 +53,8 @@ def prepare(uri: str, experiment: str, patient: bool = False) -> None:
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
             with lock(uri):
-                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())  # the client makes the tables
+                # the client makes the tables
+                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())
         else:
             with nullcontext() if patient else _first_contact():
                 _make_experiment(MlflowClient(uri), experiment, None)
@@ -69,7 +75,9 @@ def existing(uri: str, advice: str = "") -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     database = Path(absolute_uri(uri).removeprefix(SQLITE))
     if uri.startswith(SQLITE) and not database.is_file():
-        raise UserError(f"tracking.uri={uri}: there is no MLflow store ({database} is missing){advice and '. '}{advice}")
+        raise UserError(
+            f"tracking.uri={uri}: there is no MLflow store ({database} is missing){advice and '. '}{advice}"
+        )
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -83,7 +91,9 @@ def existing(uri: str, advice: str = "") -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; of a server that cannot be reached only why: requests tells what was asked for, and how often, first."""
+    """What an error says; of a server that cannot be reached only why: requests tells what was asked for,
+    and how often, first.
+    """
     line = first_line(error)
     cause = re.search(r"""Caused by \w+\(.*(?:: |, ')([^:]+)["']\)\)$""", line)
     return f"the server does not answer: {cause[1]}" if cause else line

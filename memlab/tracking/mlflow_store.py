@@ -1,11 +1,13 @@
-"""MLflow in one place: a store that several runs may create at the same moment, and a logger whose runs compare well in its UI.
+"""MLflow in one place: a store that several runs may create at the same moment, and a logger whose runs
+compare well in its UI.
 
-Parameters are named as on the command line (`model.memory_tokens`), metrics as in `metrics.jsonl`, single numbers for tables and
-scatter plots are under `summary/`. A run that is interrupted ends as KILLED, one that fails as FAILED.
+Parameters are named as on the command line (`model.memory_tokens`), metrics as in `metrics.jsonl`, single
+numbers for tables and scatter plots are under `summary/`. A run that is interrupted ends as KILLED, one that
+fails as FAILED.
 
-All writing is done by one thread beside the training, in order: training never waits for the store, Ctrl-C (which Python raises in the
-main thread) never lands within a transaction and leaves the database locked, and a store that fails costs a warning, not the run:
-`metrics.jsonl` and `result.json` hold everything.
+All writing is done by one thread beside the training, in order: training never waits for the store, Ctrl-C
+(which Python raises in the main thread) never lands within a transaction and leaves the database locked, and
+a store that fails costs a warning, not the run: `metrics.jsonl` and `result.json` hold everything.
 """
 
 from __future__ import annotations
@@ -35,15 +37,18 @@ __all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
 _MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
 LONG = 20.0  # seconds; MLflow tries to reach a server for more, and a SQLite store fails sooner
 _MOST = 1000  # metrics that MLflow takes in one call
-_NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")  # of a task: how its samples are read, not what they are
+# of a task: how its samples are read, not what they are
+_NOT_DATA = ("_target_", "batch_size", "workers", "cache_dir")
 
 
 def page_of(uri: str, experiment_id: str, metric: str, ascending: bool) -> str:
-    """The address of an experiment's charts in MLflow's UI, all trainings side by side: sorted by a metric, it does not hide them under
-    their multiruns. Of a SQLite store, where `mlflow ui` shows it."""
+    """The address of an experiment's charts in MLflow's UI, all trainings side by side: sorted by a metric,
+    it does not hide them under their multiruns. Of a SQLite store, where `mlflow ui` shows it.
+    """
     server = "http://127.0.0.1:5000" if uri.startswith(SQLITE) else uri.rstrip("/")
     order = f"orderByKey={quote(f'metrics.`{metric}`')}&orderByAsc={str(ascending).lower()}"
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&{order}"
+    shown = f"workflowType=machine_learning&compareRunsMode=CHART&{order}"
+    return f"{server}/#/experiments/{experiment_id}/runs?{shown}"
 
 
 class Tracker(MLFlowLogger):
@@ -71,7 +76,9 @@ class Tracker(MLFlowLogger):
     ) -> None:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
-        super().__init__(experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id)
+        super().__init__(
+            experiment_name=experiment, tracking_uri=uri, run_name=run_name, tags=tags, run_id=run_id
+        )
         self.uri = uri
         self.failures: list[Exception] = []
         self._waited_until = -math.inf  # `time.monotonic()` when a write was last given up after long
@@ -105,7 +112,9 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def go_on(self) -> None:
-        """The run is running again; what it has already is not stored a second time. Its parameters stay as they are.
+        """The run is running again; what it has already is not stored a second time.
+
+        Its parameters stay as they are.
 
         Raises:
             mlflow.exceptions.MlflowException: the store does not take it.
@@ -130,9 +139,15 @@ class Tracker(MLFlowLogger):
 
         now = int(time.time() * 1000)
         new = (line for line in lines if line["step"] > self._stored.get(_mark(line), -1))
-        metrics = [Metric(key, float(value), now, int(line["step"])) for line in new for key, value in line.items() if key != "step"]
+        metrics = [
+            Metric(key, float(value), now, int(line["step"]))
+            for line in new
+            for key, value in line.items()
+            if key != "step"
+        ]
         for start in range(0, len(metrics), _MOST):
-            self._write(lambda batch=metrics[start : start + _MOST]: self.experiment.log_batch(self.run_id, metrics=batch))  # type: ignore[misc]
+            part = metrics[start : start + _MOST]
+            self._write(lambda part=part: self.experiment.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Parameters are logged once, at the beginning, with dotted names."""
@@ -149,14 +164,21 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def log_dataset(self, task: Mapping[str, Any]) -> None:
-        """The run's task as the data that it is trained and tested on. Not by MLflow's own classes: they load and hash real data."""
+        """The run's task as the data that it is trained and tested on.
+
+        Not by MLflow's own classes: they load and hash real data.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        content = json.dumps({key: value for key, value in task.items() if key not in _NOT_DATA}, sort_keys=True)
+        content = json.dumps(
+            {key: value for key, value in task.items() if key not in _NOT_DATA}, sort_keys=True
+        )
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         dataset = Dataset(task["name"], digest, "memlab", content)
         context = [InputTag("mlflow.data.context", "training")]
-        self._write(lambda: self.experiment.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)]))
+        self._write(
+            lambda: self.experiment.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
+        )
 
     @rank_zero_only
     def describe(self, text: str, figure: str = "figures/learning_curve.png") -> None:
@@ -180,8 +202,8 @@ class Tracker(MLFlowLogger):
         self._writer.shutdown(wait=True)
         if self.failures:
             print(
-                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: {first_line(self.failures[0])}; "
-                "metrics.jsonl has everything",
+                f"memlab: warning: {len(self.failures)} writes to MLflow ({self.uri}) failed, first with: "
+                f"{first_line(self.failures[0])}; metrics.jsonl has everything",
                 file=sys.stderr,
             )
 
@@ -195,7 +217,8 @@ class Tracker(MLFlowLogger):
         asked = time.monotonic()
 
         def attempt() -> None:
-            if asked < self._waited_until:  # it waited behind a write that a server had minutes to take: not each of them has to
+            # it waited behind a write that a server had minutes to take: not each of them has to
+            if asked < self._waited_until:
                 self.failures.append(self.failures[-1])
                 return
             began = time.monotonic()
@@ -210,5 +233,7 @@ class Tracker(MLFlowLogger):
 
 
 def _mark(line: Mapping[str, float]) -> str:
-    """What tells a training step's line from a validation's; the result's numbers, at the end, have neither."""
+    """What tells a training step's line from a validation's; the result's numbers, at the end,
+    have neither.
+    """
     return next((mark for mark in _MARKS if mark in line), "")

@@ -1,8 +1,9 @@
 """The jobs of one `--multirun` under one parent run in MLflow.
 
-Each job is a process of its own, so the command that starts them only says in their environment that they belong together. The first job
-makes the parent, the others find it; as each job ends, the parent gets the state of them all. A sweep over several tasks has one parent in
-each task's experiment. Jobs of a multirun come one after another; those that are started beside each other take turns by the store's lock.
+Each job is a process of its own, so the command that starts them only says in their environment that they
+belong together. The first job makes the parent, the others find it; as each job ends, the parent gets the
+state of them all. A sweep over several tasks has one parent in each task's experiment. Jobs of a multirun
+come one after another; those that are started beside each other take turns by the store's lock.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def is_job(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def parent(client: Any, experiment_id: str, lock: AbstractContextManager[Any]) -> str | None:
-    """The run id of the parent of this process's multirun, made if this job is the first; None = it is no job of one."""
+    """The run id of the parent of this process's multirun, made if this job is the first;
+    None = it is no job of one.
+    """
     if not is_job():
         return None
     identity, *words = shlex.split(os.environ[_VARIABLE])
@@ -41,15 +44,21 @@ def parent(client: Any, experiment_id: str, lock: AbstractContextManager[Any]) -
             run_id = found[0].info.run_id
             client.update_run(run_id, status="RUNNING")
             return str(run_id)
-        swept = " ".join(w for w in words[3:] if "=" in w and not w.startswith(("run_dir=", "tracking.", "resume=")))
+        swept = " ".join(
+            w for w in words[3:] if "=" in w and not w.startswith(("run_dir=", "tracking.", "resume="))
+        )
         tags = {
             _ID: identity,
             KIND: "multirun",
             "memlab.command": shlex.join(words),
             "mlflow.source.name": words[2],
-            "mlflow.note.content": f"```\n{shlex.join(words)}\n```\n\n`memlab.compare` puts its page and table here.",
+            "mlflow.note.content": (
+                f"```\n{shlex.join(words)}\n```\n\n`memlab.compare` puts its page and table here."
+            ),
         }
-        return str(client.create_run(experiment_id, tags=tags, run_name=f"multirun {swept}"[:200]).info.run_id)
+        return str(
+            client.create_run(experiment_id, tags=tags, run_name=f"multirun {swept}"[:200]).info.run_id
+        )
 
 
 def child_ended(client: Any, experiment_id: str, parent_id: str) -> None:

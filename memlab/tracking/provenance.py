@@ -28,7 +28,9 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that memlab runs from, with `+` behind it if files have been changed since; None = no checkout."""
+    """The commit of the checkout that memlab runs from, with `+` behind it if files have been changed since;
+    None = no checkout.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # a wheel, which may lie within some other repository
         return None
@@ -40,5 +42,7 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
     return done.stdout.strip()

@@ -1,4 +1,6 @@
-"""Which run a command continues: found, and its configuration compared, in well under a second and before anything is written."""
+"""Which run a command continues: found, and its configuration compared,
+in well under a second and before anything is written.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,30 @@ from typing import Any
 
 import yaml
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 
-# What may differ from the run that is continued: it says where things are kept and how often they are told, not what is computed.
-_PROCESSES = {"trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accumulate"}
+# What may differ from the run that is continued: it says where things are kept and how often they are told,
+# not what is computed.
+_PROCESSES = {
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accumulate",
+}
 NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
-FREE = {*NEVER, "trainer.threads", "trainer.log_every", "trainer.checkpoint_every", "task.workers", "task.cache_dir"}
+FREE = {
+    *NEVER,
+    "trainer.threads",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "task.workers",
+    "task.cache_dir",
+}
 FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
-ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}  # keys that runs begun before them lack
+# keys that runs begun before them lack
+ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 _FREE_GROUPS = ("tracking.",)
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
@@ -51,11 +68,13 @@ def find(config: Config) -> Origin:
         directory = Path(config.resume).expanduser().absolute()
         if not _is_default(place) and place != directory:
             raise UserError(
-                f"resume={config.resume} continues the run in that directory; run_dir={config.run_dir} contradicts it, leave it out"
+                f"resume={config.resume} continues the run in that directory; run_dir={config.run_dir} "
+                "contradicts it, leave it out"
             )
         if not _is_run(directory):
             raise UserError(
-                f"resume={config.resume}: there is no run (no config.yaml); resume takes never, auto, or the directory of a run"
+                f"resume={config.resume}: there is no run (no config.yaml); resume takes never, auto, or the "
+                "directory of a run"
             )
         return _checked(config, directory, f"resume={config.resume}")
     if _is_run(place):
@@ -71,7 +90,9 @@ def _is_run(directory: Path) -> bool:
 
 
 def _is_default(directory: Path) -> bool:
-    """Whether nobody gave `run_dir`: its name is the moment of the start, so no later command has the same."""
+    """Whether nobody gave `run_dir`: its name is the moment of the start,
+    so no later command has the same.
+    """
     return _TIME_STAMP.fullmatch(directory.name) is not None
 
 
@@ -93,27 +114,40 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
     now = flatten(config.model_dump())
     before = {key: value for key, value in ADDED.items() if key in now} | flatten(_saved(directory))
     keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
-    differing = [k for k in keys if k not in FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)]
+    differing = [
+        k
+        for k in keys
+        if k not in FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)
+    ]
     if differing == ["trainer.max_steps"] and now["trainer.max_steps"] > before["trainer.max_steps"]:
         if result is not None:
             raise UserError(
-                f"{named}: the run has finished after {result['steps']} steps; trainer.max_steps can be raised only before, start a new run"
+                f"{named}: the run has finished after {result['steps']} steps; trainer.max_steps can be "
+                "raised only before, start a new run"
             )
         if now["optim.schedule"] != "constant":
             raise UserError(
-                f"{named}: trainer.max_steps={now['trainer.max_steps']}, it began with {before['trainer.max_steps']}; with optim.schedule="
-                f"{now['optim.schedule']} every learning rate would have been another, only optim.schedule=constant can go on for longer"
+                f"{named}: trainer.max_steps={now['trainer.max_steps']}, it began with "
+                f"{before['trainer.max_steps']}; with optim.schedule={now['optim.schedule']} every learning "
+                "rate would have been another, only optim.schedule=constant can go on for longer"
             )
         differing = []
     if differing:
         listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another run_dir")
+        raise UserError(
+            f"{named} holds a run of another configuration: {listed}{more}. Give the same values, or another "
+            "run_dir"
+        )
     if rounding := [
-        k for k in keys if k in ("trainer.threads", "trainer.recompute", "trainer.recompute_together") or (k in _PROCESSES and k in before)
+        k
+        for k in keys
+        if k in ("trainer.threads", "trainer.recompute", "trainer.recompute_together")
+        or (k in _PROCESSES and k in before)
     ]:
         print(
-            f"memlab: {', '.join(rounding)} differs from before: sums may be rounded otherwise, and losses differ in the last bits",
+            f"memlab: {', '.join(rounding)} differs from before: sums may be rounded otherwise, and losses "
+            "differ in the last bits",
             file=sys.stderr,
         )
     return Origin(directory, result)

@@ -1,7 +1,7 @@
 """The directory of a run: the configuration first, metrics while it goes, and `result.json` as the last act.
 
-A directory without `result.json` is a run that did not finish. One process at a time works in a run's directory: it holds a lock that
-the operating system takes from it when it dies, however it dies.
+A directory without `result.json` is a run that did not finish. One process at a time works in a run's
+directory: it holds a lock that the operating system takes from it when it dies, however it dies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.files import write_whole
 
@@ -29,7 +29,8 @@ class RunDirectory:
         ours: False = another process of the same training has claimed it; this one only reads there.
 
     Raises:
-        UserError: the directory already holds a run (or none, if one is to go on), another process works in it, or it cannot be made.
+        UserError: the directory already holds a run (or none, if one is to go on), another process works in
+            it, or it cannot be made.
     """
 
     def __init__(self, path: str | Path, config: Config, continues: bool = False, ours: bool = True) -> None:
@@ -43,14 +44,17 @@ class RunDirectory:
             if not continues and self.config_file.exists():
                 self.release()
                 raise UserError(
-                    f"run_dir={path} already holds a run ({self.config_file}); give another run_dir, or resume=auto to continue it"
+                    f"run_dir={path} already holds a run ({self.config_file}); give another run_dir, or "
+                    "resume=auto to continue it"
                 )
             if continues and (self.path / "result.json").exists():
                 self.release()
                 raise UserError(f"the run in {path} has been finished by another process at this moment")
             write_whole(self.config_file, yaml.safe_dump(config.model_dump(), sort_keys=False))
         except Timeout:
-            raise UserError(f"the run in {path} is in use: another process trains it at this moment") from None
+            raise UserError(
+                f"the run in {path} is in use: another process trains it at this moment"
+            ) from None
         except OSError as error:
             raise UserError(f"run_dir={path} cannot be used: {error.strerror}") from None
 
@@ -75,7 +79,9 @@ class RunDirectory:
         self._lock.release()
 
     def facts(self) -> dict[str, Any]:
-        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`, `resumed_at` (steps), and `command`."""
+        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`,
+        `resumed_at` (steps), and `command`.
+        """
         empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": [], "command": None}
         file = self.path / "run.json"
         return {**empty, **json.loads(file.read_text(encoding="utf-8"))} if file.exists() else empty

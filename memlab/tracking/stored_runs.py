@@ -1,4 +1,5 @@
-"""Trainings that are over, read back from run directories and from an MLflow store, without a server or the network.
+"""Trainings that are over, read back from run directories and from an MLflow store, without a server or the
+network.
 
 A run that cannot be used is no error: it is named, with the reason, and left out.
 """
@@ -16,7 +17,8 @@ import yaml
 
 from memlab.tracking.resume import flatten
 
-CURVES = ("val/loss", "val/tokens", "val/seconds", "val/stage")  # of all that is logged while training, what comparisons draw
+# of all that is logged while training, what comparisons draw
+CURVES = ("val/loss", "val/tokens", "val/seconds", "val/stage")
 _BY_SEGMENTS = {"eval/accuracy_by_segments": "accuracy", "eval/state_bytes_by_segments": "state_bytes"}
 
 
@@ -25,7 +27,8 @@ class LeftOut:
     """A run that takes no part, and why.
 
     Attributes:
-        failed: it ended with an error (or was interrupted for good), which counts; None of the others says anything of its memory.
+        failed: it ended with an error (or was interrupted for good), which counts; None of the others says
+            anything of its memory.
         config: as far as it is known.
     """
 
@@ -98,7 +101,11 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
             str(directory),
             config,
             result,
-            tuple({key: line[key] for key in ("step", *CURVES) if key in line} for line in lines if "val/loss" in line),
+            tuple(
+                {key: line[key] for key in ("step", *CURVES) if key in line}
+                for line in lines
+                if "val/loss" in line
+            ),
             _lengths(_json(evaluation)) if evaluation.is_file() else {},
             (directory / "result.json").stat().st_mtime,
         )
@@ -109,7 +116,9 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
 
 
 def from_mlflow(client: Any, run: Any) -> StoredRun | LeftOut:
-    """A run of an MLflow store: by its files there, or where those are gone, by its parameters and metrics."""
+    """A run of an MLflow store: by its files there, or where those are gone,
+    by its parameters and metrics.
+    """
     name, status = str(run.info.run_id), run.info.status
     config: dict[str, Any] = {}
     try:
@@ -119,17 +128,30 @@ def from_mlflow(client: Any, run: Any) -> StoredRun | LeftOut:
         config = _config(saved) if saved else {key: _value(text) for key, text in run.data.params.items()}
         if status != "FINISHED":
             raise _UnusableError(
-                {"RUNNING": "has not finished (still running, or ended by kill -9)", "KILLED": "was interrupted"}.get(status, "failed")
+                {
+                    "RUNNING": "has not finished (still running, or ended by kill -9)",
+                    "KILLED": "was interrupted",
+                }.get(status, "failed")
             )
         saved = _artifact(client, name, "result.json")
         result = json.loads(saved) if saved else _from_metrics(run.data.metrics, config)
         _check(config, result)
         parent = run.data.tags.get("mlflow.parentRunId")
-        return StoredRun(name, config, result, _history(client, name), _by_segments(client, name), run.info.end_time / 1000, parent)
+        return StoredRun(
+            name,
+            config,
+            result,
+            _history(client, name),
+            _by_segments(client, name),
+            run.info.end_time / 1000,
+            parent,
+        )
     except _UnusableError as why:
         return LeftOut(f"{name} ({run.info.run_name})", str(why), status == "FAILED", config)
     except (ValueError, KeyError, TypeError) as error:
-        return LeftOut(f"{name} ({run.info.run_name})", f"cannot be read: {type(error).__name__} {error}", config=config)
+        return LeftOut(
+            f"{name} ({run.info.run_name})", f"cannot be read: {type(error).__name__} {error}", config=config
+        )
 
 
 def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -170,13 +192,19 @@ def _json(file: Path) -> Any:
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Of `evaluation.json`: of the best checkpoint at its newest step, and of several sample sizes the largest."""
+    """Of `evaluation.json`: of the best checkpoint at its newest step, and of several sample sizes the
+    largest.
+    """
     entries = [e for e in evaluation.get("lengths", []) if e.get("checkpoint", "best.ckpt") == "best.ckpt"]
     newest = max((e.get("step", 0) for e in entries), default=0)
     found = {}
-    for entry in sorted((e for e in entries if e.get("step", 0) == newest), key=lambda e: (e["segments"], e["samples"])):
+    for entry in sorted(
+        (e for e in entries if e.get("step", 0) == newest), key=lambda e: (e["segments"], e["samples"])
+    ):
         cost = entry.get("memory") or {}
-        found[int(entry["segments"])] = {"accuracy": float(entry["accuracy"])} | {k: float(cost[k]) for k in ("state_bytes",) if k in cost}
+        found[int(entry["segments"])] = {"accuracy": float(entry["accuracy"])} | {
+            k: float(cost[k]) for k in ("state_bytes",) if k in cost
+        }
     return found
 
 
@@ -196,7 +224,9 @@ def _value(text: str) -> Any:
 
 def _from_metrics(metrics: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, Any]:
     """What is there of `result.json` in a run's metrics."""
-    memory = {key.removeprefix("memory/"): value for key, value in metrics.items() if key.startswith("memory/")}
+    memory = {
+        key.removeprefix("memory/"): value for key, value in metrics.items() if key.startswith("memory/")
+    }
     return {
         "model": config.get("model.name"),
         "metrics": {key: value for key, value in metrics.items() if key.startswith(("test/", "val/"))},
@@ -219,6 +249,7 @@ def _by_segments(client: Any, run_id: str) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for key, name in _BY_SEGMENTS.items():
         points: Iterable[Any] = client.get_metric_history(run_id, key)
-        for metric in sorted(points, key=lambda m: m.timestamp):  # of a length that was evaluated twice, the newest
+        # of a length that was evaluated twice, the newest
+        for metric in sorted(points, key=lambda m: m.timestamp):
             found.setdefault(metric.step, {})[name] = metric.value
     return {segments: values for segments, values in sorted(found.items()) if "accuracy" in values}

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.models.base import Decoder, Model
 from memlab.splits import Held
@@ -24,9 +24,10 @@ from memlab.training.truncation import Kept
 class AnsweringModule(MemoryModule):
     """Trains a model on a stream of samples.
 
-    Metrics, by their names in every tracker: `train/loss`, `train/accuracy` (teacher-forced, this batch); `val/` and `test/`
-    `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole answers) and `loss`.
-    `val/score` ranks checkpoints: number of the curriculum's stage plus accuracy, so that no easier stage beats a later one.
+    Metrics, by their names in every tracker: `train/loss`, `train/accuracy` (teacher-forced, this batch);
+    `val/` and `test/` `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running,
+    whole answers) and `loss`. `val/score` ranks checkpoints: number of the curriculum's stage plus accuracy,
+    so that no easier stage beats a later one.
     """
 
     headline = "accuracy"
@@ -44,16 +45,26 @@ class AnsweringModule(MemoryModule):
         return self.stream.curriculum
 
     def score_answers(self, batch: TensorBatch) -> Kept:
-        """Read whole samples, with the gradient cut as `model.bptt_depth` says: nats of the answer's tokens, and whether they are right."""
+        """Read whole samples, with the gradient cut as `model.bptt_depth` says: nats of the answer's tokens,
+        and whether they are right.
+        """
         answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
 
         def score(logits_BnV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             now = slice(start, start + logits_BnV.shape[1])
             if isinstance(self.model, Decoder):
-                logits_BaV, targets_Ba = logits_BnV[:, answer_T[now]], batch.targets_BT[:, now][:, answer_T[now]]
+                logits_BaV, targets_Ba = (
+                    logits_BnV[:, answer_T[now]],
+                    batch.targets_BT[:, now][:, answer_T[now]],
+                )
             else:  # one answer behind each segment, of which the last counts
-                logits_BaV, targets_Ba = logits_BnV, batch.targets_BT[:, answer_T].expand(-1, logits_BnV.shape[1])
-            nats = F.cross_entropy(at_least_float32(logits_BaV.flatten(0, 1)), targets_Ba.flatten(), reduction="none")
+                logits_BaV, targets_Ba = (
+                    logits_BnV,
+                    batch.targets_BT[:, answer_T].expand(-1, logits_BnV.shape[1]),
+                )
+            nats = F.cross_entropy(
+                at_least_float32(logits_BaV.flatten(0, 1)), targets_Ba.flatten(), reduction="none"
+            )
             return nats.view_as(targets_Ba), logits_BaV.detach().argmax(-1) == targets_Ba
 
         depth = self.config.bptt_depth
@@ -68,9 +79,13 @@ class AnsweringModule(MemoryModule):
         )
 
     def answers(self, batch: TensorBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, A, V] and targets [B, A] of the answer; of an encoder, what it says at the end of the sample."""
+        """Logits [B, A, V] and targets [B, A] of the answer; of an encoder, what it says at the end of the
+        sample.
+        """
         answer_T = batch.answer_BT[0]
-        return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[:, answer_T]
+        return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[
+            :, answer_T
+        ]
 
     def begin_step(self, batch: TensorBatch) -> None:
         self.batch, self.read_rows = batch, []
@@ -78,13 +93,16 @@ class AnsweringModule(MemoryModule):
     def step_loss(self, rows: range) -> Tensor:
         assert self.batch is not None
         kept = self.score_answers(self.batch.part(rows))
-        nats_BA, right_BA = kept.values if isinstance(self.model, Decoder) else (value[:, -1:] for value in kept.values)
+        nats_BA, right_BA = (
+            kept.values if isinstance(self.model, Decoder) else (value[:, -1:] for value in kept.values)
+        )
         # every row of every process has as many targets: means of means are the mean over the whole batch
         loss = nats_BA.mean()
         metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": right_BA.float().mean(),
-            **kept.diagnostics,  # [S]: their means are taken where they are logged, which is not at every step
+            # [S]: their means are taken where they are logged, which is not at every step
+            **kept.diagnostics,
         }
         share = len(rows) / len(self.batch.tokens_BT)
         self.read_rows.append({name: value * share for name, value in metrics.items()})
@@ -105,12 +123,16 @@ class AnsweringModule(MemoryModule):
     def evaluate(self, batch: TensorBatch) -> None:
         output = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths)
         logits_BAV, truth_BA = self.answers(batch, at_least_float32(output.logits))
-        self.losses.append((F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel()))
+        self.losses.append(
+            (F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel())
+        )
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
         if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
             self.scores["free"] = self.scores["forced"]
             return
-        predicted_BA = free_running(self.model, batch.tokens_BT, batch.answer_BT[0].tolist(), batch.segment_lengths)
+        predicted_BA = free_running(
+            self.model, batch.tokens_BT, batch.answer_BT[0].tolist(), batch.segment_lengths
+        )
         self.scores["free"].add(predicted_BA, truth_BA)
 
     def evaluated(self, split: Held) -> dict[str, float]:
@@ -137,7 +159,10 @@ class AnsweringModule(MemoryModule):
         return f"accuracy {self.train_metrics['train/accuracy'].item():.3f}"
 
     def validation_words(self, metrics: Mapping[str, float]) -> str:
-        return f"accuracy {metrics['val/accuracy']:.4f}  (teacher-forced {metrics['val/accuracy_teacher_forced']:.4f})"
+        return (
+            f"accuracy {metrics['val/accuracy']:.4f}  (teacher-forced "
+            f"{metrics['val/accuracy_teacher_forced']:.4f})"
+        )
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> bool:
         """The curriculum goes on to its next stage, or the training stops if the last one is solved."""
@@ -149,7 +174,12 @@ class AnsweringModule(MemoryModule):
     def report(self) -> dict[str, Any]:
         curriculum = self.curriculum
         chance = curriculum.stages[-1].chance
-        return {"chance": chance, "stages": len(curriculum.stages), "stages_began_at": curriculum.began_at, "samples": self.stream.position}
+        return {
+            "chance": chance,
+            "stages": len(curriculum.stages),
+            "stages_began_at": curriculum.began_at,
+            "samples": self.stream.position,
+        }
 
     def common_state(self) -> dict[str, Any]:
         return {"curriculum": self.curriculum.state_dict()}

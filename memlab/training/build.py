@@ -1,4 +1,7 @@
-"""What a configuration describes, built: task, model, curriculum, module, and Lightning's Trainer. Nothing is written here."""
+"""What a configuration describes, built: task, model, curriculum, module, and Lightning's Trainer.
+
+Nothing is written here.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from memlab import schema
-from memlab.config import Config, GrowingCurriculum, build_task, check_shares
+from memlab.config import schema
+from memlab.config.checks import build_task, check_shares
+from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
 from memlab.models.base import Encoder, Model
 from memlab.tasks import growth
@@ -32,7 +36,9 @@ from memlab.training.sharding import ShardedStrategy
 
 @dataclass
 class Parts:
-    """What a configuration describes, built: the module, and the batches for its training, its validations and its one test."""
+    """What a configuration describes, built: the module, and the batches for its training,
+    its validations and its one test.
+    """
 
     task: Task
     model: Model
@@ -57,13 +63,17 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
-    model: Model = schema.load(config.model["_target_"])(vocab_size=task.vocab_size, **config.arguments("model"))
+    model: Model = schema.load(config.model["_target_"])(
+        vocab_size=task.vocab_size, **config.arguments("model")
+    )
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
-            f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing between segments; use null"
+            f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "
+            "between segments; use null"
         )
     if config.trainer.precision == "64-true":
-        model = model.double()  # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+        # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+        model = model.double()
     model.stack.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
@@ -76,26 +86,40 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
 def _reading(config: Config, task: TextTask, model: Model, processes: Processes) -> Parts:
     name, text = config.model["name"], config.task["name"]
     if isinstance(model, Encoder):
-        raise ConfigError(f"model={name} answers once for each sample and does not predict text; task={text} needs a decoder")
+        raise ConfigError(
+            f"model={name} answers once for each sample and does not predict text; task={text} needs a "
+            "decoder"
+        )
     if model.keeps_everything:
         raise ConfigError(
-            f"model={name} as configured keeps every token of a document, and the documents of task={text} are long; "
-            "use model=transformer_xl with a long model.mem_len"
+            f"model={name} as configured keeps every token of a document, and the documents of task={text} "
+            "are long; use model=transformer_xl with a long model.mem_len"
         )
     stream = TextStream(_curriculum(config, task), config.trainer.max_steps, config.seed, processes)
     module = ReadingModule(model, config, stream, processes)
-    return Parts(task, model, module, stream, TextBatches(task, "validation", processes), TextBatches(task, "test", processes))
+    return Parts(
+        task,
+        model,
+        module,
+        stream,
+        TextBatches(task, "validation", processes),
+        TextBatches(task, "test", processes),
+    )
 
 
 def _answering(config: Config, task: SyntheticTask, model: Model, processes: Processes) -> Parts:
     answers_once = isinstance(model, Encoder)
     if answers_once and task.answer_tokens > 1:
         raise ConfigError(
-            f"model={config.model['name']} answers once for each sample, and the answer of task={config.task['name']} as configured has "
-            f"{task.answer_tokens} tokens; use a decoder, or a task with one answer token such as associative_retrieval"
+            f"model={config.model['name']} answers once for each sample, and the answer of "
+            f"task={config.task['name']} as configured has {task.answer_tokens} tokens; use a decoder, or a "
+            "task with one answer token such as associative_retrieval"
         )
     curriculum = _curriculum(config, task, answers_once)
-    validation, test = EvaluationBatches(curriculum, "validation", processes), EvaluationBatches(task, "test", processes)
+    validation, test = (
+        EvaluationBatches(curriculum, "validation", processes),
+        EvaluationBatches(task, "test", processes),
+    )
     stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed, processes)
     return Parts(task, model, AnsweringModule(model, config, stream, processes), stream, validation, test)
 
@@ -105,12 +129,18 @@ def _curriculum(config: Config, task: Task, answers_once: bool = False) -> Curri
     if not isinstance(wish, GrowingCurriculum):
         return Curriculum([task])
     stages = growth.stages(task, wish.by, wish.sizes, answers_once)
-    threshold = task.stage_threshold if wish.threshold is None and isinstance(task, SyntheticTask) else wish.threshold
+    threshold = (
+        task.stage_threshold if wish.threshold is None and isinstance(task, SyntheticTask) else wish.threshold
+    )
     return Curriculum(stages, threshold, wish.stage_steps, wish.mixed, config.seed)
 
 
 def trainer(
-    config: Config, loggers: list[Logger], callbacks: list[L.Callback], processes: Processes | None = None, **more: Any
+    config: Config,
+    loggers: list[Logger],
+    callbacks: list[L.Callback],
+    processes: Processes | None = None,
+    **more: Any,
 ) -> L.Trainer:
     """Lightning's Trainer, as every command uses it; `more` are further arguments of it."""
     quiet()
@@ -120,11 +150,15 @@ def trainer(
         place = processes.place
         plugins.append(Started(place))
         more |= {"num_nodes": place.nodes, "use_distributed_sampler": False}
-        # Which parameters take part in a step depends on the curriculum's stage and on where documents begin (a learned initial memory), so
-        # they are looked for in each. One that takes part in no process has no gradient, as in one process.
-        more["strategy"] = ShardedStrategy() if t.strategy == "fsdp" else DDPStrategy(find_unused_parameters=True)
+        # Which parameters take part in a step depends on the curriculum's stage and on where documents begin
+        # (a learned initial memory), so they are looked for in each. One that takes part in no process has no
+        # gradient, as in one process.
+        more["strategy"] = (
+            ShardedStrategy() if t.strategy == "fsdp" else DDPStrategy(find_unused_parameters=True)
+        )
         if t.strategy == "fsdp":
-            more["inference_mode"] = False  # weights that are gathered in a validation are used in the steps behind it
+            # weights that are gathered in a validation are used in the steps behind it
+            more["inference_mode"] = False
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
         devices=1 if processes is None else processes.place.local_size,
@@ -141,7 +175,8 @@ def trainer(
         enable_checkpointing=False,  # Lightning's own callback; ours is `Checkpoints`
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1,  # nothing goes through Lightning's own logging, which would only warn of short runs
+        # nothing goes through Lightning's own logging, which would only warn of short runs
+        log_every_n_steps=1,
         **more,
     )
 
@@ -158,8 +193,14 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Each process logs what all of them measured together, so there is nothing to sync.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log", module="lightning.*")
-    # Lightning 2.6 uses what torch 2.13 deprecates, does not know that our streams begin where a checkpoint left them, and does not want a
-    # step for validation where a benchmark has none.
+    # Lightning 2.6 uses what torch 2.13 deprecates, does not know that our streams begin where a checkpoint
+    # left them, and does not want a step for validation where a benchmark has none.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended", module="lightning.*")
-    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`", module="lightning.*")
+    warnings.filterwarnings(
+        "ignore",
+        message="You're resuming from a checkpoint that ended before the epoch ended",
+        module="lightning.*",
+    )
+    warnings.filterwarnings(
+        "ignore", message="You defined a `validation_step` but have no `val_dataloader`", module="lightning.*"
+    )

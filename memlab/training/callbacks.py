@@ -9,7 +9,14 @@ from typing import Any
 import lightning as L
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from memlab.training.module import MemoryModule
 
@@ -17,7 +24,10 @@ KEPT_STEPS = 10_000  # whose times a checkpoint keeps, for their median
 
 
 class Conductor(L.Callback):
-    """After each validation the module goes on, to a next stage or to the end. Comes behind those who report."""
+    """After each validation the module goes on, to a next stage or to the end.
+
+    Comes behind those who report.
+    """
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MemoryModule)
@@ -26,7 +36,8 @@ class Conductor(L.Callback):
 
 
 class StepClock(L.Callback):
-    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step, without validation.
+    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step,
+    without validation.
 
     Args:
         processes: how many read as many tokens each.
@@ -40,15 +51,25 @@ class StepClock(L.Callback):
         self.last = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "tokens": self.tokens, "steps": torch.tensor(self.steps[-KEPT_STEPS:], dtype=torch.float64)}
+        return {
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "steps": torch.tensor(self.steps[-KEPT_STEPS:], dtype=torch.float64),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.tokens, self.steps = state_dict["seconds"], state_dict["tokens"], state_dict["steps"].tolist()
+        self.seconds, self.tokens, self.steps = (
+            state_dict["seconds"],
+            state_dict["tokens"],
+            state_dict["steps"].tolist(),
+        )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.last = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         self.steps.append(now - self.last)
         self.seconds += now - self.last
@@ -64,7 +85,8 @@ class StepClock(L.Callback):
 
 
 class MetricsLog(L.Callback):
-    """Training metrics every `log_every` steps and validation metrics as they come, to every logger, by optimizer step.
+    """Training metrics every `log_every` steps and validation metrics as they come, to every logger, by
+    optimizer step.
 
     A tracker's call costs milliseconds, so it is not made at every step.
     """
@@ -77,14 +99,20 @@ class MetricsLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.since = (self.clock.seconds, self.clock.tokens)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(module, MemoryModule)
         if trainer.global_step % self.log_every:
             return
         metrics = {name: value.mean().item() for name, value in module.train_metrics.items()}
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics |= {"train/seconds": self.clock.seconds, "train/tokens": self.clock.tokens, **module.place_metrics()}
+        metrics |= {
+            "train/seconds": self.clock.seconds,
+            "train/tokens": self.clock.tokens,
+            **module.place_metrics(),
+        }
         self.since = (self.clock.seconds, self.clock.tokens)
         log(trainer, metrics, trainer.global_step)
 
@@ -114,7 +142,10 @@ class ProgressReport(L.Callback):
         self.since = (self.clock.seconds, self.clock.tokens)
         if not self.console.is_terminal:
             return
-        words = "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  {task.fields[speed]}"
+        words = (
+            "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  "
+            "{task.fields[speed]}"
+        )
         columns = (
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
@@ -127,7 +158,9 @@ class ProgressReport(L.Callback):
         self.bar.start()
         self.bar.add_task("train", total=self.max_steps, completed=trainer.global_step, **self.shown)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(module, MemoryModule)
         if self.bar is None or time.perf_counter() - self.drawn_at < 0.5:
             return
@@ -168,7 +201,9 @@ class ProgressReport(L.Callback):
 
 def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
     """What the last validation measured."""
-    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"}
+    return {
+        k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"
+    }
 
 
 def log(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:

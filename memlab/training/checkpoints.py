@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment and a full disk, and open without running a stranger's code.
 
-Of each run three are kept: `last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt` (of the validation with the best score). A file
-is written beside its place, synced and renamed: under these names there is never half a file.
+Of each run three are kept: `last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt` (of the validation
+with the best score). A file is written beside its place, synced and renamed: under these names there is never
+half a file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from memlab.config import TrainerConfig
+from memlab.config.sections import TrainerConfig
 from memlab.errors import UserError
 from memlab.tracking.checkpoint_file import BEST, LAST, PREVIOUS, DamagedError, read
 from memlab.tracking.run_directory import RunDirectory
@@ -26,9 +27,13 @@ from memlab.training.signals import Ended, Signals
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """How Lightning's Trainer writes and reads checkpoints, under every strategy that has them in one file."""
+    """How Lightning's Trainer writes and reads checkpoints, under every strategy that has them in one
+    file.
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
         """Write a checkpoint in one piece. What was `last.ckpt` becomes `previous.ckpt`.
 
         Raises:
@@ -47,13 +52,19 @@ class AtomicCheckpointIO(CheckpointIO):
             partial.replace(path)
             _sync_directory(path.parent)
         except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else error.__context__  # torch ends with an error of its own
+            # torch ends with an error of its own
+            cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             partial.unlink(missing_ok=True)
-            raise UserError(f"the checkpoint {path} cannot be written: {cause.strerror or cause}; those before it are untouched") from None
+            raise UserError(
+                f"the checkpoint {path} cannot be written: {cause.strerror or cause}; those before it are "
+                "untouched"
+            ) from None
 
-    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint; only tensors and plain containers, whatever `weights_only` says."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
@@ -71,7 +82,9 @@ def _sync_directory(directory: Path) -> None:
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint to go on from, or None if there is none yet. One that is damaged is told in a line and put aside.
+    """The newest checkpoint to go on from, or None if there is none yet.
+
+    One that is damaged is told in a line and put aside.
 
     Raises:
         UserError: there are some, and all are damaged.
@@ -88,33 +101,48 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged.append(f"{path} is damaged ({error})")
             if path.name == LAST and path.with_name(PREVIOUS).exists():
                 print(f"memlab: warning: {damaged[-1]}; the one before is used", file=sys.stderr)
-                path.replace(path.with_name("damaged.ckpt"))  # or it would become the previous one, in place of one that is whole
+                # or it would become the previous one, in place of one that is whole
+                path.replace(path.with_name("damaged.ckpt"))
     if damaged:
-        raise UserError(f"{damaged[-1]}, and there is no other checkpoint to go on from; start anew, with another run_dir")
+        raise UserError(
+            f"{damaged[-1]}, and there is no other checkpoint to go on from; start anew, with another run_dir"
+        )
     return None
 
 
 class Checkpoints(L.Callback):
-    """Writes them: `last.ckpt` when it is due and when the run is asked to end, `best.ckpt` when a validation was the best so far.
+    """Writes them: `last.ckpt` when it is due and when the run is asked to end, `best.ckpt` when a validation
+    was the best so far.
 
-    A checkpoint at a step with a validation is written behind it: Lightning does not come back to a validation that was still to be done.
-    Comes last of all callbacks, so that it keeps what the others did at the same step.
+    A checkpoint at a step with a validation is written behind it: Lightning does not come back to a
+    validation that was still to be done. Comes last of all callbacks, so that it keeps what the others did at
+    the same step.
 
     Args:
         began: `time.perf_counter()` when this process began with the run.
     """
 
-    def __init__(self, directory: RunDirectory, config: TrainerConfig, signals: Signals, processes: Processes, began: float) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: TrainerConfig,
+        signals: Signals,
+        processes: Processes,
+        began: float,
+    ) -> None:
         self.directory = directory
         self.processes = processes
         self.config = config
         self.signals = signals
         self.best: float | None = None  # score
-        self.spent = {"train_seconds": 0.0, "total_seconds": 0.0}  # by earlier processes, until the checkpoint
+        # by earlier processes, until the checkpoint
+        self.spent = {"train_seconds": 0.0, "total_seconds": 0.0}
         self.began = {"train_seconds": time.perf_counter(), "total_seconds": began}
 
     def seconds(self) -> dict[str, float]:
-        """Time spent on the run until now, by all processes one after another: `train_seconds`, `total_seconds`."""
+        """Time spent on the run until now, by all processes one after another: `train_seconds`,
+        `total_seconds`.
+        """
         now = time.perf_counter()
         return {name: self.spent[name] + now - self.began[name] for name in self.spent}
 
@@ -136,7 +164,9 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.signals.held = False
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.config.validates_after(trainer.global_step):
             self._save_if_due(trainer)
 
@@ -169,17 +199,25 @@ class Checkpoints(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         metrics = self.directory.metrics
-        return {"best": self.best, "spent": self.seconds(), "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        return {
+            "best": self.best,
+            "spent": self.seconds(),
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.spent = state_dict["best"], state_dict["spent"]
 
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["memlab_stopped"] = trainer.should_stop
         # the last batch of this run is not the last of one that goes on for more steps
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
-    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         trainer.should_stop = checkpoint["memlab_stopped"]
 
 

@@ -16,9 +16,11 @@ class Curriculum:
     Args:
         stages: the task in growing sizes (see `memlab/tasks/growth.py`); the last is the task itself.
         threshold: validation accuracy at which the next stage begins; None = only the steps count.
-        stage_steps: or the number of steps after which it does, whatever the accuracy; None = only the threshold counts.
-        mixed: whether each step's size is drawn, evenly, from those of the stages so far, as the RMT authors do in BABILong (arXiv
-            2402.10790) and with `vary_n_segments` in their code of arXiv 2304.11062. Otherwise it is the stage's.
+        stage_steps: or the number of steps after which it does, whatever the accuracy; None = only the
+            threshold counts.
+        mixed: whether each step's size is drawn, evenly, from those of the stages so far, as the RMT authors
+            do in BABILong (arXiv 2402.10790) and with `vary_n_segments` in their code of arXiv 2304.11062.
+            Otherwise it is the stage's.
         seed: of the draws.
     """
 
@@ -40,13 +42,16 @@ class Curriculum:
 
     @property
     def task(self) -> Any:
-        """The task at the present stage's size, which validation has; training too, unless sizes are mixed."""
+        """The task at the present stage's size, which validation has; training too,
+        unless sizes are mixed.
+        """
         return self.stages[self.stage]
 
     def at(self, batch: int) -> Any:
         """The task at the size of a training batch, told by its number since the run's beginning.
 
-        It depends on seed, stage and number alone: every process has the same, and so has a run that was resumed.
+        It depends on seed, stage and number alone: every process has the same, and so has a run that was
+        resumed.
         """
         if not self.mixed:
             return self.task
@@ -59,7 +64,9 @@ class Curriculum:
 
     @property
     def words(self) -> str:
-        """The stage as a person reads it: '2/4 (length 12, 2 segments)', or '2/4 (up to length 12, 2 segments)' if sizes are mixed."""
+        """The stage as a person reads it: '2/4 (length 12, 2 segments)', or '2/4 (up to length 12, 2
+        segments)' if sizes are mixed.
+        """
         segments = self.task.num_segments
         length = f"length {self.task.length}, " if hasattr(self.task, "length") else ""
         most = "up to " * (self.mixed and self.stage > 0)
@@ -72,7 +79,10 @@ class Curriculum:
         return {"curriculum/stage": self.stage + 1, "curriculum/segments": self.task.num_segments, **length}
 
     def update(self, step: int, accuracy: float | None) -> bool:
-        """Take note of a validation after `step` steps; True if the next stage begins. None = there is no accuracy, as in text."""
+        """Take note of a validation after `step` steps; True if the next stage begins.
+
+        None = there is no accuracy, as in text.
+        """
         reached = accuracy is not None and self.threshold is not None and accuracy >= self.threshold
         spent = self.stage_steps is not None and step - self.began_at[-1] >= self.stage_steps
         if self.in_last_stage or not (reached or spent):

@@ -1,4 +1,6 @@
-"""Batches for the trainer: numpy from the tasks becomes tensors, and the position in the training stream is part of a checkpoint."""
+"""Batches for the trainer: numpy from the tasks becomes tensors, and the position in the training stream
+is part of a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,26 @@ class _Tensors:
     @classmethod
     def of(cls, batch: Any) -> Self:
         values = {f.name: getattr(batch, f.name) for f in fields(cls)}
-        return cls(**{name: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for name, v in values.items()})
+        return cls(
+            **{
+                name: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v
+                for name, v in values.items()
+            }
+        )
 
     def part(self, rows: range) -> Self:
         """The same for some rows only."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v[rows.start : rows.stop] for name, v in values.items() if isinstance(v, Tensor | list)})
+        return replace(
+            self,
+            **{name: v[rows.start : rows.stop] for name, v in values.items() if isinstance(v, Tensor | list)},
+        )
 
     def to(self, device: torch.device, **transfer: Any) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device, **transfer) for name, v in values.items() if isinstance(v, Tensor)})
+        return replace(
+            self, **{name: v.to(device, **transfer) for name, v in values.items() if isinstance(v, Tensor)}
+        )
 
 
 @dataclass
@@ -81,7 +93,9 @@ class ReadingBatch(_Tensors):
 
 
 class TrainingStream:
-    """The endless stream of training batches, at the size that the curriculum gives them. Sized, so that Lightning does not read ahead.
+    """The endless stream of training batches, at the size that the curriculum gives them.
+
+    Sized, so that Lightning does not read ahead.
 
     Args:
         steps: batches to give at most.
@@ -109,9 +123,13 @@ class TrainingStream:
 
 
 class EvaluationBatches:
-    """This process's share of the fixed samples of a split, of one task or of a curriculum's present stage."""
+    """This process's share of the fixed samples of a split, of one task or of a curriculum's present
+    stage.
+    """
 
-    def __init__(self, source: SyntheticTask | Curriculum, split: Split, processes: Processes, batch_size: int = 256) -> None:
+    def __init__(
+        self, source: SyntheticTask | Curriculum, split: Split, processes: Processes, batch_size: int = 256
+    ) -> None:
         self.source = source
         self.split: Split = split
         task = source.task if isinstance(source, Curriculum) else source
@@ -127,14 +145,17 @@ class EvaluationBatches:
         if id(task) not in self.made:
             starts = range(self.own.start, self.own.stop, self.batch_size)
             counts = (min(self.batch_size, self.own.stop - start) for start in starts)
-            self.made[id(task)] = [TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)]
+            self.made[id(task)] = [
+                TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)
+            ]
         return iter(self.made[id(task)])
 
 
 class TextStream:
     """The endless training batches of a text task, of as many segments as the curriculum gives them.
 
-    What a row reads does not depend on how many segments of it make a batch: its documents go on where the batch before ended.
+    What a row reads does not depend on how many segments of it make a batch: its documents go on where the
+    batch before ended.
 
     Args:
         steps: batches to give at most.
@@ -148,7 +169,8 @@ class TextStream:
         self.steps = steps
         self.seed = seed
         self.rows = processes.share(self.task.batch_size)
-        self.position: list[Any] | None = None  # behind the last batch that was trained on, which says itself where that is
+        # behind the last batch that was trained on, which says itself where that is
+        self.position: list[Any] | None = None
         self.batches = 0  # that were trained on
 
     def __len__(self) -> int:
@@ -156,13 +178,21 @@ class TextStream:
 
     def __iter__(self) -> Iterator[ReadingBatch]:
         if len(self.curriculum.stages) == 1:
-            for batch in text_loading.joined(self.task, self.seed, self.rows, self.position, self.task.workers):
+            for batch in text_loading.joined(
+                self.task, self.seed, self.rows, self.position, self.task.workers
+            ):
                 yield ReadingBatch.of(batch)
             return
-        segments = text_loading.joined(self.task.at(1), self.seed, self.rows, self.position, self.task.workers)
+        segments = text_loading.joined(
+            self.task.at(1), self.seed, self.rows, self.position, self.task.workers
+        )
         number = self.batches
         while True:
-            yield ReadingBatch.of(StreamBatch.following([next(segments) for _ in range(self.curriculum.at(number).num_segments)]))
+            yield ReadingBatch.of(
+                StreamBatch.following(
+                    [next(segments) for _ in range(self.curriculum.at(number).num_segments)]
+                )
+            )
             number += 1
 
     def trained_on(self, batch: ReadingBatch) -> None:
@@ -172,7 +202,10 @@ class TextStream:
 
 
 class TextBatches:
-    """A split's documents, each read once, in the rows of one process or another. There are as many batches in each process."""
+    """A split's documents, each read once, in the rows of one process or another.
+
+    There are as many batches in each process.
+    """
 
     def __init__(self, task: TextTask, split: Held, processes: Processes) -> None:
         self.task = task

@@ -15,7 +15,8 @@ class DivergedError(UserError):
 
 
 def clip(model: nn.Module, optimizer: Optimizer, loss: Tensor, most: float | None, step: int) -> None:
-    """Check a step's loss and gradient, and scale the gradient to a norm of at most `most`, as `torch.nn.utils.clip_grad_norm_` does.
+    """Check a step's loss and gradient, and scale the gradient to a norm of at most `most`, as
+    `torch.nn.utils.clip_grad_norm_` does.
 
     Loss and norm are looked at together: on a GPU that is one wait for it in each step.
 
@@ -41,7 +42,8 @@ def _words(model: nn.Module, loss: Tensor, step: int, lr: float) -> str:
     name = max(largest, key=lambda n: float("inf") if largest[n] != largest[n] else largest[n])
     broken = sum(not gradient.isfinite().all() for gradient in gradients.values())
     return (
-        f"step {step}: the loss is {loss.item():.6g} at learning rate {lr:.3g}, and the largest gradient {largest[name]:.3g}, of {name} "
-        f"({broken} of {len(gradients)} parameters have one that is not finite). The training stopped before the weights took it; "
-        "try a smaller optim.lr or optim.gradient_clip"
+        f"step {step}: the loss is {loss.item():.6g} at learning rate {lr:.3g}, and the largest gradient "
+        f"{largest[name]:.3g}, of {name} ({broken} of {len(gradients)} parameters have one that is not "
+        "finite). The training stopped before the weights took it; try a smaller optim.lr or "
+        "optim.gradient_clip"
     )

@@ -1,6 +1,8 @@
-"""What all trainings share: a model, a stream of batches, an optimizer, and what the callbacks and reports ask for.
+"""What all trainings share: a model, a stream of batches, an optimizer, and what the callbacks and reports
+ask for.
 
-`AnsweringModule` trains on samples with an answer, `ReadingModule` on documents that are read on and on. Models know nothing of them.
+`AnsweringModule` trains on samples with an answer, `ReadingModule` on documents that are read on and on.
+Models know nothing of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from memlab import __version__
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.models.base import Model
 from memlab.splits import Held
 from memlab.training import finite, optimizers, random_state, sharding, truncation
@@ -27,8 +29,8 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     Attributes:
         processes: those that train together.
-        train_metrics: of the last step and all processes, by their names in every tracker; numbers of several parts are averaged where
-            they are logged.
+        train_metrics: of the last step and all processes, by their names in every tracker; numbers of several
+            parts are averaged where they are logged.
         headline: the metric that people look at first, without its split.
     """
 
@@ -47,7 +49,11 @@ class MemoryModule(L.LightningModule, abc.ABC):
     def recompute(self) -> int:
         """Segments that are recomputed together in training; 0 = none are."""
         trainer = self.config.trainer
-        return truncation.together(self.model, trainer.recompute_together) if trainer.recompute == "segment" else 0
+        return (
+            truncation.together(self.model, trainer.recompute_together)
+            if trainer.recompute == "segment"
+            else 0
+        )
 
     @abc.abstractmethod
     def begin_step(self, batch: Any) -> None:
@@ -55,7 +61,8 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def step_loss(self, rows: range) -> Tensor:
-        """What some rows of the step's batch add to its loss; called for all of them in turn, each time with as many.
+        """What some rows of the step's batch add to its loss; called for all of them in turn, each time with
+        as many.
 
         The mean over the processes of the sum over the rows is the loss of the step.
         """
@@ -118,12 +125,18 @@ class MemoryModule(L.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def load_own_state(self, saved: list[dict[str, Any]]) -> None:
-        """Go on from there, with this process's part of what all processes kept, by rank. They may have been more or fewer."""
+        """Go on from there, with this process's part of what all processes kept, by rank.
+
+        They may have been more or fewer.
+        """
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The loss of a step, from which Lightning goes on. With `trainer.accumulate`, some of its rows have sent their gradient by then.
+        """The loss of a step, from which Lightning goes on.
 
-        Gradients of all rows but the last are added up in each process alone; those of the last take them along to the other processes.
+        With `trainer.accumulate`, some of its rows have sent their gradient by then.
+
+        Gradients of all rows but the last are added up in each process alone; those of the last take them
+        along to the other processes.
         """
         self.zero_grad()
         self.begin_step(batch)
@@ -136,20 +149,25 @@ class MemoryModule(L.LightningModule, abc.ABC):
         sharding.accumulate(self, more=False)
         loss = self.step_loss(parts[-1])
         if len(parts) > 1 and self.processes.size > 1 and not sharding.shared(self):
-            # DistributedDataParallel shares the gradients of what takes part in the last backward pass, so all that has one does
+            # DistributedDataParallel shares the gradients of what takes part in the last backward pass, so
+            # all that has one does
             loss = _Taking.apply(loss, *(p for p in self.parameters() if p.grad is not None))
         self.end_step()
         return loss
 
     def optimizer_zero_grad(self, *_: Any) -> None:
-        """Lightning's hook, which comes too late: part of the gradients are there. `training_step` does it."""
+        """Lightning's hook, which comes too late: part of the gradients are there.
+
+        `training_step` does it.
+        """
 
     def on_validation_epoch_start(self) -> None:
         sharding.gather(self)
         self.start_evaluation()
 
     def on_test_epoch_start(self) -> None:
-        sharding.gather(self)  # for good: behind the test, the first process alone weighs what the model carries
+        # for good: behind the test, the first process alone weighs what the model carries
+        sharding.gather(self)
         self.start_evaluation()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
@@ -161,14 +179,21 @@ class MemoryModule(L.LightningModule, abc.ABC):
     def on_validation_epoch_end(self) -> None:
         metrics = self.evaluated("validation")
         sharding.release(self)
-        self.log_dict({**{f"val/{name}": value for name, value in metrics.items()}, "val/score": self.score(metrics)}, logger=False)
+        self.log_dict(
+            {**{f"val/{name}": value for name, value in metrics.items()}, "val/score": self.score(metrics)},
+            logger=False,
+        )
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self.evaluated("test").items()}, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = {**self.own_state(), "random": random_state.collect(self.device)}
-        checkpoint["memlab"] = {"version": __version__, "common": self.common_state(), "processes": self.processes.gather(own)}
+        checkpoint["memlab"] = {
+            "version": __version__,
+            "common": self.common_state(),
+            "processes": self.processes.gather(own),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["memlab"]
@@ -181,20 +206,27 @@ class MemoryModule(L.LightningModule, abc.ABC):
         random_state.begin(self.config.seed, self.processes.rank, checkpoint["global_step"])
         if self.processes.leads:
             print(
-                f"memlab: the checkpoint is of {before} process{'es' * (before > 1)}, now there {'are' if now > 1 else 'is'} {now}: rows "
-                "and what they carry are dealt out anew; sums are rounded otherwise, and dropout draws other numbers",
+                f"memlab: the checkpoint is of {before} process{'es' * (before > 1)}, now there "
+                f"{'are' if now > 1 else 'is'} {now}: rows and what they carry are dealt out anew; sums are "
+                "rounded otherwise, and dropout draws other numbers",
                 file=sys.stderr,
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._random is not None:  # not before: whatever is set up at the start may draw, and did not between two steps of one run
+        # not before: whatever is set up at the start may draw, and did not between two steps of one run
+        if self._random is not None:
             random_state.restore(self._random, self.device)
             self._random = None
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        finite.clip(self.model, optimizer, self.train_metrics["train/loss"], gradient_clip_val, self.global_step + 1)
+        finite.clip(
+            self.model, optimizer, self.train_metrics["train/loss"], gradient_clip_val, self.global_step + 1
+        )
 
     def configure_optimizers(self) -> Any:
         trainer = self.config.trainer

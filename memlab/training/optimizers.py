@@ -8,21 +8,26 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from memlab.config import OptimConfig
+from memlab.config.sections import OptimConfig
 
 
 def build(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[AdamW, LambdaLR]:
-    """Weight decay is for the matrices of linear layers alone: not for biases, normalisations, embeddings and learned memories.
+    """Weight decay is for the matrices of linear layers alone: not for biases, normalisations, embeddings and
+    learned memories.
 
-    Gates (parameters whose name begins with `gate`) have a learning rate of their own: Adam moves a scalar by about the learning rate
-    at each step, and a gate has to come far from 0 to open or close (huggingface.co/blog/infini-attention found 0.03 in a whole run).
+    Gates (parameters whose name begins with `gate`) have a learning rate of their own: Adam moves a scalar by
+    about the learning rate at each step, and a gate has to come far from 0 to open or close
+    (huggingface.co/blog/infini-attention found 0.03 in a whole run).
     """
     gates = [p for name, p in model.named_parameters() if name.rpartition(".")[2].startswith("gate")]
     apart = {id(p) for p in gates}
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decayed = [p for p in model.parameters() if id(p) in matrices]
     others = [p for p in model.parameters() if id(p) not in matrices | apart]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if gates:
         groups.append({"params": gates, "weight_decay": 0.0, "lr": config.gate_lr})
     beta1, beta2 = config.betas

@@ -1,6 +1,7 @@
 """The processes that train together, and what they say to each other beside the gradients.
 
-Numbers of the host (counts, flags, states for a checkpoint) go through a gloo group of their own, also where gradients go through nccl.
+Numbers of the host (counts, flags, states for a checkpoint) go through a gloo group of their own, also where
+gradients go through nccl.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from torch import Tensor
 
+from memlab.config.launch import Others, Place
 from memlab.errors import UserError
-from memlab.launch import Others, Place
 
 T = TypeVar("T")
 # What gloo and nccl say when another process is gone.
-_GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "remote process exited", "Socket closed")
-_WAIT = timedelta(days=1)  # the first process may train a tokenizer or read a large split while the others wait
+_GONE = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "remote process exited",
+    "Socket closed",
+)
+# the first process may train a tokenizer or read a large split while the others wait
+_WAIT = timedelta(days=1)
 
 
 class Followed(SystemExit):
@@ -59,7 +68,10 @@ class Processes:
         group: dict[str, Any] = {"backend": "gloo", "timeout": _WAIT}
         if gpu:
             if (gpus := torch.cuda.device_count()) < place.local_size:
-                raise UserError(f"{place.local_size} processes on this node and {gpus} GPU{'s' * (gpus != 1)}: each process needs one")
+                raise UserError(
+                    f"{place.local_size} processes on this node and {gpus} GPU{'s' * (gpus != 1)}: each "
+                    "process needs one"
+                )
             torch.cuda.set_device(place.local_rank)
             group |= {"backend": "nccl", "device_id": torch.device("cuda", place.local_rank)}
         if not place.outside:
@@ -158,7 +170,9 @@ class Processes:
         raise failed if failed is not None else UserError(told)
 
     def lost(self, error: RuntimeError) -> BaseException:
-        """What is to be raised for an error; if it only says that another process is gone, `UserError` here or `Followed`."""
+        """What is to be raised for an error; if it only says that another process is gone,
+        `UserError` here or `Followed`.
+        """
         if self.size == 1 or not any(words in str(error) for words in _GONE):
             return error
         if not self.leads:
@@ -168,12 +182,17 @@ class Processes:
 
 
 def _meeting(place: Place, others: Others) -> dist.Store:
-    """The store through which the processes find each other. The first one waits in Python, where Ctrl-C reaches it."""
+    """The store through which the processes find each other.
+
+    The first one waits in Python, where Ctrl-C reaches it.
+    """
     first, port, listening = place.rank == 0, place.port, None
     if first and others.listener is not None:
         port = others.listener.getsockname()[1]
         listening = others.listener.detach()  # the store closes it
-    store = dist.TCPStore(place.address, port, None, first, timeout=_WAIT, wait_for_workers=False, master_listen_fd=listening)
+    store = dist.TCPStore(
+        place.address, port, None, first, timeout=_WAIT, wait_for_workers=False, master_listen_fd=listening
+    )
     store.add("memlab/here", 1)
     while first and store.add("memlab/here", 0) < place.size:
         if told := others.lost():

@@ -1,4 +1,6 @@
-"""The states of all random number generators that a training may draw from, as tensors and plain containers."""
+"""The states of all random number generators that a training may draw from,
+as tensors and plain containers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ def collect(device: torch.device) -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "numpy": (
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
         "python": random.getstate(),
     }
 

@@ -1,7 +1,8 @@
 """Training on text: each batch row reads document after document, and its state goes on from step to step.
 
-The state is reset in exactly the rows and at exactly the segments where a document begins, and its gradient is cut between steps.
-Reading a document in one row or another, beside whatever other documents, gives the same numbers.
+The state is reset in exactly the rows and at exactly the segments where a document begins, and its gradient
+is cut between steps. Reading a document in one row or another, beside whatever other documents, gives the
+same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from memlab.config import Config
+from memlab.config.sections import Config
 from memlab.evaluation.perplexity import Tally
 from memlab.layers.state import State
 from memlab.models.base import Model
@@ -31,7 +32,9 @@ from memlab.training.truncation import Kept
 
 @dataclass
 class _Step:
-    """A training step in progress: its batch, how many targets count in those of all processes, and what its rows gave so far."""
+    """A training step in progress: its batch, how many targets count in those of all processes,
+    and what its rows gave so far.
+    """
 
     batch: ReadingBatch
     counted: int
@@ -43,9 +46,9 @@ class _Step:
 class ReadingModule(MemoryModule):
     """Trains a model on streams of documents.
 
-    Metrics, by their names in every tracker: `train/loss` (nats for each token of this batch); `val/` and `test/` `loss` (nats for
-    each token), `perplexity`, `bits_per_byte` and `word_perplexity`, over all that is read of the split. `val/score` ranks
-    checkpoints: the loss with its sign turned.
+    Metrics, by their names in every tracker: `train/loss` (nats for each token of this batch); `val/` and
+    `test/` `loss` (nats for each token), `perplexity`, `bits_per_byte` and `word_perplexity`, over all that
+    is read of the split. `val/score` ranks checkpoints: the loss with its sign turned.
     """
 
     headline = "bits_per_byte"
@@ -54,7 +57,8 @@ class ReadingModule(MemoryModule):
         super().__init__(model, config, processes)
         self.stream = stream
         self.carried: State | None = None  # behind the last training step; None = nothing has been read
-        self.saved: dict[str, Any] | None = None  # the same out of a checkpoint, before the model is on its device
+        # the same out of a checkpoint, before the model is on its device
+        self.saved: dict[str, Any] | None = None
         self.tokens = 0  # that counted in the loss so far
         self.step: _Step | None = None  # in progress
         self.read_so_far: State | None = None  # within a validation or test
@@ -87,20 +91,29 @@ class ReadingModule(MemoryModule):
         def score(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
             now = slice(start, start + logits_BnV.shape[1])
             targets_Bn = batch.targets_BT[:, now]
-            nats = F.cross_entropy(at_least_float32(logits_BnV.flatten(0, 1)), targets_Bn.flatten(), reduction="none")
+            nats = F.cross_entropy(
+                at_least_float32(logits_BnV.flatten(0, 1)), targets_Bn.flatten(), reduction="none"
+            )
             return (torch.where(batch.counts_BT[:, now], nats.view_as(targets_Bn), 0.0),)
 
         tokens_BT, lengths, begins_BS = batch.tokens_BT, batch.segment_lengths, batch.begins_BS
-        return truncation.keep(self.model, tokens_BT, lengths, score, state, depth, None, begins_BS, recompute, resets)
+        return truncation.keep(
+            self.model, tokens_BT, lengths, score, state, depth, None, begins_BS, recompute, resets
+        )
 
     def begin_step(self, batch: ReadingBatch) -> None:
         self.step = _Step(batch, self.processes.sum(batch.counted), self.resets(batch))
 
     def resets(self, batch: ReadingBatch) -> list[bool] | None:
-        """The segments with which a document begins in a row of any process, if all are to read the same segments together."""
+        """The segments with which a document begins in a row of any process, if all are to read the same
+        segments together.
+        """
         if not sharding.shared(self):
             return None
-        return [any(begins) for begins in zip(*self.processes.gather(batch.begins_BS.any(0).tolist()), strict=True)]
+        return [
+            any(begins)
+            for begins in zip(*self.processes.gather(batch.begins_BS.any(0).tolist()), strict=True)
+        ]
 
     def step_loss(self, rows: range) -> Tensor:
         assert self.step is not None
@@ -108,10 +121,13 @@ class ReadingModule(MemoryModule):
         state = None if self.carried is None else self.carried.map(lambda t: t[rows.start : rows.stop])
         kept = self.read(batch, state, self.config.bptt_depth, self.recompute, self.step.resets)
         self.step.states.append(kept.state.detach())
-        # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of all of them
+        # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of
+        # all of them
         loss = kept.values[0].sum() * self.processes.size / self.step.counted
         share = len(rows) / len(self.step.batch.tokens_BT)
-        self.step.metrics.append({"train/loss": loss.detach(), **{name: value * share for name, value in kept.diagnostics.items()}})
+        self.step.metrics.append(
+            {"train/loss": loss.detach(), **{name: value * share for name, value in kept.diagnostics.items()}}
+        )
         return loss
 
     def end_step(self) -> None:
@@ -121,7 +137,9 @@ class ReadingModule(MemoryModule):
         self.tokens += self.step.counted
         self.train_metrics = self.processes.means(added(self.step.metrics))
         if self.curriculum.mixed:
-            self.train_metrics["train/segments"] = self.train_metrics["train/loss"].new_tensor(len(self.step.batch.segment_lengths))
+            self.train_metrics["train/segments"] = self.train_metrics["train/loss"].new_tensor(
+                len(self.step.batch.segment_lengths)
+            )
         self.step = None
 
     def start_evaluation(self) -> None:
@@ -156,7 +174,9 @@ class ReadingModule(MemoryModule):
         return ""
 
     def validation_words(self, metrics: Mapping[str, float]) -> str:
-        return f"{metrics['val/bits_per_byte']:.4f} bits per byte  (perplexity {metrics['val/perplexity']:.2f})"
+        return (
+            f"{metrics['val/bits_per_byte']:.4f} bits per byte  (perplexity {metrics['val/perplexity']:.2f})"
+        )
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> bool:
         self.curriculum.update(step, None)
@@ -168,12 +188,21 @@ class ReadingModule(MemoryModule):
             "tokens": self.tokens,
             "stages": len(self.curriculum.stages),
             "stages_began_at": self.curriculum.began_at,
-            "test_read": {"documents": test.documents, "tokens": test.tokens, "bytes": test.bytes, "words": test.words},
+            "test_read": {
+                "documents": test.documents,
+                "tokens": test.tokens,
+                "bytes": test.bytes,
+                "words": test.words,
+            },
             "by_position": self.tally.by_position(),
         }
 
     def common_state(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "batches": self.stream.batches, "curriculum": self.curriculum.state_dict()}
+        return {
+            "tokens": self.tokens,
+            "batches": self.stream.batches,
+            "curriculum": self.curriculum.state_dict(),
+        }
 
     def load_common_state(self, saved: dict[str, Any]) -> None:
         self.tokens, self.stream.batches = saved["tokens"], saved["batches"]

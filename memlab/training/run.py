@@ -1,4 +1,6 @@
-"""One training from configuration to result: build, fit, test the best checkpoint once, write everything down."""
+"""One training from configuration to result: build, fit, test the best checkpoint once,
+write everything down.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
-from memlab.config import Config, MLflowTracking
+from memlab.config.sections import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.evaluation import memory
 from memlab.reports import curves, gates
@@ -41,21 +43,26 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(
-    config: Config, origin: Origin | None = None, words: Sequence[str] = (), join: Callable[[bool], Processes] | None = None
+    config: Config,
+    origin: Origin | None = None,
+    words: Sequence[str] = (),
+    join: Callable[[bool], Processes] | None = None,
 ) -> dict[str, Any]:
     """Train as configured, from the beginning or from a checkpoint, and return what `result.json` holds.
 
     Args:
         origin: what `memlab.tracking.resume.find` said of this configuration; None = ask it.
         words: the command line behind `memlab.train`, to say with which one the run can be continued.
-        join: gives the processes that train together, told whether on GPUs; None = this one alone. All of them call `train`; the first
-            says with which configuration, writes all files, and has a result, the others return {}.
+        join: gives the processes that train together, told whether on GPUs; None = this one alone. All of
+            them call `train`; the first says with which configuration, writes all files, and has a result,
+            the others return {}.
 
     Raises:
-        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the disk is full; or another
-            process is gone.
+        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the
+            disk is full; or another process is gone.
         DivergedError: the loss or the gradient is not finite.
-        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done up to then is in the run directory.
+        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done up to then is in
+            the run directory.
     """
     began = time.perf_counter()
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -66,7 +73,9 @@ def train(
         try:
             processes = Processes() if join is None else join(on_gpu(config))
             signals.told = processes.leads
-            config, origin = processes.first(lambda: (config, resume.find(config) if origin is None else origin))
+            config, origin = processes.first(
+                lambda: (config, resume.find(config) if origin is None else origin)
+            )
             if origin.directory is not None:
                 if origin.result is not None:
                     return say_finished(origin.directory, origin.result) if processes.leads else {}
@@ -78,13 +87,18 @@ def train(
         except Ended as ended:  # nothing has been begun
             raise SystemExit(128 + ended.signal) from None
         try:
-            return _train_in(directory, config, parts, signals, processes, began, origin.directory is not None)
+            return _train_in(
+                directory, config, parts, signals, processes, began, origin.directory is not None
+            )
         except Ended as ended:
             how = f"continue with: {command(words, directory.path)}"
             if not processes.leads:
                 pass
             elif ended.signal == signal.SIGINT:
-                print(f"\nmemlab: interrupted; what was done so far is in {directory.path}\nmemlab: {how}", file=sys.stderr)
+                print(
+                    f"\nmemlab: interrupted; what was done so far is in {directory.path}\nmemlab: {how}",
+                    file=sys.stderr,
+                )
             else:
                 print(f"memlab: SIGTERM: saved; {how}", file=sys.stderr)
             raise SystemExit(128 + ended.signal) from None
@@ -96,7 +110,9 @@ def train(
             if error.errno not in _DISK_FULL:
                 raise
             how = f"when there is room: {command(words, directory.path)}"
-            raise UserError(f"{error.strerror}: {error.filename or directory.path}. {kept(directory)}; {how}") from None
+            raise UserError(
+                f"{error.strerror}: {error.filename or directory.path}. {kept(directory)}; {how}"
+            ) from None
         finally:
             directory.release()
 
@@ -121,14 +137,24 @@ def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory
 
 
 def _train_in(
-    directory: RunDirectory, config: Config, parts: Parts, signals: Signals, processes: Processes, began: float, continues: bool
+    directory: RunDirectory,
+    config: Config,
+    parts: Parts,
+    signals: Signals,
+    processes: Processes,
+    began: float,
+    continues: bool,
 ) -> dict[str, Any]:
     """Train in a directory that is ours, with an MLflow run that ends as this does."""
     checkpoint = processes.first(lambda: go_on(directory) if continues else None)
     if not processes.leads:
         return _run(config, parts, directory, None, signals, processes, began, checkpoint)
     signals.held = True  # or MLflow would keep a run of which nobody here knows
-    tracker = start_tracking(config, config.tracking, directory) if isinstance(config.tracking, MLflowTracking) else None
+    tracker = (
+        start_tracking(config, config.tracking, directory)
+        if isinstance(config.tracking, MLflowTracking)
+        else None
+    )
     print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
     status = "FAILED"
     try:
@@ -147,7 +173,8 @@ def _train_in(
 
 
 def go_on(directory: RunDirectory) -> Path | None:
-    """Make a run's directory what it was at its newest whole checkpoint, and return that; None = it never came to one.
+    """Make a run's directory what it was at its newest whole checkpoint, and return that; None = it never
+    came to one.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
@@ -156,7 +183,11 @@ def go_on(directory: RunDirectory) -> Path | None:
     step = found[1]["global_step"] if found else 0
     directory.forget_after(checkpoints.metrics_bytes(found[1]) if found else 0)
     directory.note(resumed_at=[*directory.facts()["resumed_at"], step])
-    where = f"step {step}, {found[0].name}" if found else "the beginning: it was stopped before its first checkpoint"
+    where = (
+        f"step {step}, {found[0].name}"
+        if found
+        else "the beginning: it was stopped before its first checkpoint"
+    )
     print(f"memlab: the run goes on from {where}", file=sys.stderr)
     return found[0] if found else None
 
@@ -169,7 +200,8 @@ def kept(directory: RunDirectory) -> str:
 
 def command(words: Sequence[str], directory: Path) -> str:
     """The command line that continues a run."""
-    place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"  # Hydra too has characters of its own
+    # Hydra too has characters of its own
+    place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"
     return shlex.join(["python", "-m", "memlab.train", *without_place(words), f"resume={place}"])
 
 
@@ -197,7 +229,10 @@ def _run(
 ) -> dict[str, Any]:
     clock = StepClock(processes.size)
     keeper = Checkpoints(directory, config.trainer, signals, processes, began)
-    reports: list[L.Callback] = [MetricsLog(config.trainer.log_every, clock), ProgressReport(config.trainer.max_steps, clock)]
+    reports: list[L.Callback] = [
+        MetricsLog(config.trainer.log_every, clock),
+        ProgressReport(config.trainer.max_steps, clock),
+    ]
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
     if not processes.leads:
         reports, loggers = [], []
@@ -207,7 +242,8 @@ def _run(
         steps = lightning.global_step
         train_seconds, fitted = keeper.seconds()["train_seconds"], time.perf_counter()
         if not config.trainer.validates_after(steps) and not lightning.should_stop:
-            lightning.validate(parts.module, parts.validation, verbose=False)  # the steps after the last regular validation count too
+            # the steps after the last regular validation count too
+            lightning.validate(parts.module, parts.validation, verbose=False)
         chosen = processes.each(lambda: read_best(directory))
         sharding.load_weights(parts.module, chosen["state_dict"])
         if config.trainer.test:
@@ -269,11 +305,15 @@ def read_best(directory: RunDirectory) -> dict[str, Any]:
     try:
         return checkpoints.read(directory.checkpoints / BEST)
     except checkpoints.DamagedError as error:
-        raise UserError(f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test") from None
+        raise UserError(
+            f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test"
+        ) from None
 
 
 def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
-    """Begin the MLflow run, or go on with it: parameters, tags, configuration and all that was logged are there before the first step."""
+    """Begin the MLflow run, or go on with it: parameters, tags, configuration and all that was logged are
+    there before the first step.
+    """
     facts = directory.facts()
     tags = {
         "memlab.model": config.model["name"],
@@ -299,9 +339,18 @@ def start_tracking(config: Config, tracking: MLflowTracking, directory: RunDirec
     return tracker
 
 
-def draw(parts: Parts, config: Config, result: dict[str, Any], logged: list[dict[str, float]], figures: Path) -> None:
+def draw(
+    parts: Parts, config: Config, result: dict[str, Any], logged: list[dict[str, float]], figures: Path
+) -> None:
     """The figures of a run."""
-    curves.learning(logged, parts.module.headline, result.get("stages_began_at", [0]), result.get("chance"), title(config), figures)
+    curves.learning(
+        logged,
+        parts.module.headline,
+        result.get("stages_began_at", [0]),
+        result.get("chance"),
+        title(config),
+        figures,
+    )
     if config.model.get("memory") != "off":  # with the memory off, gates are there and do nothing
         gates.draw(logged, title(config), figures)
     if "by_position" in result:
@@ -310,7 +359,11 @@ def draw(parts: Parts, config: Config, result: dict[str, Any], logged: list[dict
 
 def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) -> None:
     """Single numbers for MLflow's tables and scatter plots, and the figures."""
-    single = {name.replace("test/", "summary/test_"): value for name, value in result["metrics"].items() if name.startswith("test/")}
+    single = {
+        name.replace("test/", "summary/test_"): value
+        for name, value in result["metrics"].items()
+        if name.startswith("test/")
+    }
     single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
     single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
     measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
@@ -322,21 +375,27 @@ def finish_tracking(tracker: Tracker, result: dict[str, Any], directory: RunDire
 
 
 def description(result: dict[str, Any]) -> str:
-    """What MLflow's page of a run says first, in Markdown: its headline, cost and command. The figure is put behind it."""
+    """What MLflow's page of a run says first, in Markdown: its headline, cost and command.
+
+    The figure is put behind it.
+    """
     m, cost = result["metrics"], result["memory"]
     chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
     split = "test" if any(name.startswith("test/") for name in m) else "val"
     answers, text = m.get(f"{split}/accuracy"), m.get(f"{split}/bits_per_byte")
     headline = f"{text:.4f} bits per byte" if answers is None else f"accuracy {answers:.4f}{chance}"
     carried = (
-        f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after {cost['tokens']:,} tokens"
+        f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after "
+        f"{cost['tokens']:,} tokens"
     )
     if not cost["state_bytes"]:
         carried = "carries nothing from segment to segment"
     command = f"\n\n```\n{result['command']}\n```" if result["command"] else ""
     return (
-        f"**{result['model']} on {result['task']}, seed {result['seed']}: {'test' if split == 'test' else 'validation'} {headline}**\n\n"
-        f"{result['steps']:,} steps, {result['timing']['train_seconds']:.0f} s, {result['parameters']:,} parameters; {carried}.{command}"
+        f"**{result['model']} on {result['task']}, seed {result['seed']}: "
+        f"{'test' if split == 'test' else 'validation'} {headline}**\n\n{result['steps']:,} steps, "
+        f"{result['timing']['train_seconds']:.0f} s, {result['parameters']:,} parameters; "
+        f"{carried}.{command}"
     )
 
 

@@ -1,14 +1,17 @@
-"""`trainer=fsdp`: weights, gradients and the optimizer's state are shared out among the processes (FSDP2, torch's `fully_shard`).
+"""`trainer=fsdp`: weights, gradients and the optimizer's state are shared out among the processes (FSDP2,
+torch's `fully_shard`).
 
-Each block is gathered from all processes when it is used and given up again behind it; what stands outside the blocks (embedding, output,
-initial memory, gates) is gathered for a whole step. The root is the module's loss, not the model's `forward`: a step reads a model in
-several calls, begins its states outside of them, and back-propagates through what one call hands to the next.
+Each block is gathered from all processes when it is used and given up again behind it; what stands outside
+the blocks (embedding, output, initial memory, gates) is gathered for a whole step. The root is the module's
+loss, not the model's `forward`: a step reads a model in several calls, begins its states outside of them, and
+back-propagates through what one call hands to the next.
 
 What models carry belongs to the rows of each process and is not shared out.
 
-The processes have to gather the same blocks in the same order. So what a step calls may depend on shapes but not on what the rows hold;
-where documents begin, which decides how segments are read together, is agreed on (`memlab.training.reading`). Validation and test
-gather all weights once, and each process reads at its own pace.
+The processes have to gather the same blocks in the same order. So what a step calls may depend on shapes but
+not on what the rows hold; where documents begin, which decides how segments are read together, is agreed on
+(`memlab.training.reading`). Validation and test gather all weights once, and each process reads at its own
+pace.
 """
 
 from __future__ import annotations
@@ -33,8 +36,11 @@ FORWARD = ("step_loss", "evaluate")  # the methods of `MemoryModule` within whic
 
 def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, size: int) -> None:
     """Share out a module's weights among all processes, in place; they are the same in all of them before."""
-    # States are often views, which torch warns of for those who would change them in place. Nothing here does.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+    # States are often views, which torch warns of for those who would change them in place. Nothing here
+    # does.
+    warnings.filterwarnings(
+        "ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning
+    )
     mesh = init_device_mesh(device.type, (size,))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
@@ -49,7 +55,10 @@ def shared(module: nn.Module) -> bool:
 
 
 def gather(module: nn.Module) -> None:
-    """Every process has all weights from now on, until `release`. Nothing happens to a module that is not shared out."""
+    """Every process has all weights from now on, until `release`.
+
+    Nothing happens to a module that is not shared out.
+    """
     if isinstance(module, FSDPModule):
         module.set_reshard_after_forward(False)
         for part in _parts(module):
@@ -66,7 +75,9 @@ def release(module: nn.Module) -> None:
 
 
 def accumulate(module: nn.Module, more: bool) -> None:
-    """Whether the next backward pass adds to gradients that a later one shares out, instead of sharing them out."""
+    """Whether the next backward pass adds to gradients that a later one shares out,
+    instead of sharing them out.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(not more)
 
@@ -74,7 +85,10 @@ def accumulate(module: nn.Module, more: bool) -> None:
 def load_weights(module: nn.Module, saved: Mapping[str, Tensor], strict: bool = True) -> None:
     """`module.load_state_dict` of whole tensors, also where each process holds but a part of them."""
     own = module.state_dict()
-    module.load_state_dict({name: _like(own[name], value) if name in own else value for name, value in saved.items()}, strict=strict)
+    module.load_state_dict(
+        {name: _like(own[name], value) if name in own else value for name, value in saved.items()},
+        strict=strict,
+    )
 
 
 def _parts(module: nn.Module) -> list[FSDPModule]:
@@ -82,24 +96,32 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def _like(own: Any, whole: Any) -> Any:
-    """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the same shape."""
+    """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the
+    same shape.
+    """
     if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
         return whole
     part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     copied = part.to_local().clone()  # or it would keep the whole in memory
-    return DTensor.from_local(copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride())
+    return DTensor.from_local(
+        copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
+    )
 
 
 def whole(value: Any) -> Any:
-    """A tensor of which each process holds a part, put together; all processes have to ask for it. Other values as they are."""
+    """A tensor of which each process holds a part, put together; all processes have to ask for it.
+
+    Other values as they are.
+    """
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class ShardedStrategy(DDPStrategy):
-    """FSDP2 under Lightning, with the checkpoints of one process: whole tensors, in one file that the first process writes.
+    """FSDP2 under Lightning, with the checkpoints of one process: whole tensors, in one file that the first
+    process writes.
 
-    Lightning's own `ModelParallelStrategy` refuses double precision, reads checkpoints past the CheckpointIO, and numbers the optimizer's
-    state otherwise than torch does.
+    Lightning's own `ModelParallelStrategy` refuses double precision, reads checkpoints past the CheckpointIO,
+    and numbers the optimizer's state otherwise than torch does.
     """
 
     @property
@@ -119,7 +141,9 @@ class ShardedStrategy(DDPStrategy):
         self.setup_precision_plugin()
 
     def teardown(self) -> None:
-        """Weights stay where they are: there is a test behind the training, and the processes have no host memory for all of them."""
+        """Weights stay where they are: there is a test behind the training, and the processes have no host
+        memory for all of them.
+        """
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -133,7 +157,10 @@ class ShardedStrategy(DDPStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
-        return {**state, "state": {number: self._collected(values) for number, values in state["state"].items()}}
+        return {
+            **state,
+            "state": {number: self._collected(values) for number, values in state["state"].items()},
+        }
 
     def _collected(self, values: Mapping[str, Any]) -> dict[str, Any]:
         collected = {}
@@ -143,9 +170,13 @@ class ShardedStrategy(DDPStrategy):
                 collected[name] = tensor.cpu() if isinstance(tensor, Tensor) else tensor
         return collected
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read no more of the file than each process needs; only tensors and plain containers."""
-        checkpoint: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: dict[str, Any] = torch.load(
+            checkpoint_path, map_location="cpu", weights_only=True, mmap=True
+        )
         return checkpoint
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

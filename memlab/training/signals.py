@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: how a run is asked to end, and ends.
 
-Ctrl-C ends it at once. SIGTERM (a scheduler that takes the machine back) lets the step in progress be finished and saved. While a run
-is ending, Ctrl-C again kills the process without any ceremony, and SIGTERM again changes nothing.
+Ctrl-C ends it at once. SIGTERM (a scheduler that takes the machine back) lets the step in progress be
+finished and saved. While a run is ending, Ctrl-C again kills the process without any ceremony, and SIGTERM
+again changes nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class Ended(BaseException):
 
 
 class Signals:
-    """Handles both signals while it is entered; does nothing outside the main thread, where Python allows no handlers.
+    """Handles both signals while it is entered; does nothing outside the main thread, where Python allows no
+    handlers.
 
     Attributes:
-        held: SIGTERM waits, for who holds it calls `leave_if_asked` or `agree` where the run can be left without loss.
+        held: SIGTERM waits, for who holds it calls `leave_if_asked` or `agree` where the run can be left
+            without loss.
 
     Args:
         told: whether this process is the one that prints.
@@ -48,7 +51,9 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,12 +61,16 @@ class Signals:
             signal.signal(number, handler)
 
     def take_back(self) -> None:
-        """Handle the signals again, and alone: Lightning's handler for SIGTERM talks to other processes, whatever they are doing."""
+        """Handle the signals again, and alone: Lightning's handler for SIGTERM talks to other processes,
+        whatever they are doing.
+        """
         for number in self._before:
             signal.signal(number, self._handle)
 
     def agree(self, processes: Processes) -> int:
-        """The signal by which any process was asked to end the run as soon as it has saved, or 0; all processes get the same answer."""
+        """The signal by which any process was asked to end the run as soon as it has saved, or 0;
+        all processes get the same answer.
+        """
         return processes.largest(self.received or 0)
 
     def leave_if_asked(self) -> None:
@@ -84,6 +93,10 @@ class Signals:
         self.received = number
         if number == signal.SIGTERM and self.held:
             if self.told:
-                print("\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once", file=sys.stderr, flush=True)
+                print(
+                    "\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return
         raise Ended(number)

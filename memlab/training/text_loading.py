@@ -1,6 +1,8 @@
-"""Worker processes beside the training, each of which reads and tokenizes for some rows of a text task's batches.
+"""Worker processes beside the training, each of which reads and tokenizes for some rows of a text task's
+batches.
 
-The batches are those that the task makes alone, in the same order, with the same positions: a row does not depend on who makes it.
+The batches are those that the task makes alone, in the same order, with the same positions: a row does not
+depend on who makes it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from memlab.tasks.text import TextTask
 from memlab.text.streams import StreamBatch
 
 
-def joined(task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int) -> Iterator[StreamBatch]:
-    """`task.training(seed, rows, position)`, made by so many processes (at most one for each row); 0 = by this one.
+def joined(
+    task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int
+) -> Iterator[StreamBatch]:
+    """`task.training(seed, rows, position)`, made by so many processes (at most one for each row); 0 = by
+    this one.
 
     The processes end when the iterator is closed or forgotten.
 
@@ -30,14 +35,16 @@ def joined(task: TextTask, seed: int, rows: range, position: list[Any] | None, w
     if workers == 0:
         yield from task.training(seed, rows, position)
         return
-    with warnings.catch_warnings():  # it warns of more workers than processor cores, but the user has asked for them
+    # it warns of more workers than processor cores, but the user has asked for them
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         loader: Any = torch_data.DataLoader(
             _Shares(task, seed, rows, position, workers),
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # it draws a seed for the workers, which the training's own generator shall not miss
+            # it draws a seed for the workers, which the training's own generator shall not miss
+            generator=torch.Generator(),
         )
         parts: Any = iter(loader)
     while True:  # the loader takes one batch of each worker in turn
@@ -49,9 +56,13 @@ def joined(task: TextTask, seed: int, rows: range, position: list[Any] | None, w
 
 
 class _Shares(torch_data.IterableDataset[Any]):
-    """Each worker's batches: of the first rows for the first worker, of the next for the second, and so on."""
+    """Each worker's batches: of the first rows for the first worker, of the next for the second, and so
+    on.
+    """
 
-    def __init__(self, task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int) -> None:
+    def __init__(
+        self, task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int
+    ) -> None:
         self.task, self.seed, self.rows, self.position, self.workers = task, seed, rows, position, workers
 
     def __iter__(self) -> Iterator[StreamBatch | UserError]:
@@ -60,7 +71,9 @@ class _Shares(torch_data.IterableDataset[Any]):
         assert info is not None
         own = slice(len(self.rows) * info.id // self.workers, len(self.rows) * (info.id + 1) // self.workers)
         try:
-            yield from self.task.training(self.seed, self.rows[own], self.position[own] if self.position else None)
+            yield from self.task.training(
+                self.seed, self.rows[own], self.position[own] if self.position else None
+            )
         except UserError as error:  # handed over: raised here, it would come out wrapped in a traceback
             while True:
                 yield error

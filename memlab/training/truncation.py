@@ -1,19 +1,24 @@
-"""A sample is cut into segments and the model is folded over them; here it is decided how far back a loss sends gradient, and what of
-the activations is kept for it.
+"""A sample is cut into segments and the model is folded over them; here it is decided how far back a loss
+sends gradient, and what of the activations is kept for it.
 
-Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s and no further. One chain of states cannot do
-that with detached boundaries, since a boundary that must stop the loss of segment s must let pass the loss of the segment before. So
-each segment beyond the first k + 1 whose loss is wanted is read in a window of its own, [s-k .. s], that begins with a detached
-state. It costs k + 1 segments for each such segment; segments whose loss is not wanted are read once, without a graph. With k = 0
-nothing is read twice, and with k >= S - 1 or None the sample is read once as a whole, in the model's parallel form if it has one.
+Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s and no further. One
+chain of states cannot do that with detached boundaries, since a boundary that must stop the loss of segment s
+must let pass the loss of the segment before. So each segment beyond the first k + 1 whose loss is wanted is
+read in a window of its own, [s-k .. s], that begins with a detached state. It costs k + 1 segments for each
+such segment; segments whose loss is not wanted are read once, without a graph. With k = 0 nothing is read
+twice, and with k >= S - 1 or None the sample is read once as a whole, in the model's parallel form if it has
+one.
 
-(The published RMT code's truncation is a no-op, or a replay from a wrong state: its gradients are of full depth or of none.)
+(The published RMT code's truncation is a no-op, or a replay from a wrong state: its gradients are of full
+depth or of none.)
 
-Recomputing segments (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174; over time: Gruslys et al. 2016, arXiv 1606.03401):
-each segment is read in a call of its own, of which only the carried state and what the loss needs are kept. Its activations are made
-again when the gradient comes by. So a further segment adds one state to the memory, and not its activations; the numbers are the same.
-What the loss needs of [B, N, V] logits is taken within that call (`Keep`), or the logits of all segments would soon weigh most.
-A model with a parallel form reads some segments in each such call: it is quicker, and fewer states are kept, which may be large.
+Recomputing segments (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174; over time: Gruslys et al.
+2016, arXiv 1606.03401): each segment is read in a call of its own, of which only the carried state and what
+the loss needs are kept. Its activations are made again when the gradient comes by. So a further segment adds
+one state to the memory, and not its activations; the numbers are the same. What the loss needs of [B, N, V]
+logits is taken within that call (`Keep`), or the logits of all segments would soon weigh most. A model with a
+parallel form reads some segments in each such call: it is quicker, and fewer states are kept, which may be
+large.
 """
 
 from __future__ import annotations
@@ -29,7 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from memlab.layers.state import State
 from memlab.models.base import Model, Output
 
-# What is kept of the logits [B, n, V] of the tokens from `start` on: tensors [B, ..], joined along their second dimension afterwards.
+# What is kept of the logits [B, n, V] of the tokens from `start` on: tensors [B, ..], joined along their
+# second dimension afterwards.
 Keep = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 
@@ -73,12 +79,14 @@ def fold(
     Args:
         segments: token ids [B, N_s], the lengths N_s may differ.
         state: what was carried so far; None = a document begins in every row.
-        begins_BS: bool; the rows in which a document begins with a segment, whose state is reset before it. None = nowhere.
-        resets: the segments before which states are reset, in no row if no document begins; None = those that `begins_BS` tells. Other
-            processes may need one where this one does not.
+        begins_BS: bool; the rows in which a document begins with a segment, whose state is reset before it.
+            None = nowhere.
+        resets: the segments before which states are reset, in no row if no document begins; None = those that
+            `begins_BS` tells. Other processes may need one where this one does not.
 
     Returns:
-        One output for each call (logits [B, S', N, V], S' segments of one length), and the state after the last segment.
+        One output for each call (logits [B, S', N, V], S' segments of one length), and the state after the
+        last segment.
     """
     outputs: list[Output] = []
 
@@ -98,7 +106,8 @@ def _through(
     call: Callable[[Tensor, State, int], State],
     most: int = 0,
 ) -> State:
-    """The calls of a fold, each of [B, S', N] tokens, the state before them, and how many tokens came before; the last state.
+    """The calls of a fold, each of [B, S', N] tokens, the state before them, and how many tokens came before;
+    the last state.
 
     Args:
         most: segments in a call; 0 = any number.
@@ -130,7 +139,10 @@ def read(
     begins_BS: Tensor | None = None,
     recompute: int = 0,
 ) -> Output:
-    """`keep` of all logits: [B, T, V], the state after the last segment, diagnostics. For arguments see there."""
+    """`keep` of all logits: [B, T, V], the state after the last segment, diagnostics.
+
+    For arguments see there.
+    """
     kept = keep(model, tokens_BT, segment_lengths, everything, state, depth, wanted, begins_BS, recompute)
     return Output(kept.values[0], kept.state, kept.diagnostics)
 
@@ -149,20 +161,22 @@ def keep(
 ) -> Kept:
     """Read whole samples, or a step's part of streams of documents, with a given back-propagation depth.
 
-    The numbers are those of `fold`; only gradients differ. With dropout, a segment that is read in several windows is read with
-    different masks, and a model with a parallel form draws other masks for segments that are read one by one.
+    The numbers are those of `fold`; only gradients differ. With dropout, a segment that is read in several
+    windows is read with different masks, and a model with a parallel form draws other masks for segments that
+    are read one by one.
 
     Args:
         tokens_BT: token ids.
         segment_lengths: how the T tokens are cut.
-        what: is kept of the logits. It is called for one segment or several, and again when a segment is recomputed.
+        what: is kept of the logits. It is called for one segment or several, and again when a segment is
+            recomputed.
         state: carried from an earlier call; None = a document begins in every row.
         depth: k, see above; None = full depth.
-        wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without gradient
-            where that saves work.
+        wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without
+            gradient where that saves work.
         begins_BS, resets: where documents begin, see `fold`.
-        recompute: so many segments at a time (see `together`) are read in a call whose activations are made again for the gradient;
-            0 = all activations are kept.
+        recompute: so many segments at a time (see `together`) are read in a call whose activations are made
+            again for the gradient; 0 = all activations are kept.
     """
     segments = tokens_BT.split(list(segment_lengths), dim=1)
     count = len(segments)
@@ -214,4 +228,6 @@ def keep(
 def _joined(found: Sequence[Kept], carried: State) -> Kept:
     values = tuple(torch.cat(parts, dim=1) for parts in zip(*(kept.values for kept in found), strict=True))
     names = found[0].diagnostics
-    return Kept(values, carried, {name: torch.cat([kept.diagnostics[name] for kept in found]) for name in names})
+    return Kept(
+        values, carried, {name: torch.cat([kept.diagnostics[name] for kept in found]) for name in names}
+    )

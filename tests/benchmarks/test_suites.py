@@ -1,4 +1,6 @@
-"""The suites of `memlab.bench` at small sizes, in this process: what they report, and that both sides do the same work."""
+"""The suites of `memlab.bench` at small sizes, in this process: what they report,
+and that both sides do the same work.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from memlab.bench import check_bench
 from memlab.benchmarks import measure, peer_models, peer_names, peers, report, roofline, streaming, sweep
 from memlab.benchmarks.peer_models import PEERS, Loss, Peer
 from memlab.benchmarks.settings import BenchConfig, PeersConfig
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError
-from memlab.paths import config_dir
 
 SMALL = ["repeats=2", "trainer.threads=1"]
 
@@ -26,14 +28,18 @@ def configured(place: Path, suite: str, *words: str) -> BenchConfig:
         return check_bench(compose("bench", [f"suite={suite}", f"run_dir={place}", *SMALL, *words]))
 
 
-def test_a_peer_that_is_our_model_trains_as_ours_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_our_model_trains_as_ours_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same weights, tokens and optimizer on both sides: the losses are equal, before and after the steps."""
 
     def build(sizes: PeersConfig, segment_length: int) -> tuple[nn.Module, Loss]:
         model = measure.build("infini", config, sizes, segment_length)
 
         def loss(tokens_BT: Tensor) -> Tensor:
-            inputs, targets = (t.unflatten(1, (-1, segment_length)) for t in (tokens_BT[:, :-1], tokens_BT[:, 1:]))
+            inputs, targets = (
+                t.unflatten(1, (-1, segment_length)) for t in (tokens_BT[:, :-1], tokens_BT[:, 1:])
+            )
             value = measure.loss(model, inputs, targets)
             value.backward()
             return value
@@ -41,7 +47,14 @@ def test_a_peer_that_is_our_model_trains_as_ours_does(tmp_path: Path, monkeypatc
         return model, loss
 
     monkeypatch.setattr(peers, "PEERS", {"twin": Peer("infini", {}, "torch", build, "nothing")})
-    config = configured(tmp_path, "roofline", "peers.width=16", "peers.heads=2", "peers.layers=2", "peers.segments=[[3,4],[2,5]]")
+    config = configured(
+        tmp_path,
+        "roofline",
+        "peers.width=16",
+        "peers.heads=2",
+        "peers.layers=2",
+        "peers.segments=[[3,4],[2,5]]",
+    )
     result = peers.run(config.model_copy(update={"suite": "peers"}))
     written = json.loads((tmp_path / "peers.json").read_text())
     assert written["peers"] == result["peers"]
@@ -49,10 +62,17 @@ def test_a_peer_that_is_our_model_trains_as_ours_does(tmp_path: Path, monkeypatc
     medians = []
     for at in written["sizes"].values():
         twin = at["models"]["twin"]
-        assert twin["loss"]["ours"] == twin["loss"]["theirs"] and twin["loss"]["ours"][1] < twin["loss"]["ours"][0]
+        assert (
+            twin["loss"]["ours"] == twin["loss"]["theirs"]
+            and twin["loss"]["ours"][1] < twin["loss"]["ours"][0]
+        )
         assert twin["parameters"]["ours"] == twin["parameters"]["theirs"]
         ratios = [a / b for a, b in zip(twin["seconds"]["theirs"], twin["seconds"]["ours"], strict=True)]
-        assert len(ratios) == 2 and twin["ratio"] == {"median": sum(ratios) / 2, "min": min(ratios), "max": max(ratios)}
+        assert len(ratios) == 2 and twin["ratio"] == {
+            "median": sum(ratios) / 2,
+            "min": min(ratios),
+            "max": max(ratios),
+        }
         assert twin["ceiling"] > twin["ratio"]["median"]
         medians.append(twin["ratio"]["median"])
     assert written["peers"] == {"twin": min(medians)}
@@ -68,7 +88,13 @@ def test_every_comparison_has_a_name_and_a_module() -> None:
 def test_the_real_peers_train(name: str, tmp_path: Path) -> None:
     pytest.importorskip(peer_names.PACKAGES[name], reason="pip install 'memlab[peers]'")
     config = configured(
-        tmp_path, "peers", f"peers.models=[{name}]", "peers.width=16", "peers.heads=2", "peers.layers=2", "peers.segments=[[3,4]]"
+        tmp_path,
+        "peers",
+        f"peers.models=[{name}]",
+        "peers.width=16",
+        "peers.heads=2",
+        "peers.layers=2",
+        "peers.segments=[[3,4]]",
     )
     measured = peers.run(config)["sizes"]["3 x 4"]["models"][name]
     assert measured["loss"]["theirs"][1] < measured["loss"]["theirs"][0]
@@ -87,8 +113,13 @@ def test_peers_that_are_not_there_are_a_mistake(tmp_path: Path, monkeypatch: pyt
 
 
 def test_roofline_counts_the_operations_of_the_matrix_products(tmp_path: Path) -> None:
-    """Forward and backward of each linear layer are 6 operations for each weight and token, but 4 where the input needs no gradient."""
-    words = [f"roofline.{key}={value}" for key, value in {"segments": 2, "segment_length": 8, "width": 16, "layers": 2, "heads": 2}.items()]
+    """Forward and backward of each linear layer are 6 operations for each weight and token,
+    but 4 where the input needs no gradient.
+    """
+    words = [
+        f"roofline.{key}={value}"
+        for key, value in {"segments": 2, "segment_length": 8, "width": 16, "layers": 2, "heads": 2}.items()
+    ]
     result = roofline.run(configured(tmp_path, "roofline", "roofline.models=[transformer]", *words))
     measured = result["models"]["transformer"]
     weights = 2 * 12 * 16 * 16 + 16 * measure.VOCABULARY
@@ -101,11 +132,26 @@ def test_roofline_counts_the_operations_of_the_matrix_products(tmp_path: Path) -
 
 def test_streaming_reports_length_stream_and_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "FIRST", 16)
-    sizes = {"few": 2, "many": 4, "segment_length": 8, "tokens": 61, "growing_tokens": 30, "width": 16, "layers": 2, "heads": 2}
+    sizes = {
+        "few": 2,
+        "many": 4,
+        "segment_length": 8,
+        "tokens": 61,
+        "growing_tokens": 30,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+    }
     names = "streaming.models=[infini,memorizing,rmt_encoder]"
-    result = streaming.run(configured(tmp_path, "streaming", names, *(f"streaming.{key}={value}" for key, value in sizes.items())))
+    result = streaming.run(
+        configured(
+            tmp_path, "streaming", names, *(f"streaming.{key}={value}" for key, value in sizes.items())
+        )
+    )
     infini, memorizing, encoder = (result["models"][name] for name in ("infini", "memorizing", "rmt_encoder"))
-    assert [point["tokens"] for point in infini["stream"]] == [16, 32, 64], "whole segments, and at least what was asked for"
+    assert [point["tokens"] for point in infini["stream"]] == [16, 32, 64], (
+        "whole segments, and at least what was asked for"
+    )
     assert [point["tokens"] for point in memorizing["stream"]] == [16, 32]
     assert len({point["state_bytes"] for point in infini["stream"]}) == 1
     assert memorizing["stream"][0]["state_bytes"] < memorizing["stream"][1]["state_bytes"]
@@ -148,7 +194,9 @@ def test_a_sweep_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_measured_against_the_same_trainings_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_measured_against_the_same_trainings_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[tuple[str, list[str]]] = []
 
     def command(place: Path, program: str, words: list[str]) -> tuple[float, float]:
@@ -158,14 +206,25 @@ def test_a_sweep_is_measured_against_the_same_trainings_by_hand(tmp_path: Path, 
     real = sweep._command
     monkeypatch.setattr(sweep, "_command", command)
     result = sweep.run(configured(tmp_path, "sweep", "sweep.trials=2", "sweep.steps=20"))
-    assert json.loads((tmp_path / "sweep.json").read_text()) == result and "What a sweep adds" in (tmp_path / "PERFORMANCE.md").read_text()
+    assert (
+        json.loads((tmp_path / "sweep.json").read_text()) == result
+        and "What a sweep adds" in (tmp_path / "PERFORMANCE.md").read_text()
+    )
     assert len(result["by_hand_seconds"]) == len(result["trial_seconds"]) == 2
     assert result["processor_seconds"]["sweep"] > result["processor_seconds"]["by_hand"] > 5
     assert result["ratio"] == pytest.approx(result["sweep_seconds"] / sum(result["by_hand_seconds"]))
-    assert sum(result["parts"].values()) == pytest.approx(result["sweep_seconds"] - sum(result["by_hand_seconds"]))
+    assert sum(result["parts"].values()) == pytest.approx(
+        result["sweep_seconds"] - sum(result["by_hand_seconds"])
+    )
     trainings = [words for program, words in said[1:] if program == "memlab.train"]
     for words in trainings:
         keys = [word.partition("=")[0] for word in words]
-        assert len(set(keys)) == len(keys) and {"optim.lr", "trainer.max_steps", "tracking", "tracking.uri", "run_dir"} <= set(keys)
+        assert len(set(keys)) == len(keys) and {
+            "optim.lr",
+            "trainer.max_steps",
+            "tracking",
+            "tracking.uri",
+            "run_dir",
+        } <= set(keys)
         assert "tracking.parent_run" not in keys and "trainer.max_steps=20" in words
     assert trainings[0] != trainings[1]

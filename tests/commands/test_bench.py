@@ -12,13 +12,19 @@ from hydra import compose, initialize_config_dir
 
 from memlab.bench import check_bench
 from memlab.benchmarks import state_sizes
-from memlab.paths import config_dir
+from memlab.config.paths import config_dir
 
 
 def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
     small = ["model.width=16", "model.layers=1", "task.length=8", "task.batch_size=4", "trainer.threads=1"]
     words = ["repeats=2", "steps=20", "run_dir=here", *small]
-    done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.bench", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "overhead.json").read_text())
     train, bare = result["train_seconds_per_step"], result["bare_seconds_per_step"]
@@ -32,12 +38,26 @@ def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
 
 def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -> None:
     sizes = {"segments": 3, "segment_length": 4, "batch_size": 2, "width": 16, "layers": 2, "heads": 2}
-    words = ["suite=forms", "repeats=2", "run_dir=here", "trainer.threads=1", *(f"forms.{key}={value}" for key, value in sizes.items())]
-    done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    words = [
+        "suite=forms",
+        "repeats=2",
+        "run_dir=here",
+        "trainer.threads=1",
+        *(f"forms.{key}={value}" for key, value in sizes.items()),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.bench", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "forms.json").read_text())
     assert {"infini", "infini_delta", "memorizing", "transformer_xl"} <= set(result["models"])
-    assert not {"rmt", "rmt_xl", "rmt_encoder"} & set(result["models"]), "a parallel form that is not there cannot be measured"
+    assert not {"rmt", "rmt_xl", "rmt_encoder"} & set(result["models"]), (
+        "a parallel form that is not there cannot be measured"
+    )
     for name, measured in result["models"].items():
         slow, fast = measured["seconds"]["recurrent"], measured["seconds"]["parallel"]
         ratios = [a / b for a, b in zip(slow, fast, strict=True)]
@@ -56,7 +76,9 @@ def test_a_model_without_a_parallel_form_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suite_is_a_mistake(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "memlab.bench", "suite=speed"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.bench", "suite=speed"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "suite='speed'" in done.stderr and "overhead" in done.stderr
 
 
@@ -70,8 +92,20 @@ def test_memory_reports_peaks_and_times(tmp_path: Path) -> None:
         "layers": 2,
         "heads": 2,
     }
-    words = ["suite=memory", "repeats=2", "run_dir=here", "trainer.threads=1", *(f"memory.{key}={value}" for key, value in sizes.items())]
-    done = subprocess.run([sys.executable, "-m", "memlab.bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    words = [
+        "suite=memory",
+        "repeats=2",
+        "run_dir=here",
+        "trainer.threads=1",
+        *(f"memory.{key}={value}" for key, value in sizes.items()),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.bench", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "memory.json").read_text())
     assert [measured["together"] for measured in result["models"].values()] == [1, 1, 4]
@@ -82,7 +116,9 @@ def test_memory_reports_peaks_and_times(tmp_path: Path) -> None:
         assert growth["segment"] < growth["none"] and growth["block"] < growth["none"], name
         assert measured["memory_ratio"]["segment"] == peaks["segment"][1] / peaks["none"][1]
         slow, plain = measured["seconds"]["segment"], measured["seconds"]["none"]
-        assert measured["time_ratio"]["segment"]["max"] == max(a / b for a, b in zip(slow, plain, strict=True))
+        assert measured["time_ratio"]["segment"]["max"] == max(
+            a / b for a, b in zip(slow, plain, strict=True)
+        )
         assert name in (tmp_path / "here" / "memory.md").read_text()
     assert (tmp_path / "here" / "memory.png").stat().st_size > 10_000
 
@@ -105,7 +141,9 @@ def test_peak_bytes_are_those_that_were_allocated_at_a_time() -> None:
     assert 2_000_000 <= peak_bytes(work, torch.device("cpu")) < 2_010_000
 
 
-def test_state_sizes_print_the_paper_s_table_and_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_sizes_print_the_paper_s_table_and_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = check_bench(compose("bench", ["suite=state_sizes", f"run_dir={tmp_path}"]))
     result = state_sizes.run(config)
@@ -117,11 +155,13 @@ def test_state_sizes_print_the_paper_s_table_and_ours(tmp_path: Path, capsys: py
     assert counts["transformer_xl"] == (50_331_648, 25_165_824)
     assert counts["rmt"] == (2_457_600, 102_400)
     segment = 2 * 12 * 1024 * 2048  # its keys and values
-    assert models["infini"]["held"] == 2 * 1_585_152 + segment  # what the segment will add to the memory is held beside it
+    # what the segment will add to the memory is held beside it
+    assert models["infini"]["held"] == 2 * 1_585_152 + segment
     assert models["rmt"]["held"] == 102_400 + 2_457_600 + segment
     full = 2 * 12 * 1024 * 65_536
     for m in models.values():
-        assert m["compression_carry"] == pytest.approx(full / m["carried"], rel=1e-5)  # counters of tokens beside the numbers
+        # counters of tokens beside the numbers
+        assert m["compression_carry"] == pytest.approx(full / m["carried"], rel=1e-5)
         assert m["compression_peak"] == pytest.approx(full / m["held"])
     assert result["memorizing_over_infini"]["paper"] == pytest.approx(115.7, abs=0.05)
     said = capsys.readouterr().out

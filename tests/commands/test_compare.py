@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from memlab import cli
-from memlab.config import check_compare
+from memlab.config import cli
+from memlab.config.checks import check_compare
 from memlab.tracking import mlflow_store, multirun
 from memlab.tracking.mlflow_store import Tracker
 from tests.reports import runs
@@ -27,16 +27,25 @@ def compare(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return ended.value.code
 
 
-def track(uri: str, model: str, seed: int, score: float, status: str = "FINISHED", file: bool = True, **changes: Any) -> str:
+def track(
+    uri: str, model: str, seed: int, score: float, status: str = "FINISHED", file: bool = True, **changes: Any
+) -> str:
     """A run of the store as `memlab.train` writes it; its id."""
-    tracker = Tracker(uri, "copy", f"{model}-{seed}", runs.config(model, seed, **changes), {"memlab.model": model})
+    tracker = Tracker(
+        uri, "copy", f"{model}-{seed}", runs.config(model, seed, **changes), {"memlab.model": model}
+    )
     for line in runs.lines():
         step = int(line.pop("step"))
         tracker.log_metrics(line, step)
     found = runs.result(model, seed, score)
     if status == "FINISHED":
         memory = {f"memory/{k}": v for k, v in found["memory"].items() if v is not None}
-        single = {"summary/steps": 600, "summary/parameters": 150_000, "summary/train_seconds": 10, "summary/tokens_per_second": 9}
+        single = {
+            "summary/steps": 600,
+            "summary/parameters": 150_000,
+            "summary/train_seconds": 10,
+            "summary/tokens_per_second": 9,
+        }
         tracker.log_metrics({**found["metrics"], **memory, **single}, 600)
         tracker.log_metrics({"eval/accuracy_by_segments": 0.25}, 8)
         if file:
@@ -50,40 +59,68 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     for name in ("copy", "empty"):
         mlflow_store.prepare(uri, name)
-    ids = [track(uri, model, seed, score, file=seed == 0) for model, score in (("rmt", 1.0), ("transformer", 0.1)) for seed in (0, 1)]
+    ids = [
+        track(uri, model, seed, score, file=seed == 0)
+        for model, score in (("rmt", 1.0), ("transformer", 0.1))
+        for seed in (0, 1)
+    ]
     ids += [track(uri, "infini", 0, 0.5, status) for status in ("FAILED", "KILLED", "RUNNING")]
     return uri, ids
 
 
 def test_an_experiment(
-    store: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: tuple[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Runs with and without their files are read alike; what did not finish is named; the page goes into the store, once."""
+    """Runs with and without their files are read alike; what did not finish is named;
+    the page goes into the store, once.
+    """
     uri, ids = store
     monkeypatch.chdir(tmp_path)
     assert compare(monkeypatch, "experiment=copy", f"tracking.uri={uri}") == 0
     shown = capsys.readouterr().out
-    assert "/#/experiments/1/runs?workflowType=machine_learning" in shown and f"mlflow ui --backend-store-uri {uri}" in shown
+    assert (
+        "/#/experiments/1/runs?workflowType=machine_learning" in shown
+        and f"mlflow ui --backend-store-uri {uri}" in shown
+    )
     assert "rmt" in shown and "1.0000" in shown and "is not significant" in " ".join(shown.split())
     assert (tmp_path / "runs/compare/copy/index.html").as_uri() in shown
     for run_id, reason in zip(ids[4:], ("failed", "was interrupted", "has not finished"), strict=True):
         assert any(run_id in line and reason in line for line in shown.splitlines())
     page = (tmp_path / "runs/compare/copy/index.html").read_text()
-    assert "<figure" in page and "No figure" not in page, "curves and accuracy over segments come from the store"
-    assert {p.name for p in (tmp_path / "runs/compare/copy").iterdir()} == {"index.html", "table.md", "groups.csv", "runs.csv", "figures"}
+    assert "<figure" in page and "No figure" not in page, (
+        "curves and accuracy over segments come from the store"
+    )
+    assert {p.name for p in (tmp_path / "runs/compare/copy").iterdir()} == {
+        "index.html",
+        "table.md",
+        "groups.csv",
+        "runs.csv",
+        "figures",
+    }
 
     assert compare(monkeypatch, "experiment=copy", f"tracking.uri={uri}", "out=again") == 0
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    (kept,) = client.search_runs([client.get_experiment_by_name("copy").experiment_id], f"tags.`{multirun.KIND}` = 'comparison'")
+    (kept,) = client.search_runs(
+        [client.get_experiment_by_name("copy").experiment_id], f"tags.`{multirun.KIND}` = 'comparison'"
+    )
     assert "| rmt |" in kept.data.tags["mlflow.note.content"]
-    assert {a.path for a in client.list_artifacts(kept.info.run_id, "comparison")} >= {"comparison/index.html", "comparison/figures"}
+    assert {a.path for a in client.list_artifacts(kept.info.run_id, "comparison")} >= {
+        "comparison/index.html",
+        "comparison/figures",
+    }
     assert (tmp_path / "again" / "index.html").exists()
 
 
 def test_ids_directories_and_filter(
-    store: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: tuple[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     uri, ids = store
     monkeypatch.chdir(tmp_path)
@@ -98,7 +135,17 @@ def test_ids_directories_and_filter(
     rows = (tmp_path / "page/runs.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 + 2, "a run that is named twice counts once"
 
-    assert compare(monkeypatch, "experiment=copy", f"tracking.uri={uri}", "filter=\"params.seed = '1'\"", "out=one", "track=false") == 0
+    assert (
+        compare(
+            monkeypatch,
+            "experiment=copy",
+            f"tracking.uri={uri}",
+            "filter=\"params.seed = '1'\"",
+            "out=one",
+            "track=false",
+        )
+        == 0
+    )
     rows = (tmp_path / "one/runs.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 and ids[1] in "".join(rows)
 
@@ -115,13 +162,20 @@ MISTAKES = {
     "runs=[x] filter=y": ["filter chooses among the runs of an experiment"],
     "experiments=copy": ["unknown key 'experiments'", "Did you mean 'experiment'"],
     "experiment=copy open=maybe": ["open='maybe'"],
-    "experiment=copy tracking.uri=sqlite:///none/here.db": ["there is no MLflow store", "memlab.train --multirun"],
+    "experiment=copy tracking.uri=sqlite:///none/here.db": [
+        "there is no MLflow store",
+        "memlab.train --multirun",
+    ],
 }
 
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes(
-    words: str, store: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str,
+    store: tuple[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     place = [] if "tracking.uri" in words else [f"tracking.uri={store[0]}"]
@@ -132,7 +186,9 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-def test_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mlflow_store.prepare(uri, "copy")
     assert compare(monkeypatch, "experiment=reverse", f"tracking.uri={uri}") == 2

@@ -1,4 +1,6 @@
-"""`trainer=ddp` and `trainer=fsdp` as a user starts them: how many processes there are, what they print, and how they end."""
+"""`trainer=ddp` and `trainer=fsdp` as a user starts them: how many processes there are, what they print,
+and how they end.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from memlab.config import check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError
-from memlab.paths import config_dir
 from memlab.tracking import mlflow_store
 from memlab.training import checkpoints
 from tests.commands.test_train import SMALL
@@ -35,16 +37,24 @@ with open(os.environ["STARTED"], "a") as file:
 """
 
 
-def start(cwd: Path, *words: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+def start(
+    cwd: Path, *words: str, launcher: tuple[str, ...] = (), **environment: str
+) -> subprocess.Popen[str]:
     (cwd / "site").mkdir(parents=True, exist_ok=True)
     (cwd / "started").unlink(missing_ok=True)
     (cwd / "site" / "sitecustomize.py").write_text(LISTING)
     keys = [word.partition("=")[0] for word in words]
     usual = [word for word in (*SMALL, "trainer=ddp", "tracking=off") if word.partition("=")[0] not in keys]
     line = [*launcher, "-m", "memlab.train", *usual, *words]
-    where = {"PYTHONPATH": f"{cwd / 'site'}:{REPOSITORY}", "STARTED": str(cwd / "started"), "OMP_NUM_THREADS": "1"}
+    where = {
+        "PYTHONPATH": f"{cwd / 'site'}:{REPOSITORY}",
+        "STARTED": str(cwd / "started"),
+        "OMP_NUM_THREADS": "1",
+    }
     whole = {**os.environ, **where, **environment}
-    return subprocess.Popen([sys.executable, *line], cwd=cwd, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *line], cwd=cwd, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def started(cwd: Path) -> list[tuple[int, str, str]]:
@@ -54,7 +64,9 @@ def started(cwd: Path) -> list[tuple[int, str, str]]:
 
 
 def test_multirun_starts_each_process_once(tmp_path: Path) -> None:
-    """Two jobs of two processes: no process goes through the sweep by itself, and each line is printed once."""
+    """Two jobs of two processes: no process goes through the sweep by itself,
+    and each line is printed once.
+    """
     process = start(tmp_path, "--multirun", "trainer.devices=2", "seed=0,1")
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
@@ -70,7 +82,9 @@ def test_multirun_starts_each_process_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    process = start(tmp_path, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    process = start(
+        tmp_path, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    )
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     (file,) = tmp_path.glob("runs/copy/rmt/*/result.json")
@@ -80,25 +94,53 @@ def test_torchrun(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_is_told_once_under_torchrun(tmp_path: Path) -> None:
-    process = start(tmp_path, "task.batch_size=9", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    process = start(
+        tmp_path,
+        "task.batch_size=9",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    )
     _, err = process.communicate(timeout=280)
     assert process.returncode != 0
-    assert err.count("task.batch_size=9 counts the rows of all processes, and 2 cannot share them evenly") == 1, err
+    assert (
+        err.count("task.batch_size=9 counts the rows of all processes, and 2 cannot share them evenly") == 1
+    ), err
 
 
 ENDS = [
-    pytest.param(signal.SIGTERM, 1, 143, "SIGTERM: saved; continue with: python -m memlab.train", marks=pytest.mark.slow),
+    pytest.param(
+        signal.SIGTERM,
+        1,
+        143,
+        "SIGTERM: saved; continue with: python -m memlab.train",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(signal.SIGINT, 0, 130, "interrupted; what was done so far", marks=pytest.mark.slow),
-    pytest.param(signal.SIGTERM, 0, 143, "SIGTERM: saved; continue with: python -m memlab.train", marks=pytest.mark.slow),
-    pytest.param(signal.SIGKILL, 1, 2, "was ended by SIGKILL, and the training with it", marks=pytest.mark.slow),
+    pytest.param(
+        signal.SIGTERM,
+        0,
+        143,
+        "SIGTERM: saved; continue with: python -m memlab.train",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        signal.SIGKILL, 1, 2, "was ended by SIGKILL, and the training with it", marks=pytest.mark.slow
+    ),
     pytest.param(signal.SIGKILL, 0, -9, "", marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("number", "rank", "status", "told"), ENDS)
-def test_a_signal_to_one_process_ends_all(number: int, rank: int, status: int, told: str, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_ends_all(
+    number: int, rank: int, status: int, told: str, tmp_path: Path
+) -> None:
     """The first process says how it ended, once, and no other process is left."""
-    process = start(tmp_path, "trainer.devices=2", "trainer.max_steps=100000", "trainer.stop_at_accuracy=null", "run_dir=here")
+    process = start(
+        tmp_path,
+        "trainer.devices=2",
+        "trainer.max_steps=100000",
+        "trainer.stop_at_accuracy=null",
+        "run_dir=here",
+    )
     wait_for((tmp_path / "here" / "checkpoints" / "last.ckpt").exists)
     (first, _, _), (second, _, _) = started(tmp_path)
     os.kill([first, second][rank], number)
@@ -121,7 +163,9 @@ def logged(run: Path) -> int:
 
 
 def interrupt(cwd: Path, *words: str, rank: int, later: float, by: Callable[[int], None]) -> tuple[int, str]:
-    """Start, wait until this start has logged something and then some more seconds, do something to a process; how the first one ended."""
+    """Start, wait until this start has logged something and then some more seconds,
+    do something to a process; how the first one ended.
+    """
     before = logged(cwd / "here")
     process = start(cwd, *words)
     wait_for(lambda: logged(cwd / "here") not in (0, before))
@@ -139,8 +183,16 @@ def kill(pid: int) -> None:
 
 
 def test_kill_9(tmp_path: Path) -> None:
-    """Of one of two processes, somewhere in the run; then the same command again. (Ten kills, bit for bit: below, marked slow.)"""
-    words = ["trainer.devices=2", "trainer.precision=64-true", "trainer.max_steps=60", "run_dir=here", "resume=auto"]
+    """Of one of two processes, somewhere in the run; then the same command again. (Ten kills, bit for bit:
+    below, marked slow.)
+    """
+    words = [
+        "trainer.devices=2",
+        "trainer.precision=64-true",
+        "trainer.max_steps=60",
+        "run_dir=here",
+        "resume=auto",
+    ]
     interrupt(tmp_path, *words, rank=1, later=0.1, by=kill)
     finish(start(tmp_path, *words))
     keys = [word.partition("=")[0] for word in words]
@@ -158,28 +210,50 @@ def test_kill_9(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ten_kills_and_a_full_disk(strategy: str, tmp_path: Path) -> None:
-    """One run that ten kills -9 and a disk without room interrupt: all that is logged, here and in MLflow, is that of a run in one go."""
+    """One run that ten kills -9 and a disk without room interrupt: all that is logged, here and in MLflow,
+    is that of a run in one go.
+    """
     draw = random.Random(7)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mlflow_store.prepare(uri, "kills")
-    words = [f"trainer={strategy}", "trainer.devices=2", "trainer.max_steps=400", "trainer.checkpoint_every=3", "model.dropout=0.1"]
+    words = [
+        f"trainer={strategy}",
+        "trainer.devices=2",
+        "trainer.max_steps=400",
+        "trainer.checkpoint_every=3",
+        "model.dropout=0.1",
+    ]
     words += ["model.width=128", "model.layers=2"]
-    tracked = ["tracking=mlflow", f"tracking.uri={uri}", "tracking.experiment=kills", "run_dir=here", "resume=auto"]
+    tracked = [
+        "tracking=mlflow",
+        f"tracking.uri={uri}",
+        "tracking.experiment=kills",
+        "run_dir=here",
+        "resume=auto",
+    ]
     finish(start(tmp_path, *words, "run_dir=whole"))
     for _ in range(10):
         interrupt(tmp_path, *words, *tracked, rank=draw.randrange(2), later=draw.uniform(0, 0.3), by=kill)
     run_id = json.loads((tmp_path / "here" / "run.json").read_text())["mlflow_run_id"]
 
     room = 3 << 20  # for what is logged, here and in MLflow, and not for a checkpoint
-    assert logged(tmp_path / "whole") + size(tmp_path / "mlflow.db") < room < size(tmp_path / "here" / "checkpoints" / "last.ckpt")
+    assert (
+        logged(tmp_path / "whole") + size(tmp_path / "mlflow.db")
+        < room
+        < size(tmp_path / "here" / "checkpoints" / "last.ckpt")
+    )
 
     def fill(pid: int) -> None:
-        wait_for((tmp_path / "here" / "checkpoints" / "previous.ckpt").exists)  # where steps are slow, all ten came before the second
+        # where steps are slow, all ten came before the second
+        wait_for((tmp_path / "here" / "checkpoints" / "previous.ckpt").exists)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
 
     status, err = interrupt(tmp_path, *words, *tracked, rank=0, later=0, by=fill)
     assert status == 2 and "cannot be written: File too large; those before it are untouched" in err, err
-    kept = [checkpoints.read(tmp_path / "here" / "checkpoints" / name)["global_step"] for name in ("last.ckpt", "previous.ckpt")]
+    kept = [
+        checkpoints.read(tmp_path / "here" / "checkpoints" / name)["global_step"]
+        for name in ("last.ckpt", "previous.ckpt")
+    ]
     assert kept[0] - kept[1] in (1, 2, 3)
     assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
 
@@ -206,7 +280,18 @@ def test_two_nodes(by: str, tmp_path: Path) -> None:
     for node in range(2):
         words = ["trainer=fsdp", "trainer.num_nodes=2", "run_dir=../here"]
         if by == "torchrun":
-            at = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+            at = [
+                "--nnodes",
+                "2",
+                "--node-rank",
+                str(node),
+                "--nproc-per-node",
+                "2",
+                "--master-addr",
+                "127.0.0.1",
+                "--master-port",
+                port,
+            ]
             nodes.append(start(tmp_path / str(node), *words, launcher=("-m", "torch.distributed.run", *at)))
         else:
             environment = {"NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -220,10 +305,18 @@ def test_two_nodes(by: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     {
-        "trainer=fsdp trainer.devices=1": "trainer.devices=1 with trainer=fsdp, which shares out the weights among several processes",
-        "trainer=fsdp trainer.devices=3": "task.batch_size=32 counts the rows of all processes, and 3 cannot share them evenly",
-        "trainer.accumulate=3": "trainer.accumulate=3: the rows of a step (task.batch_size=32) do not divide into 3 parts",
-        "trainer=ddp trainer.devices=2 trainer.accumulate=64": "trainer.accumulate=64: the 16 rows of each process",
+        "trainer=fsdp trainer.devices=1": (
+            "trainer.devices=1 with trainer=fsdp, which shares out the weights among several processes"
+        ),
+        "trainer=fsdp trainer.devices=3": (
+            "task.batch_size=32 counts the rows of all processes, and 3 cannot share them evenly"
+        ),
+        "trainer.accumulate=3": (
+            "trainer.accumulate=3: the rows of a step (task.batch_size=32) do not divide into 3 parts"
+        ),
+        "trainer=ddp trainer.devices=2 trainer.accumulate=64": (
+            "trainer.accumulate=64: the 16 rows of each process"
+        ),
         "trainer.devices=2": "use trainer=ddp or trainer=fsdp",
     }.items(),
 )

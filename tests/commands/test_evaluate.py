@@ -1,4 +1,6 @@
-"""`memlab.evaluate` on trained runs: the training's own figures at its own length, what is kept, and what is a mistake."""
+"""`memlab.evaluate` on trained runs: the training's own figures at its own length, what is kept,
+and what is a mistake.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,27 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from memlab import cli
-from memlab.config import Config, check
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.run import evaluate
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
-from memlab.paths import config_dir
 from memlab.training.build import build
 from memlab.training.run import train
 from tests.evaluation.test_documents import text
 
-SMALL = ["task=copy", "task.length=6", "task.num_segments=3", "task.batch_size=8", "task.validation_size=16", "task.test_size=40"]
+SMALL = [
+    "task=copy",
+    "task.length=6",
+    "task.num_segments=3",
+    "task.batch_size=8",
+    "task.validation_size=16",
+    "task.test_size=40",
+]
 SIZES = ["model.width=16", "model.heads=2", "model.layers=1", "trainer.max_steps=6", "trainer.threads=1"]
 
 
@@ -74,11 +84,18 @@ def test_same_length_is_the_training_s_test_and_others_are_their_own(
                 assert 0 <= low <= figures[name] <= high <= 1 and low < high
 
     parts = build(config)  # the longest, once more by hand
-    parts.module.load_state_dict(torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
+    parts.module.load_state_dict(
+        torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    )
     parts.model.eval()
     task = parts.task.at(7)  # type: ignore[attr-defined]
     batch = task.batch("test", 0, 40)
-    predicted = free_running(parts.model, torch.from_numpy(batch.tokens_BT.copy()), batch.answer_BT[0].tolist(), task.segment_lengths)  # type: ignore[arg-type]
+    predicted = free_running(
+        parts.model,
+        torch.from_numpy(batch.tokens_BT.copy()),
+        batch.answer_BT[0].tolist(),
+        task.segment_lengths,
+    )  # type: ignore[arg-type]
     right = predicted == torch.from_numpy(batch.targets_BT.copy())[:, task.answer_positions()]
     assert found["lengths"][2]["accuracy"] == pytest.approx(right.double().mean().item())
     assert found["lengths"][2]["memory"] == memory.measure(parts.model, task.segment_lengths).to_dict()
@@ -92,14 +109,22 @@ def test_same_length_is_the_training_s_test_and_others_are_their_own(
         ("accuracy_by_segments_shuffled", lambda e: e["controls"]["shuffled"]["accuracy"]),
     ):
         history = client.get_metric_history(result["mlflow_run_id"], f"eval/{name}")
-        assert {(m.step, m.value) for m in history} == {(entry["segments"], of(entry)) for entry in found["lengths"]}
+        assert {(m.step, m.value) for m in history} == {
+            (entry["segments"], of(entry)) for entry in found["lengths"]
+        }
     artifacts = {file.path for file in client.list_artifacts(result["mlflow_run_id"], "figures")}
     assert {"figures/accuracy_by_segments.png", "figures/memory_by_tokens.png"} <= artifacts
     said = capsys.readouterr().out
-    assert "trained up to 3 segments" in said and "shuffled" in said and str(directory / "evaluation.json") in said
+    assert (
+        "trained up to 3 segments" in said
+        and "shuffled" in said
+        and str(directory / "evaluation.json") in said
+    )
 
 
-def test_what_is_known_is_not_computed_again(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_known_is_not_computed_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     measured: list[tuple[int, int]] = []
     measure = lengths.measure
 
@@ -116,7 +141,8 @@ def test_what_is_known_is_not_computed_again(run: Path, monkeypatch: pytest.Monk
     assert measured == [(2, 8), (3, 8), (9, 8), (4, 8)]
     assert evaluate(asked(run, "lengths=[4,2]", "samples=8")) == first and len(measured) == 4
 
-    more = evaluate(asked(run, "lengths=[2]", "samples=8", "controls=[memory_off]"))  # a control that is missing
+    # a control that is missing
+    more = evaluate(asked(run, "lengths=[2]", "samples=8", "controls=[memory_off]"))
     assert measured[4:] == [(2, 8)]
     assert {**more["lengths"][0], "controls": {}}["accuracy"] == first["lengths"][0]["accuracy"]
     evaluate(asked(run, "lengths=[2]", "samples=8"))
@@ -130,7 +156,9 @@ def test_what_is_known_is_not_computed_again(run: Path, monkeypatch: pytest.Monk
     capsys.readouterr()
 
 
-def test_by_default_the_trained_length_and_twice_as_many_within_a_budget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_default_the_trained_length_and_twice_as_many_within_a_budget(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluate(asked(run, "max_tokens=900"))
     assert [(e["segments"], e["samples"]) for e in found["lengths"]] == [(3, 40), (6, 25)]  # 18 and 36 tokens
     assert "25*" in capsys.readouterr().out
@@ -161,11 +189,16 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
     evaluate(asked(run, "lengths=[2]", "samples=8"))  # as long as it fits, why not
     name = "model.initial_memory_MD"
     altered(run, lambda c: c["state_dict"].update({"model.other": c["state_dict"].pop(name)}))
-    with pytest.raises(UserError, match=r"written by memlab 7\.1\.0, this is .* weights do not fit: Missing key.*initial_memory_MD"):
+    with pytest.raises(
+        UserError,
+        match=r"written by memlab 7\.1\.0, this is .* weights do not fit: Missing key.*initial_memory_MD",
+    ):
         evaluate(asked(run, "lengths=[4]"))
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("memory_tokens:", "slots:"))
-    with pytest.raises(UserError, match=r"written by memlab 7\.1\.0, .*configuration does not fit: .*model\.slots"):
+    with pytest.raises(
+        UserError, match=r"written by memlab 7\.1\.0, .*configuration does not fit: .*model\.slots"
+    ):
         evaluate(asked(run, "lengths=[4]"))
     (run / "config.yaml").write_text(config.replace("memlab.models.rmt.RMT", "memlab.models.gone.RMT"))
     with pytest.raises(UserError, match="configuration does not fit"):
@@ -173,9 +206,20 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
 
 
 def test_a_run_from_before_some_keys(run: Path) -> None:
-    young = ("accumulate", "checkpoint_every", "devices", "experiment_file", "num_nodes", "recompute", "strategy", "test")
+    young = (
+        "accumulate",
+        "checkpoint_every",
+        "devices",
+        "experiment_file",
+        "num_nodes",
+        "recompute",
+        "strategy",
+        "test",
+    )
     lines = (run / "config.yaml").read_text().splitlines(keepends=True)
-    (run / "config.yaml").write_text("".join(line for line in lines if line.strip().partition(":")[0] not in young))
+    (run / "config.yaml").write_text(
+        "".join(line for line in lines if line.strip().partition(":")[0] not in young)
+    )
     evaluate(asked(run, "lengths=[2]", "samples=8"))
 
 
@@ -205,16 +249,29 @@ def test_what_cannot_be_evaluated(run: Path, tmp_path: Path, trained: tuple[Conf
     best.unlink()
     with pytest.raises(UserError, match=r"checkpoint is gone"):
         evaluate(asked(run))
-    assert not (run / "evaluation.json").exists() and not (run / "figures" / "accuracy_by_segments.png").exists()
+    assert (
+        not (run / "evaluation.json").exists() and not (run / "figures" / "accuracy_by_segments.png").exists()
+    )
 
 
 def test_unequal_segments_do_not_say_how_to_grow(tmp_path: Path) -> None:
-    train(configuration(tmp_path, *SMALL, "tracking=off", "task.segment_lengths=[6,8,4]", "curriculum=off", "model.memory_tokens=4"))
+    train(
+        configuration(
+            tmp_path,
+            *SMALL,
+            "tracking=off",
+            "task.segment_lengths=[6,8,4]",
+            "curriculum=off",
+            "model.memory_tokens=4",
+        )
+    )
     with pytest.raises(UserError, match=r"task\.segment_lengths=\[6, 8, 4\] are not equal"):
         evaluate(asked(tmp_path / "run", "lengths=[5]"))
 
 
-def test_looking_inside(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_looking_inside(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluate(asked(run, "inside=5", "lengths=[3,4]"))["inside"]
     assert [(e["segments"], e["samples"]) for e in found] == [(3, 5), (4, 5)]
     for name in ("memory_tokens", "similarity"):
@@ -228,7 +285,13 @@ def test_looking_inside(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_gates_and_retrieval_of_a_run(tmp_path: Path) -> None:
-    words = ["model=memorizing", "model.mem_len=2", "model.memory_layer=1", "tracking=off", "trainer.log_every=2"]
+    words = [
+        "model=memorizing",
+        "model.mem_len=2",
+        "model.memory_layer=1",
+        "tracking=off",
+        "trainer.log_every=2",
+    ]
     train(configuration(tmp_path, *SMALL, *words))
     figures = tmp_path / "run" / "figures"
     assert (figures / "gates.png").is_file()
@@ -248,8 +311,16 @@ def test_a_stream_and_its_figure(run: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_text_by_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = text(tmp_path / "data", [50, 31])
-    words = ["task=text", f"task.data_dir={task.data_dir}", "task.segment_length=6", "task.num_segments=4", "task.batch_size=1"]
-    result = train(configuration(tmp_path, *words, "task.test_bytes=20", "model.memory_tokens=4", "curriculum=off"))
+    words = [
+        "task=text",
+        f"task.data_dir={task.data_dir}",
+        "task.segment_length=6",
+        "task.num_segments=4",
+        "task.batch_size=1",
+    ]
+    result = train(
+        configuration(tmp_path, *words, "task.test_bytes=20", "model.memory_tokens=4", "curriculum=off")
+    )
     found = evaluate(asked(tmp_path / "run", "controls=[memory_off]"))
     (entry,) = found["texts"]
     for name in ("loss", "bits_per_byte", "perplexity", "word_perplexity"):
@@ -280,7 +351,9 @@ def test_text_by_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["run=x"], "no such directory"),
     ],
 )
-def test_mistakes(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from memlab.evaluate import job
 
     monkeypatch.setattr(sys, "argv", ["memlab.evaluate", *words])

@@ -1,4 +1,6 @@
-"""`resume=` as a user meets it: the same command again after a kill, the command that SIGTERM tells, and one run in MLflow."""
+"""`resume=` as a user meets it: the same command again after a kill, the command that SIGTERM tells,
+and one run in MLflow.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def test_killed_then_preempted_then_finished(tmp_path: Path, uri: str, processes
     longer = "trainer.max_steps=42"
     train(config(tmp_path / "whole", longer))
     run, log = tmp_path / "run", tmp_path / "log"
-    command = [*words(run, longer, "tracking=mlflow"), f"tracking.uri={uri}", "tracking.experiment=preempted", "resume=auto"]
+    command = [
+        *words(run, longer, "tracking=mlflow"),
+        f"tracking.uri={uri}",
+        "tracking.experiment=preempted",
+        "resume=auto",
+    ]
 
     process = processes.start(log, *command)
     resuming.wait_for(lambda: logged(run) >= 12)
@@ -76,7 +83,9 @@ def test_killed_then_preempted_then_finished(tmp_path: Path, uri: str, processes
     assert len(resumed_at(run)) == 2
 
 
-def test_an_mlflow_run_that_is_gone_is_replaced(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_mlflow_run_that_is_gone_is_replaced(
+    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By one that has all steps, those before the kill too."""
     run = tmp_path / "run"
     tracked = ["tracking=mlflow", f"tracking.uri={uri}"]
@@ -94,7 +103,9 @@ def test_an_mlflow_run_that_is_gone_is_replaced(tmp_path: Path, uri: str, capsys
     new = train(config(run, *tracked, *stop, "resume=auto"))["mlflow_run_id"]
     assert new != gone and f"the MLflow run {gone} is not in" in capsys.readouterr().err
     history = client.get_metric_history(new, "train/loss")
-    assert [(m.step, m.value) for m in history] == [(n["step"], n["train/loss"]) for n in numbers(run) if "train/loss" in n]
+    assert [(m.step, m.value) for m in history] == [
+        (n["step"], n["train/loss"]) for n in numbers(run) if "train/loss" in n
+    ]
 
 
 def ending(*_: object) -> None:
@@ -104,7 +115,9 @@ def ending(*_: object) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kill_9_ten_times_as_a_user(tmp_path: Path) -> None:
-    """Ten runs, each killed at a random moment between its start and its end, then the same command again; the default run_dir."""
+    """Ten runs, each killed at a random moment between its start and its end, then the same command again;
+    the default run_dir.
+    """
     draw = random.Random(4)
     changed = ["trainer.max_steps=60"]
     train(config(tmp_path / "whole", *changed))

@@ -9,19 +9,29 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from memlab.config import check_show
-from memlab.paths import config_dir
+from memlab.config.checks import check_show
+from memlab.config.paths import config_dir
 from memlab.reports.samples import print_samples
 
 TASKS = sorted(file.stem for file in Path(config_dir(), "task").glob("*.yaml"))
 
 
 def show(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "memlab.show", *words], cwd=place, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "memlab.show", *words], cwd=place, capture_output=True, text=True
+    )
 
 
 def test_a_sample_is_printed_by_segments_with_its_answer(tmp_path: Path) -> None:
-    done = show(tmp_path, "task=reverse", "task.length=4", "task.num_segments=2", "task.symbols=9", "samples=2", "split=test")
+    done = show(
+        tmp_path,
+        "task=reverse",
+        "task.length=4",
+        "task.num_segments=2",
+        "task.symbols=9",
+        "samples=2",
+        "split=test",
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "reverse, test: 2 segments of [4, 4] tokens; 4 answer tokens; chance 0.111"
@@ -31,7 +41,9 @@ def test_a_sample_is_printed_by_segments_with_its_answer(tmp_path: Path) -> None
         rows = [line.split() for line in block.splitlines() if " reads " in line or " answers " in line]
         first, second, answers = rows
         source = first[3:]
-        assert first[:3] == ["segment", "1", "reads"] and len(source) == 4, "the first segment's targets do not count: no second line"
+        assert first[:3] == ["segment", "1", "reads"] and len(source) == 4, (
+            "the first segment's targets do not count: no second line"
+        )
         assert second[:3] == ["segment", "2", "reads"] and second[3] == ">"
         assert answers == ["answers", *reversed(source)] and second[4:] == answers[1:-1]
     assert list(tmp_path.iterdir()) == []
@@ -57,11 +69,20 @@ def test_every_task_can_be_shown(task: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_long_segments_are_wrapped_and_lose_nothing(tmp_path: Path) -> None:
     done = show(tmp_path, "task=copy", "task.length=60", "task.num_segments=1", "samples=1")
-    shown = [word for line in done.stdout.splitlines() if "reads" in line for word in line.split("reads")[1].split()]
+    shown = [
+        word
+        for line in done.stdout.splitlines()
+        if "reads" in line
+        for word in line.split("reads")[1].split()
+    ]
     assert len(shown) == 180 and shown[:60] == shown[61:121]
 
 
 @pytest.mark.parametrize("words", ["task.lenght=3", "samples=0", "split=valid", "optim.lr=1", "task=revers"])
 def test_a_mistake_is_one_line(words: str, tmp_path: Path) -> None:
     done = show(tmp_path, words)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("memlab.show: error: ")
+    assert (
+        done.returncode == 2
+        and len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("memlab.show: error: ")
+    )

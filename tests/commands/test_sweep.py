@@ -1,4 +1,6 @@
-"""`memlab.sweep` as a user starts it, on trainings of seconds: what it leaves in its directory and in MLflow; kills; trainer=ddp."""
+"""`memlab.sweep` as a user starts it, on trainings of seconds: what it leaves in its directory and in
+MLflow; kills; trainer=ddp.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +70,16 @@ def test_a_sweep_leaves_everything_that_is_promised(tmp_path: Path) -> None:
     with (out / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     best = max(rows, key=lambda row: float(row["val/score"]))
-    assert result["best"]["trial"] == int(best["trial"]) and result["best"]["values"] == {"val/score": float(best["val/score"])}
+    assert result["best"]["trial"] == int(best["trial"]) and result["best"]["values"] == {
+        "val/score": float(best["val/score"])
+    }
     assert result["best"]["parameters"]["optim.lr"] == float(best["optim.lr"])
     for row in rows:
         run = json.loads((out / "trials" / f"{int(row['trial']):04d}" / "seed_0" / "result.json").read_text())
         assert run["metrics"]["val/score"] == float(row["val/score"])
-        assert not [name for name in run["metrics"] if name.startswith("test/")], "the test is left alone while choosing"
+        assert not [name for name in run["metrics"] if name.startswith("test/")], (
+            "the test is left alone while choosing"
+        )
     for what in ("final", "final_default"):
         assert result[what]["seeds"] == [7] and len(result[what]["metrics"]["test/accuracy"]["values"]) == 1
     for name in ("history", "importance", "parallel_coordinates", "validations"):
@@ -84,9 +90,15 @@ def test_a_sweep_leaves_everything_that_is_promised(tmp_path: Path) -> None:
     parent = client.get_run(result["mlflow_run_id"])
     assert parent.info.status == "FINISHED" and parent.data.tags["best.trial"] == str(result["best"]["trial"])
     assert {f.path for f in client.list_artifacts(parent.info.run_id, "figures")} >= {"figures/history.png"}
-    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    trials = {run.data.tags["memlab.sweep.trial"]: run for run in runs if "memlab.sweep.trial" in run.data.tags}
-    assert sorted(trials) == ["0", "1", "2"] and {run.data.tags["memlab.sweep.state"] for run in trials.values()} == {"complete"}
+    runs = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    trials = {
+        run.data.tags["memlab.sweep.trial"]: run for run in runs if "memlab.sweep.trial" in run.data.tags
+    }
+    assert sorted(trials) == ["0", "1", "2"] and {
+        run.data.tags["memlab.sweep.state"] for run in trials.values()
+    } == {"complete"}
     assert len(runs) == 3 + 2
     for row in rows:
         assert trials[row["trial"]].data.params["optim.lr"] == row["optim.lr"]
@@ -94,7 +106,9 @@ def test_a_sweep_leaves_everything_that_is_promised(tmp_path: Path) -> None:
     again = sweep(tmp_path, final={"seeds": [7], "default": True})
     assert "has finished already" in again
     words = ["experiment_file=out/best.yaml", "seed=7", "run_dir=by_hand", "tracking=off"]
-    subprocess.run([sys.executable, "-m", "memlab.train", *words], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "memlab.train", *words], cwd=tmp_path, check=True, capture_output=True
+    )
     by_hand = json.loads((tmp_path / "by_hand" / "result.json").read_text())
     assert by_hand["metrics"]["test/accuracy"] == result["final"]["metrics"]["test/accuracy"]["values"][0]
 
@@ -159,7 +173,12 @@ def test_all_processes_of_a_ddp_trial_have_the_same_parameters(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    longer = {**SWEEP["base"], "trainer.max_steps": 400, "trainer.stop_at_accuracy": None, "trainer.checkpoint_every": 400}
+    longer = {
+        **SWEEP["base"],
+        "trainer.max_steps": 400,
+        "trainer.stop_at_accuracy": None,
+        "trainer.checkpoint_every": 400,
+    }
     process = start(tmp_path, "trials=1", base=longer)
     run = tmp_path / "out" / "trials" / "0000" / "seed_0"
     until(lambda: (run / "metrics.jsonl").exists() and "val/score" in (run / "metrics.jsonl").read_text())

@@ -1,4 +1,6 @@
-"""`memlab.train` as a user starts it: what lies in the run directory, what MLflow holds, that seeds decide everything."""
+"""`memlab.train` as a user starts it: what lies in the run directory, what MLflow holds,
+that seeds decide everything.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ SMALL = [
 def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
     """The small training with some keys set otherwise."""
     keys = [word.partition("=")[0] for word in words]
-    command = [sys.executable, "-m", "memlab.train", *(w for w in SMALL if w.partition("=")[0] not in keys), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "memlab.train",
+        *(w for w in SMALL if w.partition("=")[0] not in keys),
+        *words,
+    ]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -59,18 +67,27 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path: Path) -> None:
     run = tmp_path / "here"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "finished"
-    assert {"test/accuracy", "test/accuracy_teacher_forced", "test/exact_match", "val/accuracy"} <= set(result["metrics"])
+    assert {"test/accuracy", "test/accuracy_teacher_forced", "test/exact_match", "val/accuracy"} <= set(
+        result["metrics"]
+    )
     assert result["memory"]["state_bytes"] == 4 * 16 * 4  # m vectors of width d in fp32
     assert result["steps"] == 12 and result["samples"] == 12 * 8 and result["seed"] == 0
     assert result["stages_began_at"] == [0, 4, 8] and result["stages"] == result["best_stage"] == 3
     assert result["versions"]["torch"]
-    for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/learning_curve.png"):
+    for name in (
+        "config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/learning_curve.png",
+    ):
         assert (run / name).stat().st_size > 0
 
     logged = metrics(run)
     assert [line["step"] for line in logged if "train/loss" in line] == list(range(1, 13))
     assert [line["step"] for line in logged if "val/accuracy" in line] == [4, 8, 12]
-    assert [line["curriculum/segments"] for line in logged if "train/loss" in line] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [line["curriculum/segments"] for line in logged if "train/loss" in line] == [1] * 4 + [2] * 4 + [
+        3
+    ] * 4
     assert str(run) in shown and "mlflow ui --backend-store-uri sqlite:///" in shown
     assert "free-running" in shown and "Traceback" not in shown and "Warning" not in shown
 
@@ -93,7 +110,9 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path: Path) -> None:
 
 
 def test_a_seed_decides_every_loss(tmp_path: Path) -> None:
-    """Same seed, same losses to the last bit; `seed=0` is a seed like any other; another seed differs from the first step on."""
+    """Same seed, same losses to the last bit; `seed=0` is a seed like any other;
+    another seed differs from the first step on.
+    """
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path, f"run_dir={name}", f"seed={seed}", "tracking=off")
     a, b, c = (losses(tmp_path / name) for name in "abc")
@@ -121,7 +140,9 @@ def test_two_trainings_at_the_same_moment(tmp_path: Path) -> None:
 
 def test_multirun_is_a_process_for_each_job(tmp_path: Path) -> None:
     """All jobs run though one of them fails, and the command says so at the end."""
-    process = start(tmp_path, "--multirun", "tracking=off", "model.heads=2,3,1", "run_dir=runs/${model.heads}")
+    process = start(
+        tmp_path, "--multirun", "tracking=off", "model.heads=2,3,1", "run_dir=runs/${model.heads}"
+    )
     _, err = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "1 of the jobs failed" in err and "model.heads=3" in err
@@ -143,7 +164,9 @@ def test_the_last_step_is_validated_once(steps: int, validated: list[int], tmp_p
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C: status 130, no result.json, the last checkpoint and all metrics kept, the MLflow run ends as KILLED."""
+    """Ctrl-C: status 130, no result.json, the last checkpoint and all metrics kept,
+    the MLflow run ends as KILLED.
+    """
     process = start(tmp_path, "trainer.max_steps=100000", "run_dir=here", "trainer.stop_at_accuracy=null")
     checkpoint = tmp_path / "here" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120

@@ -1,4 +1,6 @@
-"""A mistake on the command line: one clear message, status 2, at once, no traceback, and nothing left behind."""
+"""A mistake on the command line: one clear message, status 2, at once, no traceback,
+and nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from memlab import cli
-from memlab.config import check
-from memlab.paths import config_dir
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
 
 MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 MISTAKES = {
@@ -50,12 +52,18 @@ MISTAKES = {
     "--config-name other": ["--config-name"],
     "nonsense": ["nonsense"],
     "task=text curriculum=grow": ["curriculum.stage_steps=null", "curriculum=off"],
-    "task=text curriculum=grow curriculum.stage_steps=9 curriculum.threshold=0.5": ["curriculum.threshold=0.5", "null"],
+    "task=text curriculum=grow curriculum.stage_steps=9 curriculum.threshold=0.5": [
+        "curriculum.threshold=0.5",
+        "null",
+    ],
     "task=text curriculum=length curriculum.stage_steps=9": ["curriculum.by=length", "segments"],
     "curriculum.by=length curriculum.sizes=[12]": ["curriculum.sizes=[12]", "task.length=24"],
     "curriculum.sizes=[1,4]": ["curriculum.sizes=[1, 4]", "stages of its own"],
     "curriculum.by=tokens": ["curriculum.by='tokens'", "segment_length"],
-    "curriculum=mixed curriculum.by=segments curriculum.sizes=[0,4]": ["curriculum.sizes", "greater than or equal to 1"],
+    "curriculum=mixed curriculum.by=segments curriculum.sizes=[0,4]": [
+        "curriculum.sizes",
+        "greater than or equal to 1",
+    ],
     "trainer.recompute_together=2": ["trainer.recompute_together=2", "trainer.recompute=none"],
     "trainer.recompute=layer": ["trainer.recompute='layer'", "segment"],
     "task=text trainer.stop_at_accuracy=0.9": ["trainer.stop_at_accuracy=0.9", "null"],
@@ -83,7 +91,9 @@ def test_a_mistake_is_told_in_one_message(
 
 
 def test_an_encoder_is_not_asked_for_many_tokens(tmp_path: Path) -> None:
-    """This takes the model to be known, so it is told later than the others; still before anything is begun or written."""
+    """This takes the model to be known, so it is told later than the others;
+    still before anything is begun or written.
+    """
     command = [sys.executable, "-m", "memlab.train", "model=rmt_encoder", "task=reverse", "task.length=12"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
@@ -93,7 +103,9 @@ def test_an_encoder_is_not_asked_for_many_tokens(tmp_path: Path) -> None:
 
 
 def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "memlab.train", "model=rnt"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.train", "model=rnt"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("memlab.train: error: ") and len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
@@ -109,12 +121,20 @@ def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Pat
     ],
 )
 def test_mistakes_that_only_the_model_knows(words: str, parts: list[str], tmp_path: Path) -> None:
-    """Combinations that need the model's class are found when it is built, still before anything is written."""
+    """Combinations that need the model's class are found when it is built,
+    still before anything is written.
+    """
     import torch
 
     if words == "trainer=gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU, so asking for it is no mistake")
-    done = subprocess.run([sys.executable, "-m", "memlab.train", *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.train", *words.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert all(part in done.stderr for part in parts), done.stderr
@@ -122,11 +142,15 @@ def test_mistakes_that_only_the_model_knows(words: str, parts: list[str], tmp_pa
 
 
 def seconds(words: list[str], cwd: Path, times: int = 3) -> float:
-    """The fastest of a few runs: this machine's speed varies, and the slow ones say nothing of the command."""
+    """The fastest of a few runs: this machine's speed varies, and the slow ones say nothing of the
+    command.
+    """
     best = float("inf")
     for _ in range(times):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "memlab.train", *words], cwd=cwd, capture_output=True, check=False)
+        subprocess.run(
+            [sys.executable, "-m", "memlab.train", *words], cwd=cwd, capture_output=True, check=False
+        )
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -139,7 +163,11 @@ def test_help_and_mistakes_are_quick(tmp_path: Path) -> None:
 
 def test_a_task_may_say_how_it_is_trained_and_the_command_line_decides(tmp_path: Path) -> None:
     rates = {}
-    for words in ("task=reverse", "task=associative_retrieval", "task=associative_retrieval optim.lr=5e-4 optim.schedule=cosine"):
+    for words in (
+        "task=reverse",
+        "task=associative_retrieval",
+        "task=associative_retrieval optim.lr=5e-4 optim.schedule=cosine",
+    ):
         command = [sys.executable, "-m", "memlab.train", *words.split(), "--cfg", "job"]
         shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         composed = OmegaConf.create(shown)
@@ -148,7 +176,13 @@ def test_a_task_may_say_how_it_is_trained_and_the_command_line_decides(tmp_path:
 
 
 def test_help_names_groups_choices_and_keys(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "memlab.train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.train", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for word in (f"model: {', '.join(MODELS)}", "task: ", "memory_tokens: 12", "--multirun", "--cfg job"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,9 @@
-"""What every model must keep, for every file in configs/model/ and every value of its named options. There is no list to edit.
+"""What every model must keep, for every file in configs/model/ and every value of its named options.
 
-The tests speak to models through the contract alone (`memlab/models/base.py`), so a new YAML is tested by being there.
+There is no list to edit.
+
+The tests speak to models through the contract alone (`memlab/models/base.py`), so a new YAML is tested by
+being there.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from memlab import schema
+from memlab.config import schema
+from memlab.config.paths import config_dir
 from memlab.layers.state import State
 from memlab.models.base import Decoder, Model
-from memlab.paths import config_dir
 from memlab.training import truncation
 
 VOCAB = 13
@@ -29,7 +32,9 @@ SHAPES = [(2, 3, 5), (3, 1, 4), (1, 4, 1), (2, 2, 7)]  # B, S, N
 
 
 def cases() -> list[Any]:
-    """Each file as it is, and with one option at a time changed: words (`Literal` arguments), switches, and shared key-value heads."""
+    """Each file as it is, and with one option at a time changed: words (`Literal` arguments), switches,
+    and shared key-value heads.
+    """
     found = []
     for file in FILES:
         config, arguments = OmegaConf.load(file), schema.parameters(OmegaConf.load(file)._target_)
@@ -40,7 +45,8 @@ def cases() -> list[Any]:
             changes += [{key: value} for value in (*words, *switch) if value != config[key]]
         for change in changes:
             name = "-".join([file.stem, *(f"{key}={value}" for key, value in change.items())])
-            if "memory" in change and "mem_len" in arguments:  # what a control takes away must not come in by a cache
+            # what a control takes away must not come in by a cache
+            if "memory" in change and "mem_len" in arguments:
                 change["mem_len"] = 0
             found.append(pytest.param(file, change, id=name))
     return found
@@ -97,7 +103,9 @@ def test_yaml_is_the_constructors_arguments(path: Path) -> None:
 
 @pytest.mark.parametrize("calls", [[14], [1, 2, 5, 6], [4, 8, 2], [3, 0, 10, 1]], ids=str)
 def test_stream_reads_the_same_however_it_is_split(model: Model, calls: list[int]) -> None:
-    """Segments of 4 from several calls of `stream`: logits and states are those of the fold, the last segment's those of a shorter one."""
+    """Segments of 4 from several calls of `stream`: logits and states are those of the fold,
+    the last segment's those of a shorter one.
+    """
     x = tokens(2, 1, 14)[:, 0]
     whole = model.recurrent(x[:, :12].unflatten(1, (3, 4)), model.init_state(2))
     short = model.segment(x[:, 12:], whole.state)
@@ -112,15 +120,22 @@ def test_stream_reads_the_same_however_it_is_split(model: Model, calls: list[int
     assert_same_state(closed, whole.state)  # type: ignore[arg-type]
     assert state.read == 2 and state.nbytes > 0  # type: ignore[union-attr]
     if isinstance(model, Decoder):
-        close(torch.cat([p.logits for p in pieces], 1), torch.cat([whole.logits.flatten(1, 2), short.logits], 1))
+        close(
+            torch.cat([p.logits for p in pieces], 1), torch.cat([whole.logits.flatten(1, 2), short.logits], 1)
+        )
         assert_same_state(model.close(state), short.state)  # type: ignore[arg-type]
     else:
-        close(torch.cat([p.logits for p in pieces if isinstance(p.state, State)], 1), whole.logits.flatten(1, 2))
+        close(
+            torch.cat([p.logits for p in pieces if isinstance(p.state, State)], 1), whole.logits.flatten(1, 2)
+        )
         close(pieces[-1].logits, short.logits)
 
 
 def test_causality(model: Model) -> None:
-    """Nothing before token t moves when token t does; token t's own logits do. An encoder is causal by segments."""
+    """Nothing before token t moves when token t does; token t's own logits do.
+
+    An encoder is causal by segments.
+    """
     x = tokens(2, 3, 4)
     if not isinstance(model, Decoder):
         before = model(x).logits
@@ -141,7 +156,9 @@ def test_causality(model: Model) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("start", ["fresh", "carried"])
 def test_parallel_is_recurrent(model: Model, shape: tuple[int, int, int], start: str) -> None:
-    """Outputs, final state and all parameter gradients of the parallel form are those of the fold over segments."""
+    """Outputs, final state and all parameter gradients of the parallel form are those of the fold over
+    segments.
+    """
     if model.parallel is None:
         pytest.skip("no parallel form")
     x, (b, s, n) = tokens(*shape), shape
@@ -151,7 +168,9 @@ def test_parallel_is_recurrent(model: Model, shape: tuple[int, int, int], start:
         torch.manual_seed(2)
         state = model.init_state(b) if start == "fresh" else carried(model, b)
         output = form(x, state)
-        loss = (output.logits * weights).sum() + sum(t.square().sum() for t in output.state.tensors() if t.is_floating_point())
+        loss = (output.logits * weights).sum() + sum(
+            t.square().sum() for t in output.state.tensors() if t.is_floating_point()
+        )
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         results.append((output, gradients))
     (one, one_gradients), (other, other_gradients) = results
@@ -181,13 +200,16 @@ def test_reset_starts_a_row_anew_and_leaves_the_others(model: Model, options: di
 
 
 def test_a_document_is_read_alike_in_any_company(model: Model, options: dict[str, Any]) -> None:
-    """Rows that read document after document, in steps with carried state: each document's logits are those of it alone.
+    """Rows that read document after document, in steps with carried state: each document's logits are those
+    of it alone.
 
-    Rows begin documents at different segments, also in the middle of a step and twice in one; a full-depth gradient within a step too.
+    Rows begin documents at different segments, also in the middle of a step and twice in one; a full-depth
+    gradient within a step too.
     """
     if options.get("memory") == "shuffled":
         pytest.skip("this control reads other rows' memory: that is what it is for")
-    lengths, n = [[4, 2, 1, 2], [1, 3, 3, 2], [9]], 4  # segments of the documents of each row; steps of 3 segments
+    # segments of the documents of each row; steps of 3 segments
+    lengths, n = [[4, 2, 1, 2], [1, 3, 3, 2], [9]], 4
     documents = [[tokens(1, s, n) for s in row] for row in lengths]
     rows_BSN = torch.cat([torch.cat(row, dim=1) for row in documents])
     begins_BS = torch.zeros(3, 9, dtype=torch.bool)
@@ -207,19 +229,29 @@ def test_a_document_is_read_alike_in_any_company(model: Model, options: dict[str
             close(together_BSNV[b, at : at + document.shape[1]].flatten(0, 1), alone[0].flatten(0, 1))
             at += document.shape[1]
 
-    whole = gradients(model, lambda: truncation.read(model, rows_BSN.flatten(1), [n] * 9, begins_BS=begins_BS).logits.square().sum())
-    apart = gradients(model, lambda: sum(model(document).logits.square().sum() for row in documents for document in row))  # type: ignore[arg-type,return-value]
+    whole = gradients(
+        model,
+        lambda: (
+            truncation.read(model, rows_BSN.flatten(1), [n] * 9, begins_BS=begins_BS).logits.square().sum()
+        ),
+    )
+    apart = gradients(
+        model, lambda: sum(model(document).logits.square().sum() for row in documents for document in row)
+    )  # type: ignore[arg-type,return-value]
     for name, one, other in zip(dict(model.named_parameters()), whole, apart, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")  # type: ignore[misc]
 
 
 def gradients(model: Model, loss: Callable[[], Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True, materialize_grads=True))
+    return list(
+        torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True, materialize_grads=True)
+    )
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, None])
 def test_gradient_horizon(model: Model, depth: int | None) -> None:
-    """The loss of the last segment reaches the embeddings of the k segments before it, and exactly none earlier.
+    """The loss of the last segment reaches the embeddings of the k segments before it, and exactly none
+    earlier.
 
     Each segment has token ids of its own, so rows of the embedding's gradient tell the segments apart.
     """
@@ -305,7 +337,8 @@ def test_bf16_stays_near_fp32(file: Path, options: dict[str, Any]) -> None:
 
 def test_overfits_one_batch(file: Path, options: dict[str, Any]) -> None:
     model = build(file, options, torch.float32).train()
-    x = torch.randperm(12).view(2, 2, 3)  # all tokens differ, so even a model without memory can tell the positions apart
+    # all tokens differ, so even a model without memory can tell the positions apart
+    x = torch.randperm(12).view(2, 2, 3)
     y = tokens(2, 2, 3) if isinstance(model, Decoder) else tokens(2, 2, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
@@ -317,13 +350,17 @@ def test_overfits_one_batch(file: Path, options: dict[str, Any]) -> None:
 
 
 def test_memory_is_what_solves_a_memory_task(file: Path, options: dict[str, Any]) -> None:
-    """Say in segment 2 what segment 1 showed: learned with the carried state; without it, chance, and chance for who carries nothing."""
+    """Say in segment 2 what segment 1 showed: learned with the carried state; without it, chance,
+    and chance for who carries nothing.
+    """
     model = build(file, options, torch.float32).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def sample(b: int) -> tuple[Tensor, Tensor]:
         shown = torch.randint(8, (b,))
-        return torch.stack([torch.stack([shown, torch.full_like(shown, 10)], 1), torch.full((b, 2), 11)], 1), shown
+        return torch.stack(
+            [torch.stack([shown, torch.full_like(shown, 10)], 1), torch.full((b, 2), 11)], 1
+        ), shown
 
     for _ in range(250):
         x, shown = sample(32)

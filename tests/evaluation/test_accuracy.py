@@ -1,4 +1,6 @@
-"""Free-running accuracy: a model continues a prompt on its own predictions, and what it gets right is counted."""
+"""Free-running accuracy: a model continues a prompt on its own predictions,
+and what it gets right is counted.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ def build(name: str) -> Decoder:
 
 
 def go_on(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
-    """Free running where the answer is all that comes after a prompt; what stands in its place is never looked at."""
+    """Free running where the answer is all that comes after a prompt; what stands in its place is never
+    looked at.
+    """
     nonsense = torch.full((len(prompt_BP), answer_tokens - 1), 10**6)
     answer_T = [False] * (prompt_BP.shape[1] - 1) + [True] * answer_tokens
     return free_running(model, torch.cat([prompt_BP, nonsense], dim=1), answer_T, segment_lengths)
 
 
 def reread(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:
-    """For each token of the answer, the whole sequence so far is read from its beginning, the last segment being cut short."""
+    """For each token of the answer, the whole sequence so far is read from its beginning,
+    the last segment being cut short.
+    """
     tokens_BT = prompt_BP
     for _ in range(answer_tokens):
         left, parts = tokens_BT.shape[1], []
@@ -51,7 +57,9 @@ def reread(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_length
 @pytest.mark.parametrize("name", ["rmt", "full"])
 @pytest.mark.parametrize("lengths", [[11], [4, 7], [3, 3, 5], [1] * 11])
 def test_an_answer_with_given_tokens_in_between(name: str, lengths: list[int]) -> None:
-    """As with several queries: the predicted value is read where the true one stood, the next query as it is given."""
+    """As with several queries: the predicted value is read where the true one stood,
+    the next query as it is given.
+    """
     model = build(name)
     tokens_BT = torch.randint(VOCABULARY, (8, 11), generator=torch.Generator().manual_seed(5))
     answer_T = [t in (3, 4, 7, 10) for t in range(11)]
@@ -81,13 +89,17 @@ def test_an_answer_with_given_tokens_in_between(name: str, lengths: list[int]) -
         (1, 6, [1, 1, 1, 1, 1, 1]),  # every token a segment
     ],
 )
-def test_equals_reading_the_growing_sequence_anew_for_each_token(name: str, prompt: int, answer: int, lengths: list[int]) -> None:
+def test_equals_reading_the_growing_sequence_anew_for_each_token(
+    name: str, prompt: int, answer: int, lengths: list[int]
+) -> None:
     model = build(name)
     prompt_BP = torch.randint(VOCABULARY, (16, prompt), generator=torch.Generator().manual_seed(5))
     predicted_BA = go_on(model, prompt_BP, answer, lengths)
     assert predicted_BA.shape == (16, answer) and not predicted_BA.requires_grad
     assert predicted_BA.tolist() == reread(model, prompt_BP, answer, lengths).tolist()
-    assert len(predicted_BA.unique()) > 3, "predictions that are all alike would be equal for the wrong reasons"
+    assert len(predicted_BA.unique()) > 3, (
+        "predictions that are all alike would be equal for the wrong reasons"
+    )
 
 
 def test_what_is_predicted_in_the_second_segment_depends_on_the_memory_of_the_first() -> None:
@@ -108,7 +120,8 @@ class Heard(State):
 
 
 class Oracle(Decoder):
-    """Knows the right next token wherever it follows from what it has read, and writes token 0 once it has read a mistake.
+    """Knows the right next token wherever it follows from what it has read, and writes token 0 once it has
+    read a mistake.
 
     It stands on the three methods of open segments alone, and checks that they are called in order.
     """
@@ -131,7 +144,10 @@ class Oracle(Decoder):
         assert tokens_Bn.shape[1] > 0
         heard_BP = torch.cat([open.state.tokens_BP, tokens_Bn], dim=1)
         before = open.state.tokens_BP.shape[1]
-        answers = [[self.solve(row[: before + i + 1]) for i in range(tokens_Bn.shape[1])] for row in heard_BP.tolist()]
+        answers = [
+            [self.solve(row[: before + i + 1]) for i in range(tokens_Bn.shape[1])]
+            for row in heard_BP.tolist()
+        ]
         logits_BnV = torch.nn.functional.one_hot(torch.tensor(answers), self.embed.num_embeddings).float()
         return logits_BnV, Open(Heard(heard_BP), (), open.read + tokens_Bn.shape[1])
 
@@ -165,27 +181,45 @@ def right_answer(task: SyntheticTask, read: list[int]) -> int:
 @pytest.mark.parametrize(
     ("task", "own"),
     [
-        (Copy, {"length": 4, "symbols": 6, "num_segments": 3, "segment_lengths": None, "align": None}),  # the prompt ends within a segment
-        (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2], "align": None}),  # the prompt ends at a border
+        # the prompt ends within a segment
+        (Copy, {"length": 4, "symbols": 6, "num_segments": 3, "segment_lengths": None, "align": None}),
+        # the prompt ends at a border
+        (Copy, {"length": 4, "symbols": 6, "num_segments": 1, "segment_lengths": [5, 5, 2], "align": None}),
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 4, "segment_lengths": None, "align": None}),
         (Reverse, {"length": 6, "symbols": 9, "num_segments": 12, "segment_lengths": None, "align": None}),
         (
             AssociativeRetrieval,
-            {"length": 4, "num_segments": 5, "segment_lengths": None, "align": None, "keys": 26, "ask": "value", "queries": 1},
+            {
+                "length": 4,
+                "num_segments": 5,
+                "segment_lengths": None,
+                "align": None,
+                "keys": 26,
+                "ask": "value",
+                "queries": 1,
+            },
         ),
     ],
 )
-def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_follows(task: Any, own: dict[str, Any]) -> None:
+def test_a_solver_of_the_task_is_right_in_everything_and_one_mistake_costs_what_follows(
+    task: Any, own: dict[str, Any]
+) -> None:
     """On real samples, cut into prompt and answer by the answer's mask."""
     made = task(**own, batch_size=4, validation_size=8, test_size=20)
     batch = made.batch("test", 0, 20)
     first = int(batch.answer_BT[0].argmax())
     prompt_BP, truth_BA = (
-        torch.from_numpy(np.ascontiguousarray(a)) for a in (batch.tokens_BT[:, : first + 1], batch.targets_BT[:, first:])
+        torch.from_numpy(np.ascontiguousarray(a))
+        for a in (batch.tokens_BT[:, : first + 1], batch.targets_BT[:, first:])
     )
     score = Score()
     score.add(
-        go_on(Oracle(lambda read: right_answer(made, read), made.vocab_size), prompt_BP, made.answer_tokens, made.segment_lengths),
+        go_on(
+            Oracle(lambda read: right_answer(made, read), made.vocab_size),
+            prompt_BP,
+            made.answer_tokens,
+            made.segment_lengths,
+        ),
         truth_BA,
     )
     assert score.accuracy == score.exact_match == 1.0

@@ -12,12 +12,21 @@ from memlab.models.rmt_encoder import RMTEncoder
 from memlab.models.transformer import Transformer
 
 LAYERS, WIDTH, FFN, V = 2, 8, 3, 11
-SIZES: dict[str, Any] = {"vocab_size": V, "layers": LAYERS, "width": WIDTH, "heads": 2, "ffn_multiple": FFN, "dropout": 0.1}
+SIZES: dict[str, Any] = {
+    "vocab_size": V,
+    "layers": LAYERS,
+    "width": WIDTH,
+    "heads": 2,
+    "ffn_multiple": FFN,
+    "dropout": 0.1,
+}
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])
 def test_operations_of_a_transformer(n: int) -> None:
-    """2 for each weight of a matrix, and for each pair of tokens 2 for the score and 2 for the sum of values, in each of D numbers."""
+    """2 for each weight of a matrix, and for each pair of tokens 2 for the score and 2 for the sum of
+    values, in each of D numbers.
+    """
     model = Transformer(context="segment", **SIZES)
     weights = LAYERS * (4 * WIDTH * WIDTH + 2 * FFN * WIDTH * WIDTH) + WIDTH * V
     found = cost.flops_per_token(model, [n, n, n])

@@ -27,18 +27,45 @@ def text(place: Path, test: list[int], **own: Any) -> TextTask:
         (place / split).mkdir(parents=True, exist_ok=True)
         for i, size in enumerate(sizes):
             (place / split / f"{i}.txt").write_bytes(bytes(generator.integers(97, 123, size=size).tolist()))
-    options: dict[str, Any] = {"data_dir": str(place), "source": None, "source_folder": None, "text_column": "text", "tokenizer": "bytes"}
-    options |= {"bpe_size": 300, "cache_dir": str(place), "segment_length": SEGMENT, "num_segments": 4, "batch_size": 3, "workers": 0}
-    options |= {"validation_documents": None, "test_documents": None, "validation_bytes": None, "test_bytes": None}
+    options: dict[str, Any] = {
+        "data_dir": str(place),
+        "source": None,
+        "source_folder": None,
+        "text_column": "text",
+        "tokenizer": "bytes",
+    }
+    options |= {
+        "bpe_size": 300,
+        "cache_dir": str(place),
+        "segment_length": SEGMENT,
+        "num_segments": 4,
+        "batch_size": 3,
+        "workers": 0,
+    }
+    options |= {
+        "validation_documents": None,
+        "test_documents": None,
+        "validation_bytes": None,
+        "test_bytes": None,
+    }
     task = TextTask(**{**options, **own})
     task.prepare()
     return task
 
 
 def models(vocab_size: int) -> dict[str, Decoder]:
-    sizes: dict[str, Any] = {"vocab_size": vocab_size, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "layers": 2,
+        "width": 8,
+        "heads": 2,
+        "ffn_multiple": 2,
+        "dropout": 0.0,
+    }
     torch.manual_seed(0)
-    xl = TransformerXL(mem_len=4, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, **sizes).double()
+    xl = TransformerXL(
+        mem_len=4, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, **sizes
+    ).double()
     return {"rmt": small.build("rmt", vocab_size).eval(), "transformer_xl": xl.eval()}
 
 
@@ -48,8 +75,14 @@ def alone(model: Decoder, task: TextTask, ids: Any, off: bool) -> np.ndarray[Any
     read, nats = np.concatenate([[task.begin], ids[:-1]]), []
     state = model.init_state(1)
     for start in range(0, len(ids), SEGMENT):
-        output = model.segment(torch.from_numpy(read[start : start + SEGMENT])[None], model.init_state(1) if off else state)
-        nats.append(F.cross_entropy(output.logits[0], torch.from_numpy(ids[start : start + SEGMENT]), reduction="none").numpy())
+        output = model.segment(
+            torch.from_numpy(read[start : start + SEGMENT])[None], model.init_state(1) if off else state
+        )
+        nats.append(
+            F.cross_entropy(
+                output.logits[0], torch.from_numpy(ids[start : start + SEGMENT]), reduction="none"
+            ).numpy()
+        )
         state = output.state
     return np.concatenate(nats)
 
@@ -70,7 +103,11 @@ def test_every_document_is_as_if_it_were_alone(name: str, tmp_path: Path) -> Non
     assert found["tokens"] == 184 and found["documents_read"] == 5
     low, high = found["intervals"]["loss"]
     assert low < found["loss"] < high
-    assert found["intervals"]["bits_per_byte"][0] < found["bits_per_byte"] < found["intervals"]["bits_per_byte"][1]
+    assert (
+        found["intervals"]["bits_per_byte"][0]
+        < found["bits_per_byte"]
+        < found["intervals"]["bits_per_byte"][1]
+    )
 
 
 @torch.no_grad()
@@ -101,12 +138,19 @@ def test_shuffled_reads_on_from_the_other_document(tmp_path: Path) -> None:
 def test_one_document_has_no_other_and_no_interval(tmp_path: Path) -> None:
     task = text(tmp_path, [40])
     found = documents.measure(models(task.vocab_size)["rmt"], task, [PLAIN, SHUFFLED])
-    assert found["controls"]["shuffled"] == {"tokens": 0, "loss": None, "bits_per_byte": None, "by_position": []}
+    assert found["controls"]["shuffled"] == {
+        "tokens": 0,
+        "loss": None,
+        "bits_per_byte": None,
+        "by_position": [],
+    }
     assert found["intervals"] == {"loss": None, "bits_per_byte": None}
 
 
 @torch.no_grad()
-def test_a_stream_reads_the_documents_on_and_on_without_a_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_reads_the_documents_on_and_on_without_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streaming, "FIRST", 24)
     task = text(tmp_path, [25, 40])
     model = models(task.vocab_size)["rmt"]
@@ -117,9 +161,20 @@ def test_a_stream_reads_the_documents_on_and_on_without_a_reset(tmp_path: Path, 
     for start in range(0, 150, SEGMENT):
         output = model.segment(torch.from_numpy(read[start : start + SEGMENT])[None], state)
         state = output.state
-        nats.append(F.cross_entropy(output.logits[0].float(), torch.from_numpy(ids[start : start + SEGMENT]), reduction="none"))
+        nats.append(
+            F.cross_entropy(
+                output.logits[0].float(), torch.from_numpy(ids[start : start + SEGMENT]), reduction="none"
+            )
+        )
     whole = torch.cat(nats)
-    assert [(r["from"], r["tokens"]) for r in found["by_position"]] == [(0, 6), (6, 6), (12, 12), (24, 24), (48, 48), (96, 54)]
+    assert [(r["from"], r["tokens"]) for r in found["by_position"]] == [
+        (0, 6),
+        (6, 6),
+        (12, 12),
+        (24, 24),
+        (48, 48),
+        (96, 54),
+    ]
     for r in found["by_position"]:
         assert r["loss"] == pytest.approx(whole[r["from"] : r["from"] + r["tokens"]].mean().item(), rel=1e-6)
     assert [p["tokens"] for p in found["points"]] == [24, 48, 96, 150]

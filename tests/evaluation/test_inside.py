@@ -1,4 +1,6 @@
-"""Looking inside: numbers against attention written out by hand, and models that compute what they always do."""
+"""Looking inside: numbers against attention written out by hand, and models that compute what they always
+do.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,21 @@ from memlab.models.transformer_xl import TransformerXL
 from memlab.tasks.copy import Copy
 
 SIZES: dict[str, Any] = {"layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
-XL: dict[str, Any] = {"mem_len": 4, "eval_mem_len": None, "same_length": False, "clamp_len": None, "untie": False}
-KNN: dict[str, Any] = {"mem_len": 2, "memory_size": 9, "top_k": 3, "scale_init": 5.0, "gate_init": 0.7, "memory": "on"}
+XL: dict[str, Any] = {
+    "mem_len": 4,
+    "eval_mem_len": None,
+    "same_length": False,
+    "clamp_len": None,
+    "untie": False,
+}
+KNN: dict[str, Any] = {
+    "mem_len": 2,
+    "memory_size": 9,
+    "top_k": 3,
+    "scale_init": 5.0,
+    "gate_init": 0.7,
+    "memory": "on",
+}
 MODELS: dict[str, Any] = {
     "rmt": lambda **own: RMT(memory_tokens=3, **own),
     "rmt_encoder": lambda **own: RMTEncoder(memory_tokens=3, **own),
@@ -36,11 +51,23 @@ MODELS: dict[str, Any] = {
     "infini": lambda **own: Infini(update="delta", gate_init=0.7, memory="on", **own),
     "memorizing": lambda **own: Memorizing(memory_layer=1, kv_heads=1, **KNN, **own),
 }
-KINDS = {"rmt": {"memory_tokens"}, "rmt_encoder": {"memory_tokens"}, "rmt_xl": {"memory_tokens", "cache"}, "infini": {"gated"}}
+KINDS = {
+    "rmt": {"memory_tokens"},
+    "rmt_encoder": {"memory_tokens"},
+    "rmt_xl": {"memory_tokens", "cache"},
+    "infini": {"gated"},
+}
 KINDS |= {"memorizing": {"cache", "gated"}}
 TASK = Copy(
-    length=5, symbols=6, num_segments=3, segment_lengths=None, align=None, batch_size=4, validation_size=8, test_size=9
-)  # fmt: skip
+    length=5,
+    symbols=6,
+    num_segments=3,
+    segment_lengths=None,
+    align=None,
+    batch_size=4,
+    validation_size=8,
+    test_size=9,
+)
 
 
 def build(name: str) -> Any:
@@ -49,7 +76,9 @@ def build(name: str) -> Any:
 
 
 def segments() -> list[Tensor]:
-    return list(torch.from_numpy(TASK.batch("test", 0, 4).tokens_BT.copy()).split(TASK.segment_lengths, dim=1))
+    return list(
+        torch.from_numpy(TASK.batch("test", 0, 4).tokens_BT.copy()).split(TASK.segment_lengths, dim=1)
+    )
 
 
 def states(model: Model) -> list[Any]:
@@ -74,7 +103,9 @@ def test_nothing_is_changed_and_everything_is_seen(name: str) -> None:
         values = torch.tensor(share["values"])
         assert values.shape == (3, 1 if name == "memorizing" and kind == "gated" else 2, 2)
         assert (values[1:] > 0).all() and (values <= 1).all()
-        assert kind == "memory_tokens" or not values[0].any(), "nothing has been read before the first segment"
+        assert kind == "memory_tokens" or not values[0].any(), (
+            "nothing has been read before the first segment"
+        )
     assert (found["similarity"] is not None) == name.startswith("rmt")
     assert (found["retrieval"] is not None) == (name == "memorizing")
 
@@ -90,7 +121,9 @@ def test_attention_to_read_memory() -> None:
     m, block = 3, model.stack.blocks[0]
     for s, (tokens_BN, state) in enumerate(zip(segments(), states(model), strict=False)):
         n = tokens_BN.shape[1]
-        q, k, _ = block.project(torch.cat([state.memory_BMD, model.embed(tokens_BN), state.memory_BMD], dim=1))
+        q, k, _ = block.project(
+            torch.cat([state.memory_BMD, model.embed(tokens_BN), state.memory_BMD], dim=1)
+        )
         turn = model.stack.turn(memory_tokens.positions(m, n, m, model.device), q.dtype)
         weight = softmax(rotate(q, turn), rotate(k, turn), memory_tokens.mask(m, n, m, model.device))
         expected = weight[:, :, m : m + n, :m].sum(-1).mean((0, 2))
@@ -139,7 +172,9 @@ def test_how_far_back_keys_are_retrieved() -> None:
         q, _, _ = model.stack.blocks[0].project(model.embed(tokens_BN))
         keys = state.memory.keys_BHPK[:, 0]
         rows = keys.shape[1]
-        for b, h, t in torch.cartesian_prod(torch.arange(4), torch.arange(2), torch.arange(q.shape[2])).tolist():
+        for b, h, t in torch.cartesian_prod(
+            torch.arange(4), torch.arange(2), torch.arange(q.shape[2])
+        ).tolist():
             if rows:
                 score = keys[b] @ F.normalize(q[b, h, t], dim=-1) * model.scale_H[h]
                 best = score.topk(min(3, rows))

@@ -21,7 +21,10 @@ def test_wilson_bounds_are_where_the_score_test_just_rejects(right: int, samples
 def test_wilson_holds_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     for p in (0.5, 0.9, 0.99):
-        hits = [low <= p <= high for low, high in (wilson(int(k), 100) for k in generator.binomial(100, p, size=2000))]
+        hits = [
+            low <= p <= high
+            for low, high in (wilson(int(k), 100) for k in generator.binomial(100, p, size=2000))
+        ]
         assert np.mean(hits) == pytest.approx(0.95, abs=0.035)
 
 
@@ -52,6 +55,7 @@ def test_ratio_of_sums_resamples_pairs() -> None:
     found = ratio_of_sums(noisy.tolist(), tokens.tolist())
     assert found is not None
     share = noisy.sum() / tokens.sum()
-    linear = np.sqrt(((noisy - share * tokens) ** 2).sum()) / tokens.sum()  # the delta method's standard error
+    # the delta method's standard error
+    linear = np.sqrt(((noisy - share * tokens) ** 2).sum()) / tokens.sum()
     assert found[0] < share < found[1] and (found[1] - found[0]) == pytest.approx(2 * Z * linear, rel=0.1)
     assert ratio_of_sums([3.0], [2.0]) is None

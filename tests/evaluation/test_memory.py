@@ -19,7 +19,14 @@ LENGTHS = [[7], [4, 4, 4], [2, 6, 1, 3]]
 
 def build(name: str, dtype: torch.dtype) -> Model:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 11, "layers": LAYERS, "width": WIDTH, "heads": HEADS, "ffn_multiple": 2, "dropout": 0.0}
+    sizes = {
+        "vocab_size": 11,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "heads": HEADS,
+        "ffn_multiple": 2,
+        "dropout": 0.0,
+    }
     models = {
         "rmt": lambda: RMT(memory_tokens=SLOTS, write_memory="carried", **sizes),
         "memory_transformer": lambda: MemoryTransformer(memory_tokens=SLOTS, **sizes),
@@ -39,7 +46,9 @@ def keys_and_values(tokens: int, size: int) -> int:
 def test_rmt_carries_its_memory_and_holds_the_longest_segment_with_its_read_memory(
     dtype: torch.dtype, size: int, lengths: list[int]
 ) -> None:
-    """m * d carried whatever the length; while a segment is read, keys and values of read memory and segment beside it."""
+    """m * d carried whatever the length; while a segment is read, keys and values of read memory and
+    segment beside it.
+    """
     cost = measure(build("rmt", dtype), lengths)
     assert cost.state_bytes == SLOTS * WIDTH * size
     assert cost.peak_bytes == SLOTS * WIDTH * size + keys_and_values(SLOTS + max(lengths), size)
@@ -47,7 +56,9 @@ def test_rmt_carries_its_memory_and_holds_the_longest_segment_with_its_read_memo
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("dtype", "size"), DTYPES)
-def test_models_without_memory_carry_nothing_and_hold_the_longest_segment(dtype: torch.dtype, size: int, lengths: list[int]) -> None:
+def test_models_without_memory_carry_nothing_and_hold_the_longest_segment(
+    dtype: torch.dtype, size: int, lengths: list[int]
+) -> None:
     cost = measure(build("segment", dtype), lengths)
     assert cost.state_bytes == 0 and cost.compression_carry is None
     assert cost.peak_bytes == keys_and_values(max(lengths), size)
@@ -58,7 +69,9 @@ def test_models_without_memory_carry_nothing_and_hold_the_longest_segment(dtype:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("dtype", "size"), DTYPES)
-def test_full_context_carries_the_keys_and_values_of_every_token(dtype: torch.dtype, size: int, lengths: list[int]) -> None:
+def test_full_context_carries_the_keys_and_values_of_every_token(
+    dtype: torch.dtype, size: int, lengths: list[int]
+) -> None:
     cost = measure(build("full", dtype), lengths)
     assert cost.state_bytes == keys_and_values(sum(lengths), size) + COUNTER
     assert cost.compression_carry == pytest.approx(1, rel=COUNTER / cost.kv_full_bytes)
@@ -66,8 +79,12 @@ def test_full_context_carries_the_keys_and_values_of_every_token(dtype: torch.dt
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("dtype", "size"), DTYPES)
-def test_full_context_holds_each_token_once_while_it_reads(dtype: torch.dtype, size: int, lengths: list[int]) -> None:
-    """Carried state plus the current segment's keys and values (DESIGN 5): at its end that is the whole cache, one time."""
+def test_full_context_holds_each_token_once_while_it_reads(
+    dtype: torch.dtype, size: int, lengths: list[int]
+) -> None:
+    """Carried state plus the current segment's keys and values (DESIGN 5):
+    at its end that is the whole cache, one time.
+    """
     cost = measure(build("full", dtype), lengths)
     assert cost.peak_bytes == keys_and_values(sum(lengths), size) + COUNTER
     assert cost.compression_peak == pytest.approx(1, rel=COUNTER / cost.kv_full_bytes)

@@ -1,4 +1,6 @@
-"""Samples read segment by segment, plainly and under controls, against a loop that reads one document, one token at a time."""
+"""Samples read segment by segment, plainly and under controls, against a loop that reads one document,
+one token at a time.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,15 @@ LAYERED = {
         mem_len=3, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, vocab_size=v, **SIZES
     ),
     "memorizing": lambda v: Memorizing(
-        mem_len=2, memory_layer=2, memory_size=7, top_k=2, scale_init=5.0, gate_init=0.0, memory="on", vocab_size=v, **SIZES
+        mem_len=2,
+        memory_layer=2,
+        memory_size=7,
+        top_k=2,
+        scale_init=5.0,
+        gate_init=0.0,
+        memory="on",
+        vocab_size=v,
+        **SIZES,
     ),
 }
 NAMES = ["rmt", "segment", "full", *LAYERED]
@@ -42,7 +52,16 @@ def build(name: str, vocab_size: int) -> Model:
 
 
 def copy(lengths: list[int] | None, **own: Any) -> Copy:
-    own = {"length": 5, "symbols": 6, "num_segments": 3, "align": None, "batch_size": 4, "validation_size": 8, "test_size": 9, **own}
+    own = {
+        "length": 5,
+        "symbols": 6,
+        "num_segments": 3,
+        "align": None,
+        "batch_size": 4,
+        "validation_size": 8,
+        "test_size": 9,
+        **own,
+    }
     return Copy(segment_lengths=lengths, **own)
 
 
@@ -56,7 +75,9 @@ class Row:
         self.segments = list(zip([0, *ends], ends, strict=False))
 
     def run(self, begin: Any, forced: bool) -> tuple[list[int], list[Tensor], list[Any]]:
-        """Predictions of the answer, their logits, and the states before each segment; `begin(s, own)` is what a segment begins with."""
+        """Predictions of the answer, their logits, and the states before each segment;
+        `begin(s, own)` is what a segment begins with.
+        """
         predicted, logits, states = [], [], []
         own: Any = self.model.init_state(1)
         for s, (start, end) in enumerate(self.segments):
@@ -76,8 +97,11 @@ class Row:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cut", [None, [4, 8, 3], [2, 2, 2, 2, 2, 2, 2, 1], [14, 1], [15]])
 @torch.no_grad()
-def test_every_condition_equals_its_definition(name: str, cut: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "TOKENS_AT_ONCE", 21)  # five rows: segments of 2 are read two at a time, longer ones alone
+def test_every_condition_equals_its_definition(
+    name: str, cut: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # five rows: segments of 2 are read two at a time, longer ones alone
+    monkeypatch.setattr(samples, "TOKENS_AT_ONCE", 21)
     task = copy(cut)
     model = build(name, task.vocab_size)
     assert isinstance(model, Decoder)
@@ -98,7 +122,9 @@ def test_every_condition_equals_its_definition(name: str, cut: list[int] | None,
                 predicted, logits, _ = row.run(begin, forced)
                 assert counted[at] == sum(p == t for p, t in zip(predicted, truth, strict=True))
                 if forced:
-                    nats -= sum(float(scores.log_softmax(0)[t]) for scores, t in zip(logits, truth, strict=True))
+                    nats -= sum(
+                        float(scores.log_softmax(0)[t]) for scores, t in zip(logits, truth, strict=True)
+                    )
         assert found[condition].nats == pytest.approx(nats, rel=1e-9)
         assert found[condition].tokens == task.answer_tokens
 
@@ -139,8 +165,12 @@ def test_an_encoder_answers_at_the_end() -> None:
     other = type(state)(state.memory_BMD[[3, 0, 1, 2]])
     for condition, before in zip(CONDITIONS, (state, model.init_state(4), other), strict=True):
         logits = model.segment(tokens[-1], before).logits[:, 0]
-        assert found[condition].free == found[condition].forced == (logits.argmax(-1) == truth).long().tolist()
-        assert found[condition].nats == pytest.approx(-logits.log_softmax(-1).gather(1, truth[:, None]).sum().item(), rel=1e-9)
+        assert (
+            found[condition].free == found[condition].forced == (logits.argmax(-1) == truth).long().tolist()
+        )
+        assert found[condition].nats == pytest.approx(
+            -logits.log_softmax(-1).gather(1, truth[:, None]).sum().item(), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,23 +181,37 @@ def test_the_memory_on_the_way_is_that_of_a_document_of_that_length(name: str, c
     watch = Watch(model)
     samples.read(model, task.batch("test", 0, 3), watch=watch)
     count = task.num_segments
-    assert [p["segments"] for p in watch.curve] == sorted({1, *(2**i for i in range(9) if 2**i <= count), count})
+    assert [p["segments"] for p in watch.curve] == sorted(
+        {1, *(2**i for i in range(9) if 2**i <= count), count}
+    )
     for point in watch.curve:
         expected = measure(model, task.segment_lengths[: point["segments"]]).to_dict()
         assert {k: v for k, v in point.items() if k != "segments"} == expected
 
 
-def test_figures_of_a_length_do_not_depend_on_how_it_is_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_a_length_do_not_depend_on_how_it_is_cut_into_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     task = copy(None)
     model = build("rmt", task.vocab_size)
     whole = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF])
     monkeypatch.setattr(lengths, "ROWS", 2)
     parts = lengths.measure(model, task, 9, [samples.PLAIN, samples.MEMORY_OFF])
     assert (whole["batch_size"], parts["batch_size"]) == (9, 2)
-    for key in ("accuracy", "exact_match", "accuracy_teacher_forced", "intervals", "memory", "memory_curve", "depth"):
+    for key in (
+        "accuracy",
+        "exact_match",
+        "accuracy_teacher_forced",
+        "intervals",
+        "memory",
+        "memory_curve",
+        "depth",
+    ):
         assert whole[key] == parts[key], key
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-12)
-    assert parts["controls"]["memory_off"]["loss"] == pytest.approx(whole["controls"]["memory_off"]["loss"], rel=1e-12)
+    assert parts["controls"]["memory_off"]["loss"] == pytest.approx(
+        whole["controls"]["memory_off"]["loss"], rel=1e-12
+    )
 
 
 def test_batches_stay_within_bounds_however_long_a_sample_is() -> None:
@@ -180,10 +224,15 @@ def test_batches_stay_within_bounds_however_long_a_sample_is() -> None:
             assert 1 <= rows <= lengths.ROWS and rows * task.tokens <= max(task.tokens, lengths._TOKENS)
     assert lengths.rows_at_once(build("rmt", 9), task) == lengths._TOKENS // task.tokens
     held = 2 * 2 * 2 * 4 * task.tokens * 8
-    assert lengths.rows_at_once(build("full", 9), task) == min(lengths._TOKENS // task.tokens, lengths._BYTES // held)
+    assert lengths.rows_at_once(build("full", 9), task) == min(
+        lengths._TOKENS // task.tokens, lengths._BYTES // held
+    )
 
 
-@pytest.mark.parametrize(("amount", "most", "least"), [(1, 5, 1), (9, 2, 1), (9, 2, 2), (3, 2, 2), (2, 1, 2), (256, 256, 2), (257, 256, 2)])
+@pytest.mark.parametrize(
+    ("amount", "most", "least"),
+    [(1, 5, 1), (9, 2, 1), (9, 2, 2), (3, 2, 2), (2, 1, 2), (256, 256, 2), (257, 256, 2)],
+)
 def test_shares_are_even(amount: int, most: int, least: int) -> None:
     parts = lengths.shares(amount, most, least)
     assert sum(parts) == amount and max(parts) - min(parts) <= 1 and min(parts) >= least
@@ -194,13 +243,17 @@ def test_stretches_cover_all_segments_in_order() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         cut = generator.integers(1, 3, size=generator.integers(1, 12)).tolist()
-        alone = set(generator.choice(len(cut), size=generator.integers(0, len(cut) + 1), replace=False).tolist())
+        alone = set(
+            generator.choice(len(cut), size=generator.integers(0, len(cut) + 1), replace=False).tolist()
+        )
         room = int(generator.integers(0, 9))
         found = list(samples.stretches(cut, alone, room))
         assert [s for first, end in found for s in range(first, end)] == list(range(len(cut)))
         for first, end in found:
             assert end == first + 1 or (
-                not alone & set(range(first, end)) and len(set(cut[first:end])) == 1 and sum(cut[first:end]) <= room
+                not alone & set(range(first, end))
+                and len(set(cut[first:end])) == 1
+                and sum(cut[first:end]) <= room
             )
 
 

@@ -14,7 +14,9 @@ from memlab.evaluation.statistics import Spread, holm, pareto_front, permutation
 def test_spread_by_hand() -> None:
     spread = Spread((0.9, 0.99, 1.0))
     assert spread.mean == pytest.approx(2.89 / 3)
-    assert spread.std == pytest.approx(math.sqrt(((0.9 - 2.89 / 3) ** 2 + (0.99 - 2.89 / 3) ** 2 + (1 - 2.89 / 3) ** 2) / 2))
+    assert spread.std == pytest.approx(
+        math.sqrt(((0.9 - 2.89 / 3) ** 2 + (0.99 - 2.89 / 3) ** 2 + (1 - 2.89 / 3) ** 2) / 2)
+    )
     assert (spread.n, spread.solved) == (3, 2)
     assert Spread((0.5,)).std is None
 
@@ -23,15 +25,23 @@ def test_three_seeds_can_give_a_tenth_at_best() -> None:
     """20 ways to deal 3 + 3, two of them as far apart as can be."""
     assert smallest_p(3, 3) == pytest.approx(2 / 20) == permutation_p([1.0, 0.99, 0.98], [0.1, 0.2, 0.3])
     assert smallest_p(2, 3) == pytest.approx(1 / 10) == permutation_p([1.0, 0.9], [0.1, 0.2, 0.3])
-    assert smallest_p(3, 3, paired=True) == pytest.approx(2 / 8) == permutation_p([1.0, 0.9, 0.8], [0.5, 0.6, 0.7], paired=True)
+    assert (
+        smallest_p(3, 3, paired=True)
+        == pytest.approx(2 / 8)
+        == permutation_p([1.0, 0.9, 0.8], [0.5, 0.6, 0.7], paired=True)
+    )
 
 
 def test_permutation_by_hand() -> None:
-    """{3, 4} against {1, 2}: six ways, distances 2, 1, 0, 0, 1, 2. {2, 4} against {1, 3}: distance 1, which four of the six reach."""
+    """{3, 4} against {1, 2}: six ways, distances 2, 1, 0, 0, 1, 2. {2, 4} against {1, 3}: distance 1,
+    which four of the six reach.
+    """
     assert permutation_p([3, 4], [1, 2]) == pytest.approx(2 / 6)
     assert permutation_p([2, 4], [1, 3]) == pytest.approx(4 / 6)
     assert permutation_p([1, 1], [1, 1]) == 1
-    assert permutation_p([2, 3, 1], [1, 1, 1], paired=True) == pytest.approx(4 / 8), "differences 1, 2, 0: the sign of 0 does not matter"
+    assert permutation_p([2, 3, 1], [1, 1, 1], paired=True) == pytest.approx(4 / 8), (
+        "differences 1, 2, 0: the sign of 0 does not matter"
+    )
     assert permutation_p([0.3, 0.2], [0.1]) == permutation_p([0.1], [0.3, 0.2])
 
 
@@ -70,5 +80,7 @@ def test_seeds_needed() -> None:
 
 def test_pareto_front_by_hand() -> None:
     points = [(0, 0.1), (10, 0.9), (20, 0.8), (10, 0.5), (40, 1.0), (40, 1.0)]
-    assert pareto_front(points) == [0, 1, 4, 5], "(20, 0.8) and (10, 0.5) are beaten by (10, 0.9); equal points do not beat each other"
+    assert pareto_front(points) == [0, 1, 4, 5], (
+        "(20, 0.8) and (10, 0.5) are beaten by (10, 0.9); equal points do not beat each other"
+    )
     assert pareto_front([(0, 2.5), (5, 2.4), (9, 2.6)], higher_is_better=False) == [0, 1]

@@ -37,13 +37,17 @@ def test_attention_with_a_past_equals_attention_at_once(first: int) -> None:
     for actual, expected in zip(kept_in_pieces.tensors(), kept.tensors(), strict=True):
         torch.testing.assert_close(actual, expected, **TOLERANCE)
     leaves = [x_BTD, *attention.parameters()]
-    for actual, expected in zip(*(torch.autograd.grad((weights * y).sum(), leaves) for y in (pieces, whole)), strict=True):
+    for actual, expected in zip(
+        *(torch.autograd.grad((weights * y).sum(), leaves) for y in (pieces, whole)), strict=True
+    ):
         torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("pieces", [[7], [1] * 7, [3, 4], [2, 1, 4]])
 @pytest.mark.parametrize("rows_have_their_own_positions", [False, True])
-def test_a_stack_read_in_pieces_equals_the_stack_at_once(pieces: list[int], rows_have_their_own_positions: bool) -> None:
+def test_a_stack_read_in_pieces_equals_the_stack_at_once(
+    pieces: list[int], rows_have_their_own_positions: bool
+) -> None:
     torch.manual_seed(0)
     stack = Stack(layers=3, width=8, heads=2, ffn_width=16, dropout=0.0).double()
     x_BTD, positions = normal(2, 7, 8), torch.arange(5, 12)
@@ -80,7 +84,9 @@ def test_rows_that_are_wanted_are_those_of_all_rows(positions: str, rows: slice,
         torch.testing.assert_close(actual.keys_BHPK, expected.keys_BHPK, **TOLERANCE)
         torch.testing.assert_close(actual.values_BHPK, expected.values_BHPK, **TOLERANCE)
     weights, leaves = normal(*few.shape).flip(1), [x_BTD, *stack.parameters()]
-    for actual, expected in zip(*(torch.autograd.grad((weights * y).sum(), leaves) for y in (few, all_rows[:, rows])), strict=True):
+    for actual, expected in zip(
+        *(torch.autograd.grad((weights * y).sum(), leaves) for y in (few, all_rows[:, rows])), strict=True
+    ):
         torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
@@ -98,7 +104,10 @@ def test_projecting_twice_in_one_product_is_projecting_once_with_and_once_withou
     own, again = block.project_twice(x_BTD, turn)
     expected = [*block.project(x_BTD, turn), *block.keys_values(x_BTD.detach(), turn)]
     leaves = [x_BTD, *block.attention_norm.parameters(), *block.attention.qkv.parameters()]
-    sums = [sum((normal(*y.shape).roll(n) * y).sum() for n, y in enumerate(outputs)) for outputs in ([*own, *again], expected)]
+    sums = [
+        sum((normal(*y.shape).roll(n) * y).sum() for n, y in enumerate(outputs))
+        for outputs in ([*own, *again], expected)
+    ]
     for actual, wanted in zip([*own, *again], expected, strict=True):
         torch.testing.assert_close(actual, wanted, **TOLERANCE)
     for actual, wanted in zip(*(torch.autograd.grad(total, leaves) for total in sums), strict=True):
@@ -106,7 +115,9 @@ def test_projecting_twice_in_one_product_is_projecting_once_with_and_once_withou
 
 
 def test_a_mask_says_who_may_look_whether_or_not_there_is_a_past() -> None:
-    """True = may look. With one key allowed, the output is that key's value, so it is seen whose value arrives."""
+    """True = may look. With one key allowed, the output is that key's value,
+    so it is seen whose value arrives.
+    """
     torch.manual_seed(0)
     attention = Attention(width=4, heads=1).double()
     x_BTD, turn = normal(1, 5, 4), rotation(torch.zeros(5, dtype=torch.long), 4, dtype=torch.float64)
@@ -123,15 +134,24 @@ def test_a_mask_says_who_may_look_whether_or_not_there_is_a_past() -> None:
 
 def test_the_causal_mask_lets_the_last_tokens_see_all_before_them_and_themselves() -> None:
     assert causal_mask(2, 5, torch.device("cpu")).tolist() == [[True] * 4 + [False], [True] * 5]
-    assert causal_mask(3, 3, torch.device("cpu")).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert causal_mask(3, 3, torch.device("cpu")).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
 
 
 def test_a_score_depends_on_the_distance_of_positions_alone() -> None:
-    """RoFormer, eq. 16: moving query and key by the same number of positions leaves their product as it was; the distance matters."""
+    """RoFormer, eq. 16: moving query and key by the same number of positions leaves their product as it was;
+    the distance matters.
+    """
     query, key = normal(2, 1, 1, 1, 6)
 
     def score(at: int, of: int) -> float:
-        turned = [rotate(x, rotation(torch.tensor([p]), 6, dtype=torch.float64)) for x, p in ((query, at), (key, of))]
+        turned = [
+            rotate(x, rotation(torch.tensor([p]), 6, dtype=torch.float64))
+            for x, p in ((query, at), (key, of))
+        ]
         return float((turned[0] * turned[1]).sum())
 
     for distance in (-4, 0, 3, 1000):
@@ -146,7 +166,9 @@ def test_a_rotation_turns_pair_k_by_the_position_over_10000_to_the_2k_over_width
     turned = rotate(x, rotation(torch.tensor([-5]), 6, dtype=torch.float64)).flatten().tolist()
     values = x.flatten().tolist()
     for k in range(3):
-        number = complex(values[k], values[k + 3]) * complex(math.cos(a := -5 / 10_000 ** (2 * k / 6)), math.sin(a))
+        number = complex(values[k], values[k + 3]) * complex(
+            math.cos(a := -5 / 10_000 ** (2 * k / 6)), math.sin(a)
+        )
         assert (turned[k], turned[k + 3]) == pytest.approx((number.real, number.imag), rel=1e-12)
     at_zero = rotate(x, rotation(torch.tensor([0]), 6, dtype=torch.float64))
     assert torch.equal(at_zero, x)
@@ -156,7 +178,9 @@ def test_rotations_of_rows_of_positions_are_those_of_each_row() -> None:
     x_BHTK, positions_BT = normal(2, 3, 4, 6), torch.tensor([[0, 1, 2, 3], [7, 9, 2, -4]])
     together = rotate(x_BHTK, rotation(positions_BT, 6, dtype=torch.float64))
     for b in range(2):
-        assert torch.equal(together[b], rotate(x_BHTK[b : b + 1], rotation(positions_BT[b], 6, dtype=torch.float64))[0])
+        assert torch.equal(
+            together[b], rotate(x_BHTK[b : b + 1], rotation(positions_BT[b], 6, dtype=torch.float64))[0]
+        )
 
 
 def test_float32_rotations_stay_exact_a_million_tokens_away() -> None:
@@ -164,17 +188,23 @@ def test_float32_rotations_stay_exact_a_million_tokens_away() -> None:
     position, width = 1_000_001, 8
     cos, sin = rotation(torch.tensor([position]), width)
     assert cos.dtype == sin.dtype == torch.float32
-    angles = [position / 10_000 ** (2 * k / width) for k in range(width // 2)] * 2  # one for each member of a pair
+    # one for each member of a pair
+    angles = [position / 10_000 ** (2 * k / width) for k in range(width // 2)] * 2
     assert cos[0].tolist() == pytest.approx([math.cos(a) for a in angles], abs=1e-7)
     assert sin[0].tolist() == pytest.approx([math.sin(a) for a in angles], abs=1e-7)
 
 
 def test_a_rotated_tensor_keeps_its_dtype() -> None:
-    assert rotate(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16), rotation(torch.arange(2), 4)).dtype == torch.bfloat16
+    assert (
+        rotate(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16), rotation(torch.arange(2), 4)).dtype
+        == torch.bfloat16
+    )
 
 
 def test_weights_begin_at_the_scale_of_their_fan_in() -> None:
-    """GPT-2's scheme: residual outputs smaller by sqrt(2 * layers), so that the sum over layers does not grow; biases 0."""
+    """GPT-2's scheme: residual outputs smaller by sqrt(2 * layers), so that the sum over layers does not
+    grow; biases 0.
+    """
     torch.manual_seed(0)
     stack = Stack(layers=8, width=64, heads=2, ffn_width=256, dropout=0.0)
     initialise(stack, layers=8)
@@ -190,7 +220,9 @@ def test_weights_begin_at_the_scale_of_their_fan_in() -> None:
 
 
 def test_half_of_the_heads_begin_by_position_and_half_by_content() -> None:
-    """Scores of the first kind depend on the distance alone where the input says nothing; the second kind prefers its like."""
+    """Scores of the first kind depend on the distance alone where the input says nothing;
+    the second kind prefers its like.
+    """
     torch.manual_seed(0)
     stack = Stack(layers=1, width=32, heads=4, ffn_width=32, dropout=0.0)
     initialise(stack, layers=1)

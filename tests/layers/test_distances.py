@@ -1,4 +1,6 @@
-"""Transformer-XL's way to tell positions: distances, their sinusoids, the shift from scores by distance to scores by key, and attention."""
+"""Transformer-XL's way to tell positions: distances, their sinusoids,
+the shift from scores by distance to scores by key, and attention.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_sinusoids_are_sines_then_cosines_of_the_distance_over_10000_to_the_2k_o
     for distance, r_D in zip(wanted, r_WD.tolist(), strict=True):
         for k in range(width // 2):
             angle = distance / 10_000 ** (2 * k / width)
-            assert (r_D[k], r_D[width // 2 + k]) == pytest.approx((math.sin(angle), math.cos(angle)), abs=1e-12)
+            assert (r_D[k], r_D[width // 2 + k]) == pytest.approx(
+                (math.sin(angle), math.cos(angle)), abs=1e-12
+            )
 
 
 def test_float32_sinusoids_stay_exact_a_million_tokens_away() -> None:
@@ -89,7 +93,8 @@ def test_float32_sinusoids_stay_exact_a_million_tokens_away() -> None:
     assert r_WD[0].tolist() == pytest.approx([f(a) for f in (math.sin, math.cos) for a in angles], abs=1e-7)
 
 
-@pytest.mark.parametrize("scores", [1, 30, 100, 1 << 20])  # pieces of a query, of a few, of rows of the batch, and all at once
+# pieces of a query, of a few, of rows of the batch, and all at once
+@pytest.mark.parametrize("scores", [1, 30, 100, 1 << 20])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 3), (4, 9), (7, 8)])
 @pytest.mark.parametrize("mask_has_rows", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
@@ -100,7 +105,11 @@ def test_attention_is_softmax_of_the_papers_four_terms(
     monkeypatch.setattr(module, "_SCORES", scores)
     batch, heads, width = 3, 2, 4
     distance_W = distances(queries, keys, ahead, CPU).tolist()
-    shapes = {"q": (batch, heads, queries, width), "k": (batch, heads, keys, width), "v": (batch, heads, keys, width)}
+    shapes = {
+        "q": (batch, heads, queries, width),
+        "k": (batch, heads, keys, width),
+        "v": (batch, heads, keys, width),
+    }
     shapes |= {"r": (heads, len(distance_W), width), "u_HK": (heads, width), "v_HK": (heads, width)}
     leaves = {name: normal(*shape).roll(n).requires_grad_() for n, (name, shape) in enumerate(shapes.items())}
     q, k, v, r, u_HK, v_HK = leaves.values()
@@ -114,7 +123,8 @@ def test_attention_is_softmax_of_the_papers_four_terms(
             for i in range(queries):
                 seen = [j for j in range(keys) if mask.expand(batch, 1, queries, keys)[b, 0, i, j]]
                 terms = [
-                    (q[b, h, i] + u_HK[h]) @ k[b, h, j] + (q[b, h, i] + v_HK[h]) @ r[h, distance_W.index(behind(queries, keys, i, j))]
+                    (q[b, h, i] + u_HK[h]) @ k[b, h, j]
+                    + (q[b, h, i] + v_HK[h]) @ r[h, distance_W.index(behind(queries, keys, i, j))]
                     for j in seen
                 ]
                 weight = (torch.stack(terms) / math.sqrt(width)).softmax(0)
@@ -123,8 +133,12 @@ def test_attention_is_softmax_of_the_papers_four_terms(
     y = attention(q, k, v, r, u_HK, v_HK, mask, ahead)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     wanted = normal(*y.shape).flip(0)
-    found, right = (torch.autograd.grad((wanted * output).sum(), list(leaves.values())) for output in (y, expected))
+    found, right = (
+        torch.autograd.grad((wanted * output).sum(), list(leaves.values())) for output in (y, expected)
+    )
     for name, actual, gradient in zip(leaves, found, right, strict=True):
-        torch.testing.assert_close(actual, gradient, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual, gradient, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
     with torch.no_grad():
         assert torch.equal(attention(q, k, v, r, u_HK, v_HK, mask, ahead), y)

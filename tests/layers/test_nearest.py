@@ -36,7 +36,11 @@ def test_nearest_finds_the_rows_with_the_largest_products(
     monkeypatch: pytest.MonkeyPatch, scores: int, rows: int, k: int, groups: int
 ) -> None:
     monkeypatch.setattr(module, "_SCORES", scores)
-    q_BGTK, keys_BGPK, (low_BS, high_BS) = normal(B, groups, T, K), normal(B, groups, rows, K, seed=1), ranges(rows)
+    q_BGTK, keys_BGPK, (low_BS, high_BS) = (
+        normal(B, groups, T, K),
+        normal(B, groups, rows, K, seed=1),
+        ranges(rows),
+    )
     found, product = nearest(q_BGTK, keys_BGPK, low_BS, high_BS, k)
     assert found.shape == product.shape == (B, groups, T, min(k, rows))
     seen = product > -torch.inf
@@ -46,7 +50,12 @@ def test_nearest_finds_the_rows_with_the_largest_products(
                 expected = by_hand(q_BGTK[b, g, t], keys_BGPK[b, g], int(low_BS[b, t]), int(high_BS[b, t]), k)
                 mine = found[b, g, t][seen[b, g, t]]
                 assert sorted(mine.tolist()) == sorted(expected)
-                torch.testing.assert_close(product[b, g, t][seen[b, g, t]], keys_BGPK[b, g, mine] @ q_BGTK[b, g, t], rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(
+                    product[b, g, t][seen[b, g, t]],
+                    keys_BGPK[b, g, mine] @ q_BGTK[b, g, t],
+                    rtol=1e-12,
+                    atol=1e-12,
+                )
                 assert ((found >= 0) & (found < rows)).all(), "what nobody sees still is a row"
 
 
@@ -65,7 +74,9 @@ def test_attention_over_the_nearest_and_the_gradient_of_its_queries(
     expected_BHTK = []
     for b in range(B):
         for h in range(H):
-            keys_PK, values_PK = (rows_BGPK[b, h * groups // H].detach() for rows_BGPK in (keys_BGPK, values_BGPK))
+            keys_PK, values_PK = (
+                rows_BGPK[b, h * groups // H].detach() for rows_BGPK in (keys_BGPK, values_BGPK)
+            )
             for t in range(T):
                 query_K = q_BHTK[b, h, t]
                 best = by_hand(query_K, keys_PK, int(low_BS[b, t]), int(high_BS[b, t]), k)
@@ -76,7 +87,9 @@ def test_attention_over_the_nearest_and_the_gradient_of_its_queries(
     wanted = normal(*y_BHTK.shape, seed=3)
     leaves = [q_BHTK, keys_BGPK, values_BGPK]
     gradient, *others = torch.autograd.grad((wanted * y_BHTK).sum(), leaves, allow_unused=True)
-    torch.testing.assert_close(gradient, torch.autograd.grad((wanted * expected).sum(), q_BHTK)[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad((wanted * expected).sum(), q_BHTK)[0], rtol=1e-10, atol=1e-10
+    )
     assert others == [None, None]
 
 
@@ -95,8 +108,12 @@ def test_a_query_that_may_see_nothing_gets_0(monkeypatch: pytest.MonkeyPatch, sc
 
 
 @pytest.mark.parametrize(("queries", "searches"), [(T, 7), (1, 7 * T)])
-def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch, queries: int, searches: int) -> None:
-    """The search is what a memory of 65,536 rows would fill the device with: rows, and if need be queries, are taken in pieces."""
+def test_chunks_hold_no_more_scores_than_allowed(
+    monkeypatch: pytest.MonkeyPatch, queries: int, searches: int
+) -> None:
+    """The search is what a memory of 65,536 rows would fill the device with: rows, and if need be queries,
+    are taken in pieces.
+    """
     monkeypatch.setattr(module, "_SCORES", 10 * B * queries)
     monkeypatch.setattr(module, "_ROWS", 10)
     sizes = []
@@ -115,7 +132,9 @@ def test_chunks_hold_no_more_scores_than_allowed(monkeypatch: pytest.MonkeyPatch
 def test_rows_that_no_query_of_a_part_may_see_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     largest = module._largest
-    monkeypatch.setattr(module, "_largest", lambda score, k: (sizes.append(score.shape[-1]), largest(score, k))[1])
+    monkeypatch.setattr(
+        module, "_largest", lambda score, k: (sizes.append(score.shape[-1]), largest(score, k))[1]
+    )
     low_BS, high_BS = torch.tensor([[0, 3, 9], [2, 5, 9]]), torch.tensor([[4, 7, 9], [6, 9, 9]])
     nearest(normal(B, 1, 6, K), normal(B, 1, 40, K, seed=1), low_BS, high_BS, 3)
     assert sizes == [6, 6]
@@ -141,14 +160,20 @@ def test_the_largest_of_many_scores_are_those_of_sorting_them(count: int, values
         score = score.masked_fill(score < 1, -torch.inf)
     found, where = module._largest(score, 3)
     assert torch.equal(score.gather(-1, where), found)
-    assert torch.equal(found.sort(-1, descending=True).values, score.sort(-1, descending=True).values[..., :3])
+    assert torch.equal(
+        found.sort(-1, descending=True).values, score.sort(-1, descending=True).values[..., :3]
+    )
     assert all(len(set(row)) == 3 for row in where.flatten(0, 1).tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_queries_of_fp32_under_autocast(dtype: torch.dtype) -> None:
-    """On CUDA a norm, and so what is normalised by it, is fp32 under autocast, while products are not; low_BS hides some rows."""
-    q_BHTK, keys_BGPK, values_BGPK = (normal(B, 2, n, K, seed=seed).float() for seed, n in enumerate((T, 6, 6)))
+    """On CUDA a norm, and so what is normalised by it, is fp32 under autocast, while products are not;
+    low_BS hides some rows.
+    """
+    q_BHTK, keys_BGPK, values_BGPK = (
+        normal(B, 2, n, K, seed=seed).float() for seed, n in enumerate((T, 6, 6))
+    )
     low_BS, high_BS = ranges(6)
     exact = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, 6)
     with torch.autocast("cpu", dtype=dtype):

@@ -1,4 +1,6 @@
-"""Every operation on carried state, on a state that has all that a state may have: tensors, a state within, a tuple of states."""
+"""Every operation on carried state, on a state that has all that a state may have: tensors, a state within,
+a tuple of states.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def slots(batch: int, start: float = 0.0) -> Slots:
 
 def whole(batch: int = 3, start: float = 0.0) -> Whole:
     memory = torch.arange(batch * 5, dtype=torch.float64).view(batch, 5) + start
-    return Whole(memory, slots(batch, start + 100), (slots(batch, start + 200), slots(batch, start + 300)), ())
+    return Whole(
+        memory, slots(batch, start + 100), (slots(batch, start + 200), slots(batch, start + 300)), ()
+    )
 
 
 def test_tensors_come_in_the_order_of_the_fields() -> None:
@@ -51,7 +55,12 @@ def test_a_state_cannot_be_changed() -> None:
 
 def test_map_applies_to_every_tensor_and_keeps_the_structure() -> None:
     mapped = whole().map(lambda t: t + 1)
-    assert isinstance(mapped, Whole) and isinstance(mapped.inner, Slots) and isinstance(mapped.layers, tuple) and mapped.none == ()
+    assert (
+        isinstance(mapped, Whole)
+        and isinstance(mapped.inner, Slots)
+        and isinstance(mapped.layers, tuple)
+        and mapped.none == ()
+    )
     for before, after in zip(whole().tensors(), mapped.tensors(), strict=True):
         assert torch.equal(after, before + 1)
 
@@ -69,7 +78,10 @@ def test_detach_cuts_the_gradient_of_every_floating_tensor_and_no_value() -> Non
 def test_reset_takes_the_chosen_rows_from_the_initial_state(rows: list[bool]) -> None:
     current, initial = whole(), whole(start=1000)
     for before, fresh, after in zip(
-        current.tensors(), initial.tensors(), current.reset(torch.tensor(rows), initial).tensors(), strict=True
+        current.tensors(),
+        initial.tensors(),
+        current.reset(torch.tensor(rows), initial).tensors(),
+        strict=True,
     ):
         assert after.dtype == before.dtype
         for row, anew in enumerate(rows):
@@ -77,10 +89,14 @@ def test_reset_takes_the_chosen_rows_from_the_initial_state(rows: list[bool]) ->
 
 
 def test_reset_sends_the_gradient_of_each_row_where_the_row_came_from() -> None:
-    """Of the chosen rows into the initial state (a learned initial memory), of the others into the current one."""
+    """Of the chosen rows into the initial state (a learned initial memory),
+    of the others into the current one.
+    """
     current, learned = torch.randn(3, 2, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     counts = torch.zeros(3)
-    after = Slots(current, counts).reset(torch.tensor([True, False, True]), Slots(learned.expand(3, -1, -1), counts))
+    after = Slots(current, counts).reset(
+        torch.tensor([True, False, True]), Slots(learned.expand(3, -1, -1), counts)
+    )
     weights = torch.randn(3, 2, 4)
     (weights * after.values_BMD).sum().backward()
     assert torch.equal(learned.grad, weights[0] + weights[2])
@@ -95,13 +111,19 @@ def test_nbytes_counts_every_tensor_at_its_own_dtype() -> None:
 
 
 def test_a_saved_state_comes_back_the_same() -> None:
-    """Through a file that holds no code: `torch.load(weights_only=True)` refuses anything but plain containers of tensors."""
+    """Through a file that holds no code: `torch.load(weights_only=True)` refuses anything but plain
+    containers of tensors.
+    """
     file = io.BytesIO()
     torch.save(whole().to_dict(), file)
     file.seek(0)
     restored = whole(start=7).from_dict(torch.load(file, weights_only=True))
     assert isinstance(restored, Whole) and isinstance(restored.inner, Slots)
-    assert isinstance(restored.layers, tuple) and all(isinstance(layer, Slots) for layer in restored.layers) and restored.none == ()
+    assert (
+        isinstance(restored.layers, tuple)
+        and all(isinstance(layer, Slots) for layer in restored.layers)
+        and restored.none == ()
+    )
     for saved, loaded in zip(whole().tensors(), restored.tensors(), strict=True):
         assert saved.dtype == loaded.dtype and torch.equal(saved, loaded)
     assert Empty().from_dict(Empty().to_dict()) == Empty()

@@ -1,4 +1,6 @@
-"""Caches before segments: what is cut out of the rows of a document, and who may look at which of them, against loops."""
+"""Caches before segments: what is cut out of the rows of a document, and who may look at which of them,
+against loops.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def rows(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("cached", "segments", "tokens"), CACHED_SEGMENTS_TOKENS)
-def test_cut_gives_each_segment_the_rows_before_it_and_its_own(cached: int, segments: int, tokens: int) -> None:
+def test_cut_gives_each_segment_the_rows_before_it_and_its_own(
+    cached: int, segments: int, tokens: int
+) -> None:
     """Values, and how often each row is looked at (its gradient)."""
     b, h, k = 2, 3, 2
     rows_BHRK = rows(b, h, cached + (segments - 1) * tokens, k).requires_grad_()
@@ -33,7 +37,8 @@ def test_cut_gives_each_segment_the_rows_before_it_and_its_own(cached: int, segm
     for row in range(b):
         for s in range(segments):
             for place in range(cached + tokens):
-                position = s * tokens - cached + place  # in the document; the cache before the first segment ends at -1
+                # in the document; the cache before the first segment ends at -1
+                position = s * tokens - cached + place
                 if place < cached:
                     expected = rows_BHRK[row, :, position + cached]
                     looks_at["rows"][row, :, position + cached] += 1
@@ -41,7 +46,9 @@ def test_cut_gives_each_segment_the_rows_before_it_and_its_own(cached: int, segm
                     expected = own_BHTK[row, :, position]
                     looks_at["own"][row, :, position] += 1
                 assert torch.equal(cut_FHLK[row * segments + s, :, place], expected)
-    gradients = torch.autograd.grad(cut_FHLK.sum(), (rows_BHRK, own_BHTK), allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        cut_FHLK.sum(), (rows_BHRK, own_BHTK), allow_unused=True, materialize_grads=True
+    )
     for actual, expected in zip(gradients, looks_at.values(), strict=True):
         assert torch.equal(actual, expected)
 
@@ -59,13 +66,21 @@ def test_fold_puts_segments_into_the_batch_and_unfold_takes_them_out(segments: i
 
 
 @pytest.mark.parametrize("leading", [(2,), (2, 3)], ids=["BCD", "BHCK"])
-@pytest.mark.parametrize(("there", "size"), [(0, 0), (0, 3), (1, 4), (3, 4), (4, 4), (5, 4), (9, 2), (3, 1), (3, 0)])
-def test_fit_keeps_the_last_rows_with_zeros_before_them(there: int, size: int, leading: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("there", "size"), [(0, 0), (0, 3), (1, 4), (3, 4), (4, 4), (5, 4), (9, 2), (3, 1), (3, 0)]
+)
+def test_fit_keeps_the_last_rows_with_zeros_before_them(
+    there: int, size: int, leading: tuple[int, ...]
+) -> None:
     x = 1 + rows(*leading, there, 2)
     fitted = windows.fit(x, size)
     assert fitted.shape == (*leading, size, 2)
     for from_the_end in range(1, size + 1):
-        expected = x[..., there - from_the_end, :] if from_the_end <= there else torch.zeros(*leading, 2, dtype=x.dtype)
+        expected = (
+            x[..., there - from_the_end, :]
+            if from_the_end <= there
+            else torch.zeros(*leading, 2, dtype=x.dtype)
+        )
         assert torch.equal(fitted[..., size - from_the_end, :], expected)
 
 
@@ -89,8 +104,12 @@ def test_a_token_sees_itself_and_what_is_before_it_as_far_as_its_document_and_it
 
 @pytest.mark.parametrize("reach", [None, 1, 3, 5])
 @pytest.mark.parametrize(("cached", "segments", "tokens"), CACHED_SEGMENTS_TOKENS)
-def test_in_later_segments_the_cache_is_filled_by_the_segments_before(cached: int, segments: int, tokens: int, reach: int | None) -> None:
-    """Told by positions in the document, of which `filled` rows were read before the first of these segments."""
+def test_in_later_segments_the_cache_is_filled_by_the_segments_before(
+    cached: int, segments: int, tokens: int, reach: int | None
+) -> None:
+    """Told by positions in the document, of which `filled` rows were read before the first of these
+    segments.
+    """
     filled = [0, cached, cached // 2]
     mask = windows.visible_all(cached, torch.tensor(filled), segments, tokens, reach)
     assert mask.dtype == torch.bool and mask.shape == (3 * segments, 1, tokens, cached + tokens)
@@ -99,7 +118,10 @@ def test_in_later_segments_the_cache_is_filled_by_the_segments_before(cached: in
             first = s * tokens - cached  # position of the first key
             for i in range(tokens):
                 token = s * tokens + i
-                sees = [-read_before <= p <= token and (reach is None or token - p < reach) for p in range(first, first + cached + tokens)]
+                sees = [
+                    -read_before <= p <= token and (reach is None or token - p < reach)
+                    for p in range(first, first + cached + tokens)
+                ]
                 assert mask[b * segments + s, 0, i].tolist() == sees
 
 
@@ -107,5 +129,7 @@ def test_in_later_segments_the_cache_is_filled_by_the_segments_before(cached: in
 def test_every_token_sees_itself(cached: int, segments: int, tokens: int) -> None:
     """A softmax over nothing would be no number."""
     mask = windows.visible_all(cached, torch.tensor([0, cached]), segments, tokens, reach=1)
-    assert torch.equal(mask[:, 0, :, cached:], torch.eye(tokens, dtype=torch.bool).expand(2 * segments, -1, -1))
+    assert torch.equal(
+        mask[:, 0, :, cached:], torch.eye(tokens, dtype=torch.bool).expand(2 * segments, -1, -1)
+    )
     assert not mask[..., :cached].any()

@@ -1,7 +1,9 @@
-"""A decoder Transformer straight from the papers' formulas, in loops over batch rows, heads, queries and keys.
+"""A decoder Transformer straight from the papers' formulas, in loops over batch rows, heads, queries and
+keys.
 
-It takes nothing from memlab but the weights, which it finds by their names, so that gradients of a loss computed here and of one
-computed by a model arrive at the same parameters. A row of the input is one vector [D]; who sees whom is asked for each pair of rows.
+It takes nothing from memlab but the weights, which it finds by their names, so that gradients of a loss
+computed here and of one computed by a model arrive at the same parameters. A row of the input is one vector
+[D]; who sees whom is asked for each pair of rows.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def turn(x_K: Tensor, position: int) -> Tensor:
 
 
 def sinusoid(distance: int, width: int) -> Tensor:
-    """R [D] of one distance (Transformer-XL, arXiv 1901.02860, section 3.3): sines, then cosines, at 10000^(-2k/D) for k < D/2."""
+    """R [D] of one distance (Transformer-XL, arXiv 1901.02860, section 3.3): sines, then cosines,
+    at 10000^(-2k/D) for k < D/2.
+    """
     angles = [distance * 10_000 ** (-2 * k / width) for k in range(width // 2)]
     return torch.tensor([f(a) for f in (math.sin, math.cos) for a in angles], dtype=torch.float64)
 
@@ -56,18 +60,24 @@ def attention(
     biases_2HK: Tensor | None = None,
     clamp_len: int | None = None,
 ) -> tuple[list, list, list]:
-    """ "Attention Is All You Need" (arXiv 1706.03762), 3.2.1 and 3.2.2: outputs by row, keys and values by [head][row].
+    """ "Attention Is All You Need" (arXiv 1706.03762), 3.2.1 and 3.2.2: outputs by row, keys and values by
+    [head][row].
 
-    Rows before `first` are looked at and ask nothing. There may be fewer key and value heads than query heads (arXiv 2305.13245):
-    neighbouring query heads share one. Positions turn queries and keys, unless there is a matrix W_r for distances: then `biases_2HK`
-    are the u and v of Transformer-XL's scores (arXiv 1901.02860, section 3.3), and no distance counts as longer than `clamp_len`.
+    Rows before `first` are looked at and ask nothing. There may be fewer key and value heads than query heads
+    (arXiv 2305.13245): neighbouring query heads share one. Positions turn queries and keys, unless there is a
+    matrix W_r for distances: then `biases_2HK` are the u and v of Transformer-XL's scores (arXiv 1901.02860,
+    section 3.3), and no distance counts as longer than `clamp_len`.
     """
     width = len(x_RD[0])
     head_width = width // heads
     kv_heads = (len(weights[f"{name}.qkv.weight"]) // head_width - heads) // 2
     sizes = [count * head_width for count in (heads, kv_heads, kv_heads)]
     matrices = weights[f"{name}.qkv.weight"].split(sizes)
-    biases = weights[f"{name}.qkv.bias"].split(sizes) if f"{name}.qkv.bias" in weights else [torch.zeros(()).expand(n) for n in sizes]
+    biases = (
+        weights[f"{name}.qkv.bias"].split(sizes)
+        if f"{name}.qkv.bias" in weights
+        else [torch.zeros(()).expand(n) for n in sizes]
+    )
     relative = f"{name}.distance.weight" in weights
 
     def project(part: int, h: int) -> list[Tensor]:
@@ -85,10 +95,16 @@ def attention(
         longest = span if clamp_len is None else clamp_len
         return {d: matrix_KD @ sinusoid(min(d, longest), width) for d in range(-span, span + 1)}
 
-    all_keys, all_values = [turned(project(1, g)) for g in range(kv_heads)], [project(2, g) for g in range(kv_heads)]
+    all_keys, all_values = (
+        [turned(project(1, g)) for g in range(kv_heads)],
+        [project(2, g) for g in range(kv_heads)],
+    )
     heads_RHK: list[list[Tensor]] = [[] for _ in x_RD[first:]]
     for h in range(heads):
-        queries, keys, values = turned(project(0, h)), *(kept[h * kv_heads // heads] for kept in (all_keys, all_values))
+        queries, keys, values = (
+            turned(project(0, h)),
+            *(kept[h * kv_heads // heads] for kept in (all_keys, all_values)),
+        )
         if relative:
             assert biases_2HK is not None
             (u_K, v_K), r_K = biases_2HK[:, h], projected_distances(h)
@@ -101,7 +117,9 @@ def attention(
                 scores = [queries[i] @ keys[j] for j in seen]
             weight = torch.exp(torch.stack(scores) / math.sqrt(head_width))
             weight = weight / weight.sum()
-            heads_RHK[i - first].append(torch.stack([w * values[j] for w, j in zip(weight.unbind(), seen, strict=True)]).sum(0))
+            heads_RHK[i - first].append(
+                torch.stack([w * values[j] for w, j in zip(weight.unbind(), seen, strict=True)]).sum(0)
+            )
     return [weights[f"{name}.out.weight"] @ torch.cat(row) for row in heads_RHK], all_keys, all_values
 
 
@@ -114,7 +132,9 @@ def block(
     first: int = 0,
     clamp_len: int | None = None,
 ) -> tuple[list[Tensor], list, list]:
-    """One pre-LN block for one batch row: outputs of the rows from `first` on, and `attention`'s keys and values of all rows."""
+    """One pre-LN block for one batch row: outputs of the rows from `first` on,
+    and `attention`'s keys and values of all rows.
+    """
     weights: Weights = dict(model.named_parameters())
     name, biases_2HK = f"stack.blocks.{layer}", None
     if "stack.distance_biases" in weights:  # of each layer, or one pair for all
@@ -126,7 +146,15 @@ def block(
 
     looked_at = [normed(x, "attention_norm") for x in x_RD]
     attended, keys, values = attention(
-        weights, f"{name}.attention", model.stack.heads, looked_at, positions, sees, first, biases_2HK, clamp_len
+        weights,
+        f"{name}.attention",
+        model.stack.heads,
+        looked_at,
+        positions,
+        sees,
+        first,
+        biases_2HK,
+        clamp_len,
     )
     rows = [x + a for x, a in zip(x_RD[first:], attended, strict=True)]
     for i, x in enumerate(rows):
@@ -141,8 +169,12 @@ def final_norm(model: nn.Module, x_D: Tensor) -> Tensor:
     return layer_norm(x_D, weights["stack.norm.weight"], weights["stack.norm.bias"])
 
 
-def stack(model: nn.Module, x_RD: Sequence[Tensor], positions: Sequence[int], sees: Sees) -> tuple[list[Tensor], list]:
-    """Pre-LN blocks and the final normalisation for one batch row: outputs by row, and (keys, values) of each layer."""
+def stack(
+    model: nn.Module, x_RD: Sequence[Tensor], positions: Sequence[int], sees: Sees
+) -> tuple[list[Tensor], list]:
+    """Pre-LN blocks and the final normalisation for one batch row: outputs by row,
+    and (keys, values) of each layer.
+    """
     rows, kept = list(x_RD), []
     for layer in range(len(model.stack.blocks)):
         rows, keys, values = block(model, layer, rows, positions, sees)
@@ -157,7 +189,9 @@ def head(model: nn.Module, y_D: Tensor) -> Tensor:
 
 
 def disturb(model: M) -> M:
-    """The model in float64 with noise on every parameter: biases of 0 and gains of 1 would hide mistakes in their use."""
+    """The model in float64 with noise on every parameter: biases of 0 and gains of 1 would hide mistakes
+    in their use.
+    """
     generator = torch.Generator().manual_seed(1)
     model.double()
     with torch.no_grad():
@@ -173,11 +207,16 @@ def random_like(*tensors: Tensor) -> list[Tensor]:
 
 
 def assert_same_values_and_gradients(
-    model: nn.Module, actual: Sequence[Tensor], expected: Sequence[Tensor], inputs: Sequence[Tensor] = (), idle: Sequence[str] = ()
+    model: nn.Module,
+    actual: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    inputs: Sequence[Tensor] = (),
+    idle: Sequence[str] = (),
 ) -> None:
     """Equal outputs, and equal gradients of one random scalar loss over all of them.
 
-    Gradients are compared in every parameter and in `inputs`, except the parameters named in `idle`, which must receive none.
+    Gradients are compared in every parameter and in `inputs`, except the parameters named in `idle`, which
+    must receive none.
     """
     parameters = dict(model.named_parameters())
     leaves = parameters | {f"input {i}": t for i, t in enumerate(inputs)}
@@ -191,6 +230,10 @@ def assert_same_values_and_gradients(
         if name in idle:
             assert a is None and e is None, f"{name} has no part in this and receives gradient"
             continue
-        assert e is not None and e.abs().max() > 0, f"the reference's loss does not reach {name}: this comparison would be empty"
+        assert e is not None and e.abs().max() > 0, (
+            f"the reference's loss does not reach {name}: this comparison would be empty"
+        )
         assert a is not None, f"no gradient reaches {name}"
-        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"gradient of {name}: {m}")
+        torch.testing.assert_close(
+            a, e, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"gradient of {name}: {m}"
+        )

@@ -1,7 +1,8 @@
-"""A decoder in loops, for references of models whose memory lives in the layers: what a layer does with its heads is the reference's own.
+"""A decoder in loops, for references of models whose memory lives in the layers: what a layer does with its
+heads is the reference's own.
 
-Like `naive.py` it takes nothing from memlab but the weights, by their names. Heads are lists of tokens' vectors: queries [h][token],
-keys and values [g][token], where query head h uses key-value head h // (H / G).
+Like `naive.py` it takes nothing from memlab but the weights, by their names. Heads are lists of tokens'
+vectors: queries [h][token], keys and values [g][token], where query head h uses key-value head h // (H / G).
 """
 
 from __future__ import annotations
@@ -29,14 +30,21 @@ def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
     rows = [weights["embed.weight"][t] for t in tokens_N]
     for layer in range(len(model.stack.blocks)):
         block = f"stack.blocks.{layer}"
-        bias = weights.get(f"{block}.attention.qkv.bias", torch.zeros(()))  # none with Transformer-XL's positions
-        projected = [weights[f"{block}.attention.qkv.weight"] @ normed(f"{block}.attention_norm", x) + bias for x in rows]
+        # none with Transformer-XL's positions
+        bias = weights.get(f"{block}.attention.qkv.bias", torch.zeros(()))
+        projected = [
+            weights[f"{block}.attention.qkv.weight"] @ normed(f"{block}.attention_norm", x) + bias
+            for x in rows
+        ]
         parts = [p.view(heads + 2 * groups, -1) for p in projected]
         by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
         attended = attend(layer, by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :])
         for i, x in enumerate(rows):
             x = x + weights[f"{block}.attention.out.weight"] @ torch.cat([head[i] for head in attended])
-            hidden = naive.gelu(weights[f"{block}.ffn.0.weight"] @ normed(f"{block}.ffn_norm", x) + weights[f"{block}.ffn.0.bias"])
+            hidden = naive.gelu(
+                weights[f"{block}.ffn.0.weight"] @ normed(f"{block}.ffn_norm", x)
+                + weights[f"{block}.ffn.0.bias"]
+            )
             rows[i] = x + weights[f"{block}.ffn.2.weight"] @ hidden + weights[f"{block}.ffn.2.bias"]
     return torch.stack([naive.head(model, normed("stack.norm", x)) for x in rows])
 
@@ -46,8 +54,12 @@ def placed(model: nn.Module, x_K: Tensor, position: int) -> Tensor:
     return naive.turn(x_K, position) if model.stack.positions == "rope" else x_K
 
 
-def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K: Tensor, distance: int) -> Tensor:
-    """What a query gives a key so many tokens before it, both `placed`; Transformer-XL's positions are told here."""
+def local_score(
+    model: nn.Module, layer: int, head: int, query_K: Tensor, key_K: Tensor, distance: int
+) -> Tensor:
+    """What a query gives a key so many tokens before it, both `placed`; Transformer-XL's positions are
+    told here.
+    """
     width = len(query_K)
     if model.stack.positions != "transformer_xl":
         return query_K @ key_K / math.sqrt(width)
@@ -55,7 +67,9 @@ def local_score(model: nn.Module, layer: int, head: int, query_K: Tensor, key_K:
     biases = weights["stack.distance_biases"]  # u and v of all layers, or of each
     u_K, v_K = biases[layer if len(biases) > 1 else 0, :, head]
     distance_D = naive.sinusoid(distance, model.width)
-    distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[head]
+    distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[
+        head
+    ]
     return ((query_K + u_K) @ key_K + (query_K + v_K) @ distance_K) / math.sqrt(width)  # Transformer-XL, 3.3
 
 

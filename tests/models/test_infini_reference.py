@@ -1,4 +1,6 @@
-"""Infini-attention against equations 5 to 11 of its paper (arXiv 2404.07143, section 3.1), written as loops."""
+"""Infini-attention against equations 5 to 11 of its paper (arXiv 2404.07143, section 3.1),
+written as loops.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def retrieve(feature_K: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
 
 def write(rule: str, keys: list[Tensor], values: list[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
     """Eq. 8, or 9: every token of the segment is compared with the memory before the segment."""
-    M_KK, z_K = memory or (torch.zeros(len(keys[0]), len(keys[0]), dtype=keys[0].dtype), torch.zeros_like(keys[0]))
+    M_KK, z_K = memory or (
+        torch.zeros(len(keys[0]), len(keys[0]), dtype=keys[0].dtype),
+        torch.zeros_like(keys[0]),
+    )
     for key, value in zip(keys, values, strict=True):
         known = retrieve(feature(key), memory) if rule == "delta" and memory else 0.0
         M_KK, z_K = M_KK + torch.outer(feature(key), value - known), z_K + feature(key)
@@ -57,21 +62,34 @@ def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tu
         own, read = before[b], before[b - 1 if model.memory == "shuffled" else b]
         written: Memories = []
 
-        def attend(layer: int, queries: list, keys: list, values: list, own: Any = own, read: Any = read, to: Any = written) -> list:
+        def attend(
+            layer: int,
+            queries: list,
+            keys: list,
+            values: list,
+            own: Any = own,
+            read: Any = read,
+            to: Any = written,
+        ) -> list:
             heads = []
             for h, of_head in enumerate(queries):
                 g, outputs = h // shared, []
                 placed = [naive_memory.placed(model, key, j) for j, key in enumerate(keys[g])]
                 for i, query in enumerate(of_head):
                     asks = naive_memory.placed(model, query, i)
-                    scores = [naive_memory.local_score(model, layer, h, asks, placed[j], i - j) for j in range(i + 1)]
+                    scores = [
+                        naive_memory.local_score(model, layer, h, asks, placed[j], i - j)
+                        for j in range(i + 1)
+                    ]
                     y_K = naive_memory.weighted(scores, values[g][: i + 1])
                     if model.memory != "off" and read[layer][g]:
                         share = naive_memory.gate(gates_LH[layer, h])
                         y_K = share * retrieve(feature(query), read[layer][g]) + (1 - share) * y_K  # eq. 10
                     outputs.append(y_K)
                 heads.append(outputs)
-            to.append([write(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)])
+            to.append(
+                [write(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)]
+            )
             return heads
 
         logits.append(naive_memory.read_segment(model, tokens_N, attend))
@@ -83,7 +101,9 @@ def nothing(model: Infini) -> Memories:
     return [[None] * model.stack.kv_heads for _ in model.stack.blocks]
 
 
-def read_all(model: Infini, tokens_BSN: Tensor, memories: list[Memories] | None = None) -> tuple[Tensor, list[Memories]]:
+def read_all(
+    model: Infini, tokens_BSN: Tensor, memories: list[Memories] | None = None
+) -> tuple[Tensor, list[Memories]]:
     if memories is None:
         memories = [nothing(model) for _ in tokens_BSN]
     logits = []
@@ -96,20 +116,32 @@ def read_all(model: Infini, tokens_BSN: Tensor, memories: list[Memories] | None 
 def stacked(logits: Tensor, memories: list[Memories]) -> list[Tensor]:
     """Logits, and M and z of each layer, as the model has them."""
     layers = range(len(memories[0]))
-    return [logits, *(torch.stack([torch.stack([m[i] for m in of[layer]]) for of in memories]) for layer in layers for i in (0, 1))]  # type: ignore[index]
+    return [
+        logits,
+        *(
+            torch.stack([torch.stack([m[i] for m in of[layer]]) for of in memories])
+            for layer in layers
+            for i in (0, 1)
+        ),
+    ]  # type: ignore[index]
 
 
 def taken_apart(state: InfiniState) -> list[Memories]:
     batch, groups = state.layers[0].z_BGK.shape[:2]
-    return [[[(c.M_BGKK[b, g], c.z_BGK[b, g]) for g in range(groups)] for c in state.layers] for b in range(batch)]
+    return [
+        [[(c.M_BGKK[b, g], c.z_BGK[b, g]) for g in range(groups)] for c in state.layers] for b in range(batch)
+    ]
 
 
 def carried(model: Infini, batch: int) -> InfiniState:
     """A state in mid-document that no reading has made, and that asks for its gradient."""
     groups, width = model.stack.kv_heads, model.stack.head_width
-    shapes = [shape for _ in model.stack.blocks for shape in [(batch, groups, width, width), (batch, groups, width)]]
+    shapes = [
+        shape for _ in model.stack.blocks for shape in [(batch, groups, width, width), (batch, groups, width)]
+    ]
     random = naive.random_like(*map(torch.empty, shapes))
-    leaves = [(t if t.dim() == 4 else t.abs() + 0.5).requires_grad_() for t in random]  # features, and so z, are positive
+    # features, and so z, are positive
+    leaves = [(t if t.dim() == 4 else t.abs() + 0.5).requires_grad_() for t in random]
     return InfiniState(tuple(Compressive(M, z) for M, z in zip(leaves[::2], leaves[1::2], strict=True)))
 
 
@@ -172,7 +204,9 @@ def test_memory_off_is_gates_of_0(form: str, update: str, kv_heads: int | None) 
     """Nothing is read, so the gates have no part; what is written stays as it was."""
     model, tokens_BSN = build(update=update, memory="off", kv_heads=kv_heads), tokens(2, 3, 3)
     output = getattr(model, form)(tokens_BSN, model.init_state(2))
-    naive.assert_same_values_and_gradients(model, everything(output), stacked(*read_all(model, tokens_BSN)), idle=["gate_LH"])
+    naive.assert_same_values_and_gradients(
+        model, everything(output), stacked(*read_all(model, tokens_BSN)), idle=["gate_LH"]
+    )
 
 
 @FORMS
@@ -192,7 +226,9 @@ def test_shuffled_memory_is_that_of_the_document_before(form: str, update: str, 
 @UPDATES
 @pytest.mark.parametrize("memory", ["on", "shuffled"])
 def test_one_document_begins_while_others_go_on(form: str, update: str, memory: str) -> None:
-    """Its first segment is local attention alone, and is not scaled by 1 - gate; shuffled, that is true of the row that reads it."""
+    """Its first segment is local attention alone, and is not scaled by 1 - gate; shuffled,
+    that is true of the row that reads it.
+    """
     model, tokens_BSN = build(update=update, memory=memory), tokens(3, 4, 2)
     read = getattr(model, form)
     first = read(tokens_BSN[:, :2], model.init_state(3))
@@ -214,7 +250,9 @@ def test_the_order_of_a_segment_is_not_in_the_memory(form: str, update: str) -> 
     state = carried(model, 2)
     one, other = (getattr(model, form)(t, state) for t in (tokens_BSN, moved_BSN))
     assert (one.logits[:, 0] - other.logits[:, 0]).abs().max() > 1e-3
-    for a, b in zip([one.logits[:, 1:], *one.state.tensors()], [other.logits[:, 1:], *other.state.tensors()], strict=True):
+    for a, b in zip(
+        [one.logits[:, 1:], *one.state.tensors()], [other.logits[:, 1:], *other.state.tensors()], strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -232,9 +270,21 @@ def test_where_a_query_stands_does_not_matter_to_the_memory(form: str) -> None:
 @UPDATES
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
 def test_memories_are_summed_in_fp32_under_bf16(form: str, update: str, precision: str) -> None:
-    """One token all along: z is s(k), and M s(k) v, times the number of tokens; sums in bf16 stall at 256 times."""
+    """One token all along: z is s(k), and M s(k) v, times the number of tokens;
+    sums in bf16 stall at 256 times.
+    """
     torch.manual_seed(0)
-    model = Infini(vocab_size=5, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=0.0, memory="on")
+    model = Infini(
+        vocab_size=5,
+        layers=1,
+        width=8,
+        heads=2,
+        ffn_multiple=2,
+        dropout=0.0,
+        update=update,
+        gate_init=0.0,
+        memory="on",
+    )
     if precision == "bfloat16":
         model = model.to(torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
@@ -255,7 +305,17 @@ def test_memories_are_summed_in_fp32_under_bf16(form: str, update: str, precisio
 def test_keys_and_values_of_bf16_are_added_in_fp32(form: str, update: str) -> None:
     """Under autocast only the projections are in bf16; equations 8 and 9 are not."""
     torch.manual_seed(0)
-    model = Infini(vocab_size=9, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=0.0, memory="on")
+    model = Infini(
+        vocab_size=9,
+        layers=1,
+        width=8,
+        heads=2,
+        ffn_multiple=2,
+        dropout=0.0,
+        update=update,
+        gate_init=0.0,
+        memory="on",
+    )
     tokens_BSN = tokens(1, 3, 5) % 9
     memories: list[Memory] = [None, None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -275,8 +335,20 @@ def test_keys_and_values_of_bf16_are_added_in_fp32(form: str, update: str) -> No
 def test_the_memory_of_a_long_document_does_not_overflow_in_fp16(form: str, update: str) -> None:
     """What is retrieved is a ratio (eq. 7): M and z a million times as large, beyond fp16, change nothing."""
     torch.manual_seed(0)
-    model = Infini(vocab_size=9, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0, update=update, gate_init=2.0, memory="on")
+    model = Infini(
+        vocab_size=9,
+        layers=1,
+        width=8,
+        heads=2,
+        ffn_multiple=2,
+        dropout=0.0,
+        update=update,
+        gate_init=2.0,
+        memory="on",
+    )
     state, tokens_BSN = carried(model, 2).map(lambda t: t.detach().float()), tokens(2, 1, 5) % 9
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
-        one, other = (getattr(model, form)(tokens_BSN, s).logits for s in (state, state.map(lambda t: t * 1e6)))
+        one, other = (
+            getattr(model, form)(tokens_BSN, s).logits for s in (state, state.map(lambda t: t * 1e6))
+        )
     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)

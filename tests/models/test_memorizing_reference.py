@@ -1,4 +1,6 @@
-"""The Memorizing Transformer against its paper (arXiv 2203.08913, section 3), written as loops: each query is compared with every key."""
+"""The Memorizing Transformer against its paper (arXiv 2203.08913, section 3), written as loops:
+each query is compared with every key.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ FORMS = pytest.mark.parametrize("form", ["recurrent", "parallel"])
 def build(**options: Any) -> Memorizing:
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 3, "dropout": 0.0}
-    memory = {"mem_len": 4, "memory_layer": 2, "memory_size": 7, "top_k": 2, "scale_init": 3.0, "gate_init": 0.0, "memory": "on"}
+    memory = {
+        "mem_len": 4,
+        "memory_layer": 2,
+        "memory_size": 7,
+        "top_k": 2,
+        "scale_init": 3.0,
+        "gate_init": 0.0,
+        "memory": "on",
+    }
     return naive.disturb(Memorizing(**(sizes | memory | options)))
 
 
@@ -40,7 +50,9 @@ def look_up(query_K: Tensor, scale: Tensor, rows: Rows, k: int) -> Tensor:
     return naive_memory.weighted([scale * (query_K @ rows[r][0]) for r in best], [rows[r][1] for r in best])
 
 
-def read_segment(model: Memorizing, tokens_BN: Tensor, before: list[Document]) -> tuple[Tensor, list[Document]]:
+def read_segment(
+    model: Memorizing, tokens_BN: Tensor, before: list[Document]
+) -> tuple[Tensor, list[Document]]:
     """One segment of every document: logits [B, N, V], and the caches and memories behind it."""
     groups, memory_layer = model.stack.kv_heads, model.memory_layer
     root = model.stack.head_width**0.5
@@ -49,7 +61,15 @@ def read_segment(model: Memorizing, tokens_BN: Tensor, before: list[Document]) -
         own, read = before[b], before[b - 1 if model.memory == "shuffled" else b]
         written: Document = {"caches": [], "memory": []}
 
-        def attend(layer: int, queries: list, keys: list, values: list, own: Any = own, read: Any = read, to: Any = written) -> list:
+        def attend(
+            layer: int,
+            queries: list,
+            keys: list,
+            values: list,
+            own: Any = own,
+            read: Any = read,
+            to: Any = written,
+        ) -> list:
             looks_up = layer == memory_layer
             if looks_up:
                 queries, keys = ([[unit(x) for x in head] for head in heads] for heads in (queries, keys))
@@ -62,15 +82,25 @@ def read_segment(model: Memorizing, tokens_BN: Tensor, before: list[Document]) -
                 outputs.append([])
                 for i, query in enumerate(of_head):
                     seen = len(cache) + i + 1
-                    scaled = query * model.scale_H[h] * root if looks_up else query  # `local_score` divides by the root
+                    # `local_score` divides by the root
+                    scaled = query * model.scale_H[h] * root if looks_up else query
                     asks = naive_memory.placed(model, scaled, i)
-                    scores = [naive_memory.local_score(model, layer, h, asks, placed[j], seen - 1 - j) for j in range(seen)]
+                    scores = [
+                        naive_memory.local_score(model, layer, h, asks, placed[j], seen - 1 - j)
+                        for j in range(seen)
+                    ]
                     y_K = naive_memory.weighted(scores, [value for _, value in local[:seen]])
                     if looks_up and model.memory != "off" and read["memory"][g]:
                         share = naive_memory.gate(model.gate_H[h])
-                        y_K = share * look_up(query, model.scale_H[h], read["memory"][g], model.top_k) + (1 - share) * y_K
+                        y_K = (
+                            share * look_up(query, model.scale_H[h], read["memory"][g], model.top_k)
+                            + (1 - share) * y_K
+                        )
                     outputs[h].append(y_K)
-            new = [[(k.detach(), v.detach()) for k, v in zip(*pair, strict=True)] for pair in zip(keys, values, strict=True)]
+            new = [
+                [(k.detach(), v.detach()) for k, v in zip(*pair, strict=True)]
+                for pair in zip(keys, values, strict=True)
+            ]
 
             def last(old: list[Rows], size: int) -> list[Rows]:
                 return [(o + n)[max(0, len(o + n) - size) :] for o, n in zip(old, new, strict=True)]
@@ -86,10 +116,15 @@ def read_segment(model: Memorizing, tokens_BN: Tensor, before: list[Document]) -
 
 
 def begin(model: Memorizing) -> Document:
-    return {"caches": [[[]] * model.stack.kv_heads for _ in model.stack.blocks], "memory": [[]] * model.stack.kv_heads}
+    return {
+        "caches": [[[]] * model.stack.kv_heads for _ in model.stack.blocks],
+        "memory": [[]] * model.stack.kv_heads,
+    }
 
 
-def read_all(model: Memorizing, tokens_BSN: Tensor, documents: list[Document] | None = None) -> tuple[Tensor, list[Document]]:
+def read_all(
+    model: Memorizing, tokens_BSN: Tensor, documents: list[Document] | None = None
+) -> tuple[Tensor, list[Document]]:
     if documents is None:
         documents = [begin(model) for _ in tokens_BSN]
     logits = []
@@ -108,16 +143,28 @@ def taken_apart(model: Memorizing, state: MemorizingState) -> list[Document]:
         return [list(zip(k.unbind(), v.unbind(), strict=True)) for k, v in zip(keys, values, strict=True)]
 
     counts = enumerate(state.tokens_B.tolist())
-    return [{"caches": [rows(c, b, n) for c in state.caches], "memory": rows(state.memory, b, n)} for b, n in counts]
+    return [
+        {"caches": [rows(c, b, n) for c in state.caches], "memory": rows(state.memory, b, n)}
+        for b, n in counts
+    ]
 
 
 def flat(documents: list[Document]) -> list[Tensor]:
     """Every stored vector, in a fixed order."""
-    return [t for d in documents for heads in (*d["caches"], d["memory"]) for rows in heads for row in rows for t in row]
+    return [
+        t
+        for d in documents
+        for heads in (*d["caches"], d["memory"])
+        for rows in heads
+        for row in rows
+        for t in row
+    ]
 
 
 def carried(model: Memorizing, tokens_B: list[int], stored: int) -> MemorizingState:
-    """A state that no reading has made: random rows, the last of which belong to documents of this many tokens."""
+    """A state that no reading has made: random rows, the last of which belong to documents of this many
+    tokens.
+    """
     b, groups, width = len(tokens_B), model.stack.kv_heads, model.stack.head_width
     cache, memory = (torch.empty(b, groups, rows, width) for rows in (model.mem_len, stored))
     random = naive.random_like(*[cache] * 2 * len(model.stack.blocks), *[memory] * 2)
@@ -126,7 +173,12 @@ def carried(model: Memorizing, tokens_B: list[int], stored: int) -> MemorizingSt
 
 
 def assert_equal(
-    model: Memorizing, output: Output, logits_BSNV: Tensor, documents: list[Document], idle: tuple[str, ...] = (), *more: Any
+    model: Memorizing,
+    output: Output,
+    logits_BSNV: Tensor,
+    documents: list[Document],
+    idle: tuple[str, ...] = (),
+    *more: Any,
 ) -> None:
     """Equal logits and gradients, and everything stored is equal and has no gradient."""
     actual, expected = flat(taken_apart(model, output.state)), flat(documents)
@@ -142,7 +194,8 @@ def assert_equal(
     ("batch", "segments", "length", "options"),
     [
         (2, 4, 3, {}),  # 9 tokens are read before the last segment: more than the memory has room for
-        (2, 3, 3, {"top_k": 50, "memory_size": 100, "memory_layer": 1}),  # all rows are found, softmax over them all
+        # all rows are found, softmax over them all
+        (2, 3, 3, {"top_k": 50, "memory_size": 100, "memory_layer": 1}),
         (1, 4, 3, {"top_k": 1, "mem_len": 0, "memory_size": 5}),
         (3, 3, 4, {"heads": 4, "kv_heads": 1, "width": 16, "layers": 1, "memory_layer": 1, "mem_len": 3}),
         (2, 4, 1, {"width": 12, "heads": 3, "memory_size": 2, "mem_len": 2}),
@@ -187,7 +240,9 @@ def test_the_first_segment_is_local_attention_alone(form: str) -> None:
     torch.testing.assert_close(output.logits, read_all(model, tokens_BSN)[0], rtol=1e-10, atol=1e-10)
     output.logits.square().sum().backward()
     assert model.gate_H.grad is None or (model.gate_H.grad == 0).all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p is not model.gate_H)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p is not model.gate_H
+    )
 
 
 @FORMS
@@ -240,7 +295,8 @@ def test_a_distant_token_is_found_exactly(form: str) -> None:
     """What only the memory still has changes the present; what the memory has dropped does not."""
     model, tokens_BSN = build(layers=1, memory_layer=1, mem_len=2, memory_size=6, top_k=6), tokens(1, 4, 3)
     logits = getattr(model, form)(tokens_BSN, model.init_state(1)).logits[:, -1]
-    for token, changes in [(2, False), (3, True), (5, True)]:  # of the 9 before the last segment, 3 to 8 are stored and 7, 8 cached
+    # of the 9 before the last segment, 3 to 8 are stored and 7, 8 cached
+    for token, changes in [(2, False), (3, True), (5, True)]:
         moved_BSN = tokens_BSN.clone()
         moved_BSN.flatten()[token] = (tokens_BSN.flatten()[token] + 1) % VOCABULARY
         difference = (getattr(model, form)(moved_BSN, model.init_state(1)).logits[:, -1] - logits).abs().max()

@@ -1,4 +1,6 @@
-"""The Memory Transformer against its definition (arXiv 2006.11527, as the RMT paper's control), written as loops."""
+"""The Memory Transformer against its definition (arXiv 2006.11527, as the RMT paper's control),
+written as loops.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 
     torch.manual_seed(0)
     return naive.disturb(
         MemoryTransformer(
-            vocab_size=VOCABULARY, layers=layers, width=width, heads=heads, ffn_multiple=3, dropout=0.0, memory_tokens=memory_tokens
+            vocab_size=VOCABULARY,
+            layers=layers,
+            width=width,
+            heads=heads,
+            ffn_multiple=3,
+            dropout=0.0,
+            memory_tokens=memory_tokens,
         )
     )
 
@@ -36,7 +44,9 @@ def read_segment(model: MemoryTransformer, tokens_N: Tensor) -> Tensor:
         return of_kind == "memory" or (kind == "segment" and j <= i)
 
     positions = [i - m if kind == "memory" else i for kind, i in rows]
-    outputs, _ = naive.stack(model, [*model.memory_MD, *(model.embed.weight[t] for t in tokens_N)], positions, sees)
+    outputs, _ = naive.stack(
+        model, [*model.memory_MD, *(model.embed.weight[t] for t in tokens_N)], positions, sees
+    )
     return torch.stack([naive.head(model, y) for y in outputs[m:]])
 
 
@@ -53,7 +63,9 @@ def read_all(model: MemoryTransformer, tokens_BSN: Tensor) -> Tensor:
         (1, 2, 1, {"width": 12, "heads": 3, "memory_tokens": 4}),
     ],
 )
-def test_logits_and_gradients_equal_the_formulas(form: str, batch: int, segments: int, length: int, sizes: dict) -> None:
+def test_logits_and_gradients_equal_the_formulas(
+    form: str, batch: int, segments: int, length: int, sizes: dict
+) -> None:
     model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
     output = getattr(model, form)(tokens_BSN, model.init_state(batch))
     assert output.state.tensors() == []

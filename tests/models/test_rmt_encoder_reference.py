@@ -37,16 +37,23 @@ def tokens(*shape: int) -> Tensor:
 
 
 def read_segment(model: RMTEncoder, tokens_N: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """One segment of one document: what the answer would be if it ended here, [V], and the memory behind it."""
+    """One segment of one document: what the answer would be if it ended here, [V],
+    and the memory behind it.
+    """
     m, n = len(memory_MD), len(tokens_N)
     inputs = [model.class_token_D, *memory_MD, *(model.embed.weight[t] for t in tokens_N)]
     positions = [-1 - m, *(i - m for i in range(m)), *range(n)]
-    outputs, _ = naive.stack(model, inputs, positions, lambda query, key: True)  # both directions, and all kinds of rows
+    # both directions, and all kinds of rows
+    outputs, _ = naive.stack(model, inputs, positions, lambda query, key: True)
     return naive.head(model, outputs[0]), torch.stack(outputs[1 : 1 + m])
 
 
-def read_document(model: RMTEncoder, segments: Sequence[Tensor], memory_MD: Tensor, cut: int = 0) -> tuple[list[Tensor], Tensor]:
-    """Segment by segment: the answers, and the last memory; the memory that enters segment number `cut`, if that is not 0, is detached."""
+def read_document(
+    model: RMTEncoder, segments: Sequence[Tensor], memory_MD: Tensor, cut: int = 0
+) -> tuple[list[Tensor], Tensor]:
+    """Segment by segment: the answers, and the last memory; the memory that enters segment number `cut`,
+    if that is not 0, is detached.
+    """
     answers = []
     for s, tokens_N in enumerate(segments):
         answer_V, memory_MD = read_segment(model, tokens_N, memory_MD.detach() if 0 < cut == s else memory_MD)
@@ -54,14 +61,22 @@ def read_document(model: RMTEncoder, segments: Sequence[Tensor], memory_MD: Tens
     return answers, memory_MD
 
 
-def read_all(model: RMTEncoder, segments: Sequence[Tensor], memory_BMD: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
-    """Answers [B, S, V] and the last memory. With a depth k, answer s is that of a pass of its own, cut before segment s - k."""
+def read_all(
+    model: RMTEncoder, segments: Sequence[Tensor], memory_BMD: Tensor, depth: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Answers [B, S, V] and the last memory.
+
+    With a depth k, answer s is that of a pass of its own, cut before segment s - k.
+    """
     answers, memories = [], []
     for b, memory_MD in enumerate(memory_BMD):
         document = [tokens_BN[b] for tokens_BN in segments]
         answers_SV, last_MD = read_document(model, document, memory_MD)
         if depth is not None:
-            answers_SV = [read_document(model, document[: s + 1], memory_MD, cut=s - depth)[0][-1] for s in range(len(document))]
+            answers_SV = [
+                read_document(model, document[: s + 1], memory_MD, cut=s - depth)[0][-1]
+                for s in range(len(document))
+            ]
         answers.append(torch.stack(answers_SV))
         memories.append(last_MD)
     return torch.stack(answers), torch.stack(memories)
@@ -80,13 +95,19 @@ def initial(model: RMTEncoder, batch: int) -> Tensor:
         (1, 2, 3, {"kv_heads": 1, "positions": "transformer_xl"}),
     ],
 )
-def test_answers_memory_and_gradients_equal_the_papers_description(batch: int, segments: int, length: int, changed: dict) -> None:
-    """One answer after each segment, with gradient through the carried memory into the learned initial one and every weight."""
+def test_answers_memory_and_gradients_equal_the_papers_description(
+    batch: int, segments: int, length: int, changed: dict
+) -> None:
+    """One answer after each segment, with gradient through the carried memory into the learned initial one
+    and every weight.
+    """
     model, tokens_BSN = build(**changed), tokens(batch, segments, length)
     output = model(tokens_BSN)
     assert output.logits.shape == (batch, segments, 1, VOCABULARY)
     expected = read_all(model, tokens_BSN.unbind(1), initial(model, batch))
-    naive.assert_same_values_and_gradients(model, [output.logits.squeeze(2), output.state.memory_BMD], expected)
+    naive.assert_same_values_and_gradients(
+        model, [output.logits.squeeze(2), output.state.memory_BMD], expected
+    )
 
 
 def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> None:
@@ -95,7 +116,9 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> No
     output = model(tokens_BSN, RMTState(memory_BMD))
     expected = read_all(model, tokens_BSN.unbind(1), memory_BMD)
     actual = [output.logits.squeeze(2), output.state.memory_BMD]
-    naive.assert_same_values_and_gradients(model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"])
+    naive.assert_same_values_and_gradients(
+        model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"]
+    )
 
 
 def test_a_row_that_is_reset_begins_with_the_learned_memory() -> None:
@@ -112,7 +135,9 @@ def test_a_row_that_is_reset_begins_with_the_learned_memory() -> None:
 
 @pytest.mark.parametrize("depth", [0, 1, len(LENGTHS) - 1, None])
 def test_segments_of_unequal_length_and_a_back_propagation_depth(depth: int | None) -> None:
-    """One answer for each segment, whatever its length; gradients are the sum of each answer's own pass, cut k segments before it."""
+    """One answer for each segment, whatever its length; gradients are the sum of each answer's own pass,
+    cut k segments before it.
+    """
     model, tokens_BT = build(), tokens(2, sum(LENGTHS))
     output = truncation.read(model, tokens_BT, LENGTHS, depth=depth)
     assert output.logits.shape == (2, len(LENGTHS), VOCABULARY)
@@ -125,7 +150,9 @@ def test_segments_of_unequal_length_and_a_back_propagation_depth(depth: int | No
 @pytest.mark.parametrize("only_last", [False, True])
 @pytest.mark.parametrize("depth", [0, 1, 2, None])
 def test_horizon_of_the_answer_on_the_input_embeddings(depth: int | None, only_last: bool) -> None:
-    """The last answer, of segment s, reaches each token of the segments s-k .. s, and those before them with a gradient of exactly 0."""
+    """The last answer, of segment s, reaches each token of the segments s-k .. s,
+    and those before them with a gradient of exactly 0.
+    """
     model, ids_T = build(), torch.arange(sum(LENGTHS))  # each token has an id of its own
     wanted = [not only_last] * (len(LENGTHS) - 1) + [True]
     logits_BSV = truncation.read(model, ids_T[None], LENGTHS, depth=depth, wanted=wanted).logits
@@ -137,7 +164,9 @@ def test_horizon_of_the_answer_on_the_input_embeddings(depth: int | None, only_l
 
 
 def test_every_row_looks_at_every_row() -> None:
-    """In one layer, whichever token of a segment changes: the answer, in front of it, and every memory vector move."""
+    """In one layer, whichever token of a segment changes: the answer, in front of it,
+    and every memory vector move.
+    """
     model, tokens_BN = build(layers=1), tokens(1, 4)
     before = model.segment(tokens_BN, model.init_state(1))
     for t in range(4):

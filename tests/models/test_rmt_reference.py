@@ -17,7 +17,13 @@ VOCABULARY = 11
 
 def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3, **options: Any) -> RMT:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "ffn_multiple": 3, "dropout": 0.0}
+    sizes: dict[str, Any] = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "ffn_multiple": 3,
+        "dropout": 0.0,
+    }
     return naive.disturb(RMT(vocab_size=VOCABULARY, memory_tokens=memory_tokens, **sizes, **options))
 
 
@@ -30,7 +36,11 @@ def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tupl
     m, logits = len(memory_MD), []
     for tokens_N in segments:
         n = len(tokens_N)
-        rows = [("read", i) for i in range(m)] + [("segment", i) for i in range(n)] + [("write", i) for i in range(m)]
+        rows = (
+            [("read", i) for i in range(m)]
+            + [("segment", i) for i in range(n)]
+            + [("write", i) for i in range(m)]
+        )
         place = {"read": -m, "segment": 0, "write": n}  # of the first row of each kind
 
         def sees(query: int, key: int, rows: list = rows) -> bool:
@@ -44,16 +54,21 @@ def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tupl
         # The same M vectors go in at both ends, unless write memory has vectors of its own.
         write_MD = memory_MD if model.write_memory_MD is None else model.write_memory_MD
         inputs = [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *write_MD]
-        positions = [place[kind] + i if model.stack.positions != "none" else 0 for kind, i in rows]  # all at 0: no one turns
+        # all at 0: no one turns
+        positions = [place[kind] + i if model.stack.positions != "none" else 0 for kind, i in rows]
         outputs, _ = naive.stack(model, inputs, positions, sees)
         logits += [naive.head(model, outputs[m + i]) for i in range(n)]
-        memory_MD = torch.stack(outputs[m + n :])  # top-layer outputs, after the final normalisation, at the write positions
+        # top-layer outputs, after the final normalisation, at the write positions
+        memory_MD = torch.stack(outputs[m + n :])
     return logits, memory_MD
 
 
 def read_all(model: RMT, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
     documents = [read_document(model, list(t), m) for t, m in zip(tokens_BSN, memory_BMD, strict=True)]
-    logits_BTV, memories = torch.stack([torch.stack(logits) for logits, _ in documents]), torch.stack([m for _, m in documents])
+    logits_BTV, memories = (
+        torch.stack([torch.stack(logits) for logits, _ in documents]),
+        torch.stack([m for _, m in documents]),
+    )
     return logits_BTV.unflatten(1, tokens_BSN.shape[1:]), memories
 
 
@@ -69,8 +84,12 @@ def read_all(model: RMT, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor
         (1, 2, 3, {"positions": "none"}),
     ],
 )
-def test_logits_memory_and_gradients_equal_the_paper_formulas(batch: int, segments: int, length: int, sizes: dict) -> None:
-    """Over all segments, with gradient through the carried memory into the learned initial one and every weight."""
+def test_logits_memory_and_gradients_equal_the_paper_formulas(
+    batch: int, segments: int, length: int, sizes: dict
+) -> None:
+    """Over all segments, with gradient through the carried memory into the learned initial one and every
+    weight.
+    """
     model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
     output = model(tokens_BSN)
     expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(batch, -1, -1))
@@ -83,7 +102,9 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> No
     output = model(tokens_BSN, RMTState(memory_BMD))
     expected = read_all(model, tokens_BSN, memory_BMD)
     actual = [output.logits, output.state.memory_BMD]
-    naive.assert_same_values_and_gradients(model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"])
+    naive.assert_same_values_and_gradients(
+        model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"]
+    )
 
 
 @pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [2, 3]])

@@ -1,6 +1,8 @@
-"""State sizes at the Infini paper's configuration (arXiv 2404.07143, tables 1 and 2), counted on real states, in elements per document.
+"""State sizes at the Infini paper's configuration (arXiv 2404.07143, tables 1 and 2), counted on real states,
+in elements per document.
 
-12 layers, 8 heads of 128, segments of 2,048 tokens. The models are on torch's meta device: shapes without data.
+12 layers, 8 heads of 128, segments of 2,048 tokens. The models are on torch's meta device: shapes without
+data.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from memlab.models.rmt import RMT
 from memlab.models.transformer_xl import TransformerXL
 
 SEGMENT = 2048
-BACKBONE: dict[str, Any] = {"vocab_size": 32_000, "layers": 12, "width": 1024, "heads": 8, "ffn_multiple": 4, "dropout": 0.0}
+BACKBONE: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "layers": 12,
+    "width": 1024,
+    "heads": 8,
+    "ffn_multiple": 4,
+    "dropout": 0.0,
+}
 WINDOW = 2 * 8 * 128 * 2048 * 12  # keys and values of 2,048 tokens in all layers: 50M in table 2
 
 
@@ -65,22 +74,31 @@ def test_memorizing(memorizing: MemorizingState) -> None:
     assert elements(memorizing) == 183_451_648
 
 
-def test_infini_is_114_times_smaller_than_memorizing(infini: InfiniState, memorizing: MemorizingState) -> None:
+def test_infini_is_114_times_smaller_than_memorizing(
+    infini: InfiniState, memorizing: MemorizingState
+) -> None:
     """The paper divides rounded numbers, 183 by 1.6; unrounded it is 115.7."""
     assert elements(memorizing) / elements(infini) == pytest.approx(115.7, abs=0.05)
     assert elements(memorizing) / elements(infini) >= 114
 
 
 def test_transformer_xl() -> None:
-    """The paper counts keys and values, as they are attended to. What is carried are hidden states, half as many numbers."""
-    model = TransformerXL(mem_len=SEGMENT, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, **BACKBONE)
+    """The paper counts keys and values, as they are attended to.
+
+    What is carried are hidden states, half as many numbers.
+    """
+    model = TransformerXL(
+        mem_len=SEGMENT, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, **BACKBONE
+    )
     state = read(model, 2)
     assert elements(*(past.seen for past in model.begin(state).past)) == WINDOW == 50_331_648
     assert elements(state) == 1024 * SEGMENT * 12 == 25_165_824
 
 
 def test_rmt() -> None:
-    """The paper counts keys and values of the memory in every layer, 2.5M. What is carried are the vectors that make them."""
+    """The paper counts keys and values of the memory in every layer, 2.5M. What is carried are the vectors
+    that make them.
+    """
     model = RMT(memory_tokens=100, write_memory="carried", **BACKBONE)
     state = read(model, 1)
     assert elements(*model.begin(state).past) == 2 * 1024 * 100 * 12 == 2_457_600

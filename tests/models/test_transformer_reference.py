@@ -1,4 +1,6 @@
-"""The Transformer without memory against plain causal attention, written as loops: over each segment, or over the whole document."""
+"""The Transformer without memory against plain causal attention, written as loops: over each segment,
+or over the whole document.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ SIZES = [
 def build(context: str, layers: int = 2, width: int = 8, heads: int = 2) -> Transformer:
     torch.manual_seed(0)
     return naive.disturb(
-        Transformer(vocab_size=VOCABULARY, layers=layers, width=width, heads=heads, ffn_multiple=3, dropout=0.0, context=context)
+        Transformer(
+            vocab_size=VOCABULARY,
+            layers=layers,
+            width=width,
+            heads=heads,
+            ffn_multiple=3,
+            dropout=0.0,
+            context=context,
+        )
     )  # type: ignore[arg-type]
 
 
@@ -30,9 +40,18 @@ def tokens(*shape: int) -> Tensor:
 
 
 def read_causally(model: Transformer, tokens_T: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """T tokens at positions 0 .. T - 1, each seeing all before it and itself: logits [T, V], then keys and values [H, T, K] by layer."""
-    outputs, kept = naive.stack(model, [model.embed.weight[t] for t in tokens_T], range(len(tokens_T)), lambda query, key: key <= query)
-    cache = [torch.stack([torch.stack(head) for head in part]) for keys_values in kept for part in keys_values]
+    """T tokens at positions 0 .. T - 1, each seeing all before it and itself: logits [T, V],
+    then keys and values [H, T, K] by layer.
+    """
+    outputs, kept = naive.stack(
+        model,
+        [model.embed.weight[t] for t in tokens_T],
+        range(len(tokens_T)),
+        lambda query, key: key <= query,
+    )
+    cache = [
+        torch.stack([torch.stack(head) for head in part]) for keys_values in kept for part in keys_values
+    ]
     return torch.stack([naive.head(model, y) for y in outputs]), cache
 
 
@@ -42,17 +61,23 @@ def tensors(state: FullContext) -> list[Tensor]:
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 @pytest.mark.parametrize(("batch", "segments", "length", "sizes"), SIZES)
-def test_context_segment_is_causal_attention_within_each_segment(form: str, batch: int, segments: int, length: int, sizes: dict) -> None:
+def test_context_segment_is_causal_attention_within_each_segment(
+    form: str, batch: int, segments: int, length: int, sizes: dict
+) -> None:
     model, tokens_BSN = build("segment", **sizes), tokens(batch, segments, length)
     output = getattr(model, form)(tokens_BSN, model.init_state(batch))
     assert output.state.tensors() == []
-    expected = torch.stack([torch.stack([read_causally(model, t)[0] for t in document]) for document in tokens_BSN])
+    expected = torch.stack(
+        [torch.stack([read_causally(model, t)[0] for t in document]) for document in tokens_BSN]
+    )
     naive.assert_same_values_and_gradients(model, [output.logits], [expected])
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 @pytest.mark.parametrize(("batch", "segments", "length", "sizes"), SIZES)
-def test_context_full_is_causal_attention_over_the_joined_segments(form: str, batch: int, segments: int, length: int, sizes: dict) -> None:
+def test_context_full_is_causal_attention_over_the_joined_segments(
+    form: str, batch: int, segments: int, length: int, sizes: dict
+) -> None:
     """Logits, every layer's keys and values, and the gradients of all of them."""
     model, tokens_BSN = build("full", **sizes), tokens(batch, segments, length)
     output = getattr(model, form)(tokens_BSN, model.init_state(batch))
@@ -70,14 +95,19 @@ def test_begin_extend_close_equal_the_loops(context: str, pieces: list[int]) -> 
     model, tokens_BSN = build(context), tokens(2, 2, 4)
     logits_BTV, _ = small.read_in_pieces(model, tokens_BSN, pieces)
     whole = tokens_BSN.flatten(1)[:, None] if context == "full" else tokens_BSN
-    expected = torch.stack([torch.cat([read_causally(model, part)[0] for part in document]) for document in whole])
+    expected = torch.stack(
+        [torch.cat([read_causally(model, part)[0] for part in document]) for document in whole]
+    )
     naive.assert_same_values_and_gradients(model, [logits_BTV], [expected])
 
 
 def test_context_full_documents_that_begin_anew_see_nothing_of_the_ones_before() -> None:
-    """Rows of the batch start new documents at different segments; each document is read as if alone, values and gradients."""
+    """Rows of the batch start new documents at different segments; each document is read as if alone,
+    values and gradients.
+    """
     model, tokens_BSN = build("full"), tokens(3, 4, 3)
-    begins = [[True, True, True], [False, True, False], [False, False, False], [True, True, False]]  # segment by segment, rows
+    # segment by segment, rows
+    begins = [[True, True, True], [False, True, False], [False, False, False], [True, True, False]]
     state, logits = model.init_state(3), []
     for tokens_BN, anew in zip(tokens_BSN.unbind(1), begins, strict=True):
         output = model.segment(tokens_BN, state.reset(torch.tensor(anew), model.init_state(3)))

@@ -1,4 +1,6 @@
-"""Transformer-XL against the formulas of its paper (arXiv 1901.02860, sections 3.2 and 3.3), written as loops."""
+"""Transformer-XL against the formulas of its paper (arXiv 1901.02860, sections 3.2 and 3.3),
+written as loops.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,13 @@ CASES: dict[str, dict[str, Any]] = {  # segments have 3 tokens
 
 def build(**changed: Any) -> TransformerXL:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "layers": LAYERS, "width": WIDTH, "ffn_multiple": 2, "dropout": 0.0}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "ffn_multiple": 2,
+        "dropout": 0.0,
+    }
     return naive.disturb(TransformerXL(**sizes, **(OPTIONS | changed)))
 
 
@@ -99,37 +107,55 @@ def read_all(
 
 def kept(state: XLState) -> list[Tensor]:
     """For each document and layer, the rows of the memory that are its own, one under the other."""
-    return [hidden_BCD[b, hidden_BCD.shape[1] - f :] for b, f in enumerate(state.filled_B.tolist()) for hidden_BCD in state.hidden]
+    return [
+        hidden_BCD[b, hidden_BCD.shape[1] - f :]
+        for b, f in enumerate(state.filled_B.tolist())
+        for hidden_BCD in state.hidden
+    ]
 
 
 def rows_of(memories: list[Memory]) -> list[Tensor]:
     """The same of the loops' memories."""
-    return [torch.stack(rows) if rows else torch.empty(0, WIDTH, dtype=torch.float64) for memory in memories for rows in memory]
+    return [
+        torch.stack(rows) if rows else torch.empty(0, WIDTH, dtype=torch.float64)
+        for memory in memories
+        for rows in memory
+    ]
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 @pytest.mark.parametrize("changed", CASES.values(), ids=CASES.keys())
 def test_logits_memory_and_gradients_equal_the_paper_formulas(changed: dict[str, Any], form: str) -> None:
-    """Every parameter learns from the memory's rows too, but for the computation that made them: that is cut off."""
+    """Every parameter learns from the memory's rows too, but for the computation that made them:
+    that is cut off.
+    """
     model, tokens_BSN = build(**changed), tokens(1, 3, 3)
     output = getattr(model, form)(tokens_BSN, model.init_state(1))
     mem_len = (OPTIONS | changed)["mem_len"]
     expected, memories = read_all(model, tokens_BSN, [nothing()], mem_len, changed)
-    naive.assert_same_values_and_gradients(model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)])
+    naive.assert_same_values_and_gradients(
+        model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)]
+    )
     assert output.state.filled_B.tolist() == [min(9, mem_len)]
 
 
 @pytest.mark.parametrize(("batch", "segments", "length"), [(2, 4, 1), (3, 1, 4), (2, 3, 2), (1, 2, 5)])
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
-def test_segments_of_any_size_equal_the_paper_formulas(form: str, batch: int, segments: int, length: int) -> None:
+def test_segments_of_any_size_equal_the_paper_formulas(
+    form: str, batch: int, segments: int, length: int
+) -> None:
     model, tokens_BSN = build(), tokens(batch, segments, length)
     output = getattr(model, form)(tokens_BSN, model.init_state(batch))
     expected, memories = read_all(model, tokens_BSN, [nothing() for _ in range(batch)], 3, {})
-    naive.assert_same_values_and_gradients(model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)])
+    naive.assert_same_values_and_gradients(
+        model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)]
+    )
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
-@pytest.mark.parametrize("changed", [{}, {"same_length": True}, {"positions": "rope"}, {"positions": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{}, {"same_length": True}, {"positions": "rope"}, {"positions": "none"}], ids=str
+)
 def test_only_the_rows_that_a_document_has_filled_are_its_memory(changed: dict[str, Any], form: str) -> None:
     """What stands in the others is of no meaning; here it is large."""
     model, tokens_BSN, filled = build(mem_len=4, **changed), tokens(4, 2, 3), [0, 1, 3, 4]
@@ -141,19 +167,29 @@ def test_only_the_rows_that_a_document_has_filled_are_its_memory(changed: dict[s
     output = getattr(model, form)(tokens_BSN, state)
     memories = [[list(hidden_BCD[b, 4 - f :]) for hidden_BCD in hidden] for b, f in enumerate(filled)]
     expected, memories = read_all(model, tokens_BSN, memories, 4, changed)
-    naive.assert_same_values_and_gradients(model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)])
+    naive.assert_same_values_and_gradients(
+        model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)]
+    )
     assert output.state.filled_B.tolist() == [4] * 4
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
-@pytest.mark.parametrize("changed", [{"same_length": True, "mem_len": 2}, {"clamp_len": 3, "mem_len": 5}, {"positions": "rope"}], ids=str)
+@pytest.mark.parametrize(
+    "changed",
+    [{"same_length": True, "mem_len": 2}, {"clamp_len": 3, "mem_len": 5}, {"positions": "rope"}],
+    ids=str,
+)
 def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[str, Any], form: str) -> None:
-    """Rows of the batch start new documents at different segments; each document is read as if alone, values and gradients."""
+    """Rows of the batch start new documents at different segments; each document is read as if alone,
+    values and gradients.
+    """
     model, tokens_BSN, mem_len = build(**changed), tokens(3, 5, 3), (OPTIONS | changed)["mem_len"]
     begins = {0: [True, True, True], 1: [False, True, False], 3: [True, True, False]}  # by segment: rows
     state, logits = model.init_state(3), []
     for (start, anew), end in zip(begins.items(), [*list(begins)[1:], 5], strict=True):
-        output = getattr(model, form)(tokens_BSN[:, start:end], state.reset(torch.tensor(anew), model.init_state(3)))
+        output = getattr(model, form)(
+            tokens_BSN[:, start:end], state.reset(torch.tensor(anew), model.init_state(3))
+        )
         state = output.state
         logits.append(output.logits)
     rows, memories = [], []
@@ -163,7 +199,9 @@ def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[
             read_document(model, list(tokens_BSN[b, s:e]), nothing(), mem_len, changed)
             for s, e in zip(starts, [*starts[1:], 5], strict=True)
         ]
-        rows.append(torch.cat([torch.stack(of_document) for of_document, _ in documents]).unflatten(0, (5, 3)))
+        rows.append(
+            torch.cat([torch.stack(of_document) for of_document, _ in documents]).unflatten(0, (5, 3))
+        )
         memories.append(documents[-1][1])
     actual, expected = [torch.cat(logits, dim=1), *kept(state)], [torch.stack(rows), *rows_of(memories)]
     naive.assert_same_values_and_gradients(model, actual, expected)
@@ -173,8 +211,13 @@ def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 @pytest.mark.parametrize("modes", [["eval"], ["train", "eval"], ["eval", "train"]], ids="-".join)
 @pytest.mark.parametrize("changed", [{}, {"same_length": True}], ids=str)
-def test_evaluation_may_have_a_memory_of_its_own_length(changed: dict[str, Any], modes: list[str], form: str) -> None:
-    """Two segments in each mode. A state that was written in the other mode is cut, or fills up as reading goes on."""
+def test_evaluation_may_have_a_memory_of_its_own_length(
+    changed: dict[str, Any], modes: list[str], form: str
+) -> None:
+    """Two segments in each mode.
+
+    A state that was written in the other mode is cut, or fills up as reading goes on.
+    """
     changed = {"mem_len": 2, "eval_mem_len": 5, **changed}
     model = build(**changed)
     tokens_BSN = tokens(1, 2 * len(modes), 3)
@@ -195,7 +238,14 @@ def test_evaluation_may_have_a_memory_of_its_own_length(changed: dict[str, Any],
 
 @pytest.mark.parametrize("pieces", [[4], [1, 1, 1, 1], [3, 1]])
 @pytest.mark.parametrize(
-    "changed", [{}, {"same_length": True, "clamp_len": 2}, {"mem_len": 6, "untie": True, "kv_heads": 1}, {"positions": "rope"}], ids=str
+    "changed",
+    [
+        {},
+        {"same_length": True, "clamp_len": 2},
+        {"mem_len": 6, "untie": True, "kv_heads": 1},
+        {"positions": "rope"},
+    ],
+    ids=str,
 )
 def test_begin_extend_close_equal_the_paper_formulas(changed: dict[str, Any], pieces: list[int]) -> None:
     """Two segments read in pieces, with memory written by `close`, values and gradients."""

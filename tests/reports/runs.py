@@ -9,7 +9,14 @@ from typing import Any
 
 import yaml
 
-COPY = {"_target_": "memlab.tasks.copy.Copy", "name": "copy", "length": 12, "num_segments": 4, "batch_size": 32, "test_size": 2048}
+COPY = {
+    "_target_": "memlab.tasks.copy.Copy",
+    "name": "copy",
+    "length": 12,
+    "num_segments": 4,
+    "batch_size": 32,
+    "test_size": 2048,
+}
 TEXT = {
     "_target_": "memlab.tasks.text.TextTask",
     "name": "pg19",
@@ -71,11 +78,20 @@ def result(model: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
 def lines() -> list[dict[str, float]]:
     """Of `metrics.jsonl`: the loss falls, and rises where the last stage begins."""
     stages = [(50, 1, 0.5), (100, 4, 2.0), (150, 4, 1.0), (200, 4, 0.1)]
-    return [{"step": s, "val/loss": loss, "val/stage": stage, "val/tokens": 100 * s, "val/seconds": s / 10} for s, stage, loss in stages]
+    return [
+        {"step": s, "val/loss": loss, "val/stage": stage, "val/tokens": 100 * s, "val/seconds": s / 10}
+        for s, stage, loss in stages
+    ]
 
 
 def run(
-    place: Path, model: str, seed: int, score: float, ended: float = 0, lengths: dict[int, float] | None = None, **changes: Any
+    place: Path,
+    model: str,
+    seed: int,
+    score: float,
+    ended: float = 0,
+    lengths: dict[int, float] | None = None,
+    **changes: Any,
 ) -> Path:
     """Write a finished run; its directory."""
     place.mkdir(parents=True)
@@ -85,7 +101,10 @@ def run(
     if ended:
         os.utime(place / "result.json", (ended, ended))
     if lengths:
-        entries = [{"segments": s, "samples": 512, "accuracy": a, "memory": {"state_bytes": 1024}} for s, a in lengths.items()]
+        entries = [
+            {"segments": s, "samples": 512, "accuracy": a, "memory": {"state_bytes": 1024}}
+            for s, a in lengths.items()
+        ]
         (place / "evaluation.json").write_text(json.dumps({"lengths": entries}))
     return place
 
@@ -100,7 +119,11 @@ def text_run(place: Path, model: str, seed: int, bits: float, **changes: Any) ->
     (place / "config.yaml").write_text(yaml.safe_dump(values))
     read = {"documents": 2, "tokens": 1000, "bytes": 1000, "words": 200}
     found = result(
-        model, seed, 0.0, test_read=read, by_position=[{"from": 0, "tokens": 64, "loss": 3.0}, {"from": 64, "tokens": 64, "loss": 2.0}]
+        model,
+        seed,
+        0.0,
+        test_read=read,
+        by_position=[{"from": 0, "tokens": 64, "loss": 3.0}, {"from": 64, "tokens": 64, "loss": 2.0}],
     )
     found["metrics"] = {"test/bits_per_byte": bits, "val/bits_per_byte": bits}
     del found["chance"], found["stages"]

@@ -1,4 +1,6 @@
-"""Runs are sorted into tables and groups, counted by hand, and those that cannot take part are named with the reason."""
+"""Runs are sorted into tables and groups, counted by hand, and those that cannot take part are named with
+the reason.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,18 @@ def test_groups_over_seeds_by_hand(tmp_path: Path) -> None:
     (pair,) = table.pairs
     assert pair.p == pair.adjusted == pair.possible == pytest.approx(0.1) and not pair.significant
     assert pair.difference == pytest.approx(2.94 / 3 - 0.11)
-    assert "is not significant" in table.verdict and "smallest p they can give is 0.1" in table.verdict and "4 seeds" in table.verdict
+    assert (
+        "is not significant" in table.verdict
+        and "smallest p they can give is 0.1" in table.verdict
+        and "4 seeds" in table.verdict
+    )
     row = dict(zip(tables.columns(table), tables.cells(table, best), strict=True))
-    assert row["accuracy"] == "0.9800" and row["each seed"] == "1.0000 0.9900 0.9500" and row["n"] == "3" and row["seconds"] == "20"
+    assert (
+        row["accuracy"] == "0.9800"
+        and row["each seed"] == "1.0000 0.9900 0.9500"
+        and row["n"] == "3"
+        and row["seconds"] == "20"
+    )
     assert row["state"] == "3.0 KiB" and row["carried"] == "18.0 ×"
 
 
@@ -57,7 +68,12 @@ def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
     run(tmp_path / "d", "infini", 0, 0.7, optim__lr=2e-3)
     run(tmp_path / "e", "infini", 0, 0.6, task__num_segments=6)
     few, many = compared(tmp_path).tables
-    labels = ["infini, memory=on, lr=0.001", "rmt", "infini, memory=on, lr=0.002", "infini, memory=off, lr=0.001"]
+    labels = [
+        "infini, memory=on, lr=0.001",
+        "rmt",
+        "infini, memory=on, lr=0.002",
+        "infini, memory=off, lr=0.001",
+    ]
     assert [group.label for group in few.groups] == labels
     assert (few.title, many.title) == ("copy, length=12, num_segments=4", "copy, length=12, num_segments=6")
     assert [group.label for group in many.groups] == ["infini"]
@@ -68,7 +84,15 @@ def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
 def test_runs_from_before_a_key_was_there(tmp_path: Path) -> None:
     """A key that older runs lack is no difference while it has its default, or none."""
     run(tmp_path / "old", "rmt", 0, 0.5)
-    run(tmp_path / "new", "rmt", 1, 0.6, trainer__recompute="none", curriculum__by="task", curriculum__sizes=None)
+    run(
+        tmp_path / "new",
+        "rmt",
+        1,
+        0.6,
+        trainer__recompute="none",
+        curriculum__by="task",
+        curriculum__sizes=None,
+    )
     run(tmp_path / "other", "rmt", 1, 0.6, curriculum__by="length")
     (table,) = compared(tmp_path).tables
     assert {group.label: group.scores.n for group in table.groups} == {"rmt, by=task": 2, "rmt, by=length": 1}

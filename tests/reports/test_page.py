@@ -37,7 +37,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
         run(place / f"e{seed}", NASTY, seed, 0.3)
     text_run(place / "t", "transformer", 0, 2.5)
     found = [from_directory(directory) for directory in below(place)]
-    comparison = compare(NASTY, f"python -m memlab.compare 'experiment={NASTY}'", [*found, LeftOut(NASTY, f"is {NASTY}")])
+    comparison = compare(
+        NASTY, f"python -m memlab.compare 'experiment={NASTY}'", [*found, LeftOut(NASTY, f"is {NASTY}")]
+    )
     return comparison, page.write(comparison, tmp_path_factory.mktemp("page"), "today")
 
 
@@ -108,14 +110,30 @@ def test_no_horizontal_scroll_in_a_browser(made: tuple[Comparison, Path], width:
     # the measuring script is the frame's: the page itself allows none
     frame = tmp_path / "frame.html"
     frame.write_text(
-        f"""<iframe id=f style="width:{width}px;height:900px;border:0" src="{made[1].as_uri()}"></iframe><p id=said>nothing</p>
+        f"""<iframe id=f style="width:{width}px;height:900px;border:0" src="{made[1].as_uri()}"></iframe>
+        <p id=said>nothing</p>
         <script>onload = () => {{ const d = document.getElementById("f").contentDocument;
-        const wide = [...d.querySelectorAll("body *")].filter(e => !e.closest("svg") && !e.closest("thead") && !e.closest(".scroll"))
+        const wide = [...d.querySelectorAll("body *")]
+          .filter(e => !e.closest("svg") && !e.closest("thead") && !e.closest(".scroll"))
           .filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.tagName);
-        document.getElementById("said").textContent = "scrollWidth=" + d.documentElement.scrollWidth + " wide=" + wide; }}</script>"""
+        const said = "scrollWidth=" + d.documentElement.scrollWidth + " wide=" + wide;
+        document.getElementById("said").textContent = said; }}</script>"""
     )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files"]
-    command = [chromium, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--dump-dom", frame.as_uri()]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--allow-file-access-from-files",
+    ]
+    command = [
+        chromium,
+        *flags,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+        "--dump-dom",
+        frame.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r"scrollWidth=(\d+) wide=([\w,]*)<", done.stdout)
     assert found, done.stdout[-500:] + done.stderr[-500:]

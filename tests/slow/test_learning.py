@@ -23,7 +23,9 @@ def result_of(directory: Path, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("task", ["reverse", "copy", "associative_retrieval"])
 def test_rmt_solves(task: str, seed: int, tmp_path: Path) -> None:
-    """Free-running accuracy of at least 0.99 with the default settings, in less than five minutes of training on two cores."""
+    """Free-running accuracy of at least 0.99 with the default settings, in less than five minutes of
+    training on two cores.
+    """
     result = result_of(tmp_path, "model=rmt", f"task={task}", f"seed={seed}")
     assert result["metrics"]["test/accuracy"] >= 0.99
     assert result["timing"]["train_seconds"] < 300
@@ -47,7 +49,14 @@ def test_transformer_xl_falls_with_more_segments_and_rmt_does_not(tmp_path: Path
     for model, options in (("rmt", []), ("transformer_xl", ["model.mem_len=6"])):
         place = tmp_path / model
         place.mkdir()
-        words = [f"model={model}", "task=reverse", "task.length=12", "task.num_segments=4", "trainer.max_steps=1500", *options]
+        words = [
+            f"model={model}",
+            "task=reverse",
+            "task.length=12",
+            "task.num_segments=4",
+            "trainer.max_steps=1500",
+            *options,
+        ]
         accuracy[model] = result_of(place, *words, "curriculum.stage_steps=500")["metrics"]["test/accuracy"]
     assert accuracy["rmt"] >= 0.99
     assert accuracy["transformer_xl"] < 0.8

@@ -1,4 +1,6 @@
-"""The sweep's own process with stand-in trainings: reads an order, starts so many workers, and ends with the status of a command."""
+"""The sweep's own process with stand-in trainings: reads an order, starts so many workers,
+and ends with the status of a command.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Stands in for `memlab.train` where a sweep's claims, retries and endings are tested: same words, files, lock and signals, no torch.
+"""Stands in for `memlab.train` where a sweep's claims, retries and endings are tested: same words, files,
+lock and signals, no torch.
 
-Each validation takes `pause` seconds and is a checkpoint: a run that is killed goes on behind the last one. The environment says what
-happens: `FAKE_STEPS`, `FAKE_PAUSE`, `FAKE_FAIL` (a word of the command line with which it fails).
+Each validation takes `pause` seconds and is a checkpoint: a run that is killed goes on behind the last one.
+The environment says what happens: `FAKE_STEPS`, `FAKE_PAUSE`, `FAKE_FAIL` (a word of the command line with
+which it fails).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from memlab import launch
+from memlab.config import launch
 
 
 def main() -> int:

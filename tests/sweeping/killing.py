@@ -1,4 +1,6 @@
-"""Sweeps of stand-in trainings as processes, and kill -9 at random moments of their driver, their workers and their trainings."""
+"""Sweeps of stand-in trainings as processes, and kill -9 at random moments of their driver,
+their workers and their trainings.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def children(pid: int) -> list[int]:
 
 def trainings(directory: Path) -> list[int]:
     """Process ids of all trainings that were ever started."""
-    return [int(line) for file in directory.glob("trials/**/starts") for line in file.read_text().splitlines()]
+    return [
+        int(line) for file in directory.glob("trials/**/starts") for line in file.read_text().splitlines()
+    ]
 
 
 def gone(directory: Path, seconds: float = 5.0) -> bool:
@@ -67,7 +71,9 @@ def gone(directory: Path, seconds: float = 5.0) -> bool:
     return True
 
 
-def survive(order: Order, directory: Path, rng: random.Random, kills: int, workers: int = 2, seconds: float = 120) -> dict[str, int]:
+def survive(
+    order: Order, directory: Path, rng: random.Random, kills: int, workers: int = 2, seconds: float = 120
+) -> dict[str, int]:
     """Run a sweep to its end, killing something now and then; returns what was killed how often.
 
     A killed driver is started again when nothing of it is left.

@@ -1,4 +1,6 @@
-"""Sweeps of stand-in trainings for tests: a specification, an order, and what must be true of every sweep that has ended."""
+"""Sweeps of stand-in trainings for tests: a specification, an order, and what must be true of every sweep
+that has ended.
+"""
 
 from __future__ import annotations
 
@@ -55,18 +57,26 @@ def trials(made: Order) -> list[Any]:
 
 
 def check_whole(made: Order, failed: int = 0) -> list[Any]:
-    """Exactly N complete or pruned, none running, each with one finished run directory of its own and parameters of its own."""
+    """Exactly N complete or pruned, none running, each with one finished run directory of its own and
+    parameters of its own.
+    """
     found = trials(made)
     states = [trial.state.name for trial in found]
     assert set(states) <= {"COMPLETE", "PRUNED", "FAIL"}, states
-    assert states.count("COMPLETE") + states.count("PRUNED") == made.trials * len(made.spec.arm_values()), states
-    assert states.count("FAIL") == failed, [t.user_attrs.get("error") for t in found if t.state.name == "FAIL"]
+    assert states.count("COMPLETE") + states.count("PRUNED") == made.trials * len(made.spec.arm_values()), (
+        states
+    )
+    assert states.count("FAIL") == failed, [
+        t.user_attrs.get("error") for t in found if t.state.name == "FAIL"
+    ]
     assert len({str(t.params) for t in found}) == len(found), "a trial was done twice"
     for trial in found:
         if trial.state.name == "COMPLETE":
             directory = Path(trial.user_attrs["run_dir"])
             for seed in made.spec.seeds:
                 steps = (directory / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines()
-                assert len(steps) == int(made.environment.get("FAKE_STEPS", "5")), "it was trained anew, or two wrote at once"
+                assert len(steps) == int(made.environment.get("FAKE_STEPS", "5")), (
+                    "it was trained anew, or two wrote at once"
+                )
                 assert (directory / f"seed_{seed}" / "result.json").exists()
     return found

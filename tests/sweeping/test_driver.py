@@ -1,4 +1,6 @@
-"""The sweep's own process: kill -9 of it, of its workers and of its trainings at random moments; what it says when it cannot go on."""
+"""The sweep's own process: kill -9 of it, of its workers and of its trainings at random moments;
+what it says when it cannot go on.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,21 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes that 
 def test_nothing_is_lost_or_doubled_by_kills_at_random_moments(seed: int, tmp_path: Path) -> None:
     pruner = {"name": "median", "startup_trials": 2}
     fake = {"FAKE_STEPS": "6", "FAKE_PAUSE": "0.08"}
-    order = sweeps.order(tmp_path, fake, spec=sweeps.spec(pruner=pruner), trials=5 if seed == 0 else 12, max_steps=6, restarts=50)
+    order = sweeps.order(
+        tmp_path,
+        fake,
+        spec=sweeps.spec(pruner=pruner),
+        trials=5 if seed == 0 else 12,
+        max_steps=6,
+        restarts=50,
+    )
     kills = 4 if seed == 0 else 15
     killed = survive(order, tmp_path, random.Random(seed), kills)
     assert sum(killed.values()) >= kills // 2, killed
     found = sweeps.check_whole(order)
-    assert [trial.number for trial in found] == list(range(order.trials)), "a killed trial goes on under its own number"
+    assert [trial.number for trial in found] == list(range(order.trials)), (
+        "a killed trial goes on under its own number"
+    )
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

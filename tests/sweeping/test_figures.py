@@ -17,15 +17,22 @@ def test_two_objectives_and_the_darkest_lines_are_the_best(tmp_path: Path) -> No
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     for number in range(4):
         trial = study.ask()
         trial.suggest_float("optim.lr", 1e-4, 1e-1, log=True)
         study.tell(trial, [number / 4, 100.0 * number])
-    objectives = [{"metric": "val/score", "direction": "maximize"}, {"metric": "memory/state_bytes", "direction": "minimize"}]
+    objectives = [
+        {"metric": "val/score", "direction": "maximize"},
+        {"metric": "memory/state_bytes", "direction": "minimize"},
+    ]
     drawn = figures.draw(sweeps.spec(objectives=objectives), [Arm(None, study)], tmp_path)
     names = [
-        f"{name}_{metric}" for metric in ("val_score", "memory_state_bytes") for name in ("history", "importance", "parallel_coordinates")
+        f"{name}_{metric}"
+        for metric in ("val_score", "memory_state_bytes")
+        for name in ("history", "importance", "parallel_coordinates")
     ]
     assert drawn == [f"{name}.png" for name in [*names, "pareto_front"]]
     assert all((tmp_path / name).stat().st_size > 5000 for name in drawn)

@@ -1,4 +1,6 @@
-"""How trials ended is said in MLflow beside the next training: in order, all of it, and a failure costs a warning."""
+"""How trials ended is said in MLflow beside the next training: in order, all of it,
+and a failure costs a warning.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_labels_are_written_beside_the_worker_and_all_of_them(
         assert not written, "the worker does not wait for MLflow"
         go_on.set()
     assert written == [(0, "complete"), (2, "pruned")]
-    assert capsys.readouterr().out == "memlab: warning: trial 1 is not labelled in MLflow: the store is full\n"
+    assert (
+        capsys.readouterr().out == "memlab: warning: trial 1 is not labelled in MLflow: the store is full\n"
+    )
 
 
 def test_nothing_is_labelled_without_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +53,10 @@ def test_nothing_is_labelled_without_tracking(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_worker_whose_sweep_does_not_begin_ends_in_silence() -> None:
-    done = subprocess.run([sys.executable, "-m", "memlab.sweeping.worker"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.sweeping.worker"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

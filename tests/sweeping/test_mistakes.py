@@ -1,4 +1,6 @@
-"""What is wrong with a sweep is told in one line, before anything is made: its file, its space, its trainings, its storage, its study."""
+"""What is wrong with a sweep is told in one line, before anything is made: its file, its space,
+its trainings, its storage, its study.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from memlab import cli
+from memlab.config import cli
+from memlab.config.paths import sweep_dir
 from memlab.errors import UserError
-from memlab.paths import sweep_dir
 from memlab.sweep import gather
 from memlab.sweeping import driver, space
 from memlab.sweeping.plan import Plan, check_sweep
@@ -36,7 +38,12 @@ GOOD: dict[str, Any] = {
 def plan(tmp_path: Path, *words: str, **changes: Any) -> Plan:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**GOOD, **changes}))
-    given = [f"sweep={file}", f"run_dir={tmp_path / 'out'}", *([] if "tracking=mlflow" in words else ["tracking=off"]), *words]
+    given = [
+        f"sweep={file}",
+        f"run_dir={tmp_path / 'out'}",
+        *([] if "tracking=mlflow" in words else ["tracking=off"]),
+        *words,
+    ]
     made: Plan = cli.compose_checked("sweep", gather(given), check_sweep)
     return made
 
@@ -65,14 +72,29 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"space": {"model.dropout": {"type": "float", "low": 0.0, "high": 1.5}}},
         ["space.model.dropout", "1.5", "less than 1"],
     ),
-    "a key of base": ({"base": {**GOOD["base"], "task.lenght": 3}}, ["base", "unknown key 'task.lenght'", "Did you mean 'length'"]),
-    "a value of base": ({"base": {**GOOD["base"], "trainer.max_steps": -1}}, ["base", "trainer.max_steps=-1"]),
+    "a key of base": (
+        {"base": {**GOOD["base"], "task.lenght": 3}},
+        ["base", "unknown key 'task.lenght'", "Did you mean 'length'"],
+    ),
+    "a value of base": (
+        {"base": {**GOOD["base"], "trainer.max_steps": -1}},
+        ["base", "trainer.max_steps=-1"],
+    ),
     "a model": ({"base": {**GOOD["base"], "model": "rnt"}}, ["Did you mean 'rmt'"]),
     "fixed and searched": ({"base": {**GOOD["base"], "optim.lr": 1e-3}}, ["optim.lr is in space and base"]),
     "what the sweep sets": ({"base": {**GOOD["base"], "run_dir": "x"}}, ["run_dir is set by the sweep"]),
-    "the test as objective": ({"objectives": [{"metric": "test/accuracy", "direction": "maximize"}]}, ["would choose on the test"]),
-    "a metric": ({"objectives": [{"metric": "val/acuracy", "direction": "maximize"}]}, ["no val/acuracy", "Did you mean 'val/accuracy'"]),
-    "a metric of stages": ({"objectives": [{"metric": "val/accuracy", "direction": "maximize"}]}, ["val/score", "curriculum"]),
+    "the test as objective": (
+        {"objectives": [{"metric": "test/accuracy", "direction": "maximize"}]},
+        ["would choose on the test"],
+    ),
+    "a metric": (
+        {"objectives": [{"metric": "val/acuracy", "direction": "maximize"}]},
+        ["no val/acuracy", "Did you mean 'val/accuracy'"],
+    ),
+    "a metric of stages": (
+        {"objectives": [{"metric": "val/accuracy", "direction": "maximize"}]},
+        ["val/score", "curriculum"],
+    ),
     "pruning two objectives": (
         {
             "objectives": [*GOOD["objectives"], {"metric": "memory/state_bytes", "direction": "minimize"}],
@@ -82,11 +104,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "seeds of trials in the end": ({"final": {"seeds": [0, 1]}}, ["final.seeds", "seeds that no trial had"]),
     "a condition": (
-        {"space": {**GOOD["space"], "optim.gate_lr": {**GOOD["space"]["optim.lr"], "when": {"modle": "rmt"}}}},
+        {
+            "space": {
+                **GOOD["space"],
+                "optim.gate_lr": {**GOOD["space"]["optim.lr"], "when": {"modle": "rmt"}},
+            }
+        },
         ["space.optim.gate_lr.when", "Did you mean 'model'"],
     ),
     "a condition that never holds": (
-        {"space": {**GOOD["space"], "optim.gate_lr": {**GOOD["space"]["optim.lr"], "when": {"model": "infini"}}}},
+        {
+            "space": {
+                **GOOD["space"],
+                "optim.gate_lr": {**GOOD["space"]["optim.lr"], "when": {"model": "infini"}},
+            }
+        },
         ["model is never 'infini'"],
     ),
 }
@@ -138,7 +170,9 @@ def test_a_storage_that_cannot_be_used(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         driver.run(plan(tmp_path, f"storage='{url}'"))
     message = str(caught.value)
-    assert all(part in message for part in STORAGES[url]) and "\n" not in message and "secret" not in message, message
+    assert (
+        all(part in message for part in STORAGES[url]) and "\n" not in message and "secret" not in message
+    ), message
     assert not (tmp_path / "out").exists()
 
 
@@ -163,15 +197,27 @@ def test_an_existing_study_of_another_space(tmp_path: Path) -> None:
     first = plan(tmp_path, f"storage='sqlite:///{tmp_path / 'shared.db'}'")
     driver._open(first)[0].close()
     for changes, parts in (
-        ({"space": {**GOOD["space"], **lr(high=0.1)["space"]}}, ["space.optim.lr was", "high: 0.01", "high: 0.1"]),
-        ({"base": {**GOOD["base"], "trainer.max_steps": 30}}, ["base.trainer.max_steps was 20 and is 30 now"]),
+        (
+            {"space": {**GOOD["space"], **lr(high=0.1)["space"]}},
+            ["space.optim.lr was", "high: 0.01", "high: 0.1"],
+        ),
+        (
+            {"base": {**GOOD["base"], "trainer.max_steps": 30}},
+            ["base.trainer.max_steps was 20 and is 30 now"],
+        ),
         ({"seeds": [0, 1]}, ["seeds was [0] and is [0, 1] now"]),
     ):
         (tmp_path / "new").mkdir(exist_ok=True)
         with pytest.raises(UserError) as caught:
-            driver.run(plan(tmp_path / "new", f"storage='sqlite:///{tmp_path / 'shared.db'}'", "study=mine", **changes))
+            driver.run(
+                plan(
+                    tmp_path / "new", f"storage='sqlite:///{tmp_path / 'shared.db'}'", "study=mine", **changes
+                )
+            )
         message = str(caught.value)
-        assert "'mine'" in message and "study=NAME" in message and all(part in message for part in parts), message
+        assert "'mine'" in message and "study=NAME" in message and all(part in message for part in parts), (
+            message
+        )
         assert not (tmp_path / "new" / "out").exists()
     with sqlite3.connect(tmp_path / "shared.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (1,)
@@ -200,7 +246,13 @@ def test_examples_show_all_choices_and_ends() -> None:
             "base": {"task": "reverse"},
             "space": {
                 "model": {"type": "categorical", "choices": ["rmt", "infini"]},
-                "model.memory_tokens": {"type": "int", "low": 2, "high": 9, "step": 3, "when": {"model": "rmt"}},
+                "model.memory_tokens": {
+                    "type": "int",
+                    "low": 2,
+                    "high": 9,
+                    "step": 3,
+                    "when": {"model": "rmt"},
+                },
                 "optim.lr": GOOD["space"]["optim.lr"],
                 "model.heads": {"type": "categorical", "choices": [1, 2, 4]},
             },
@@ -216,5 +268,7 @@ def test_examples_show_all_choices_and_ends() -> None:
 def test_a_mistake_ends_the_command_with_status_2_at_once(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "memlab.sweep", "sweep=rmt_reverse", "base.task.lenght=3", "run_dir=out"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("memlab.sweep: error: sweep=rmt_reverse, base: unknown key 'task.lenght'")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "memlab.sweep: error: sweep=rmt_reverse, base: unknown key 'task.lenght'"
+    )
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -1,4 +1,7 @@
-"""Workers that share a real PostgreSQL server, as they do on many machines. Skipped where it is not installed (the package postgresql)."""
+"""Workers that share a real PostgreSQL server, as they do on many machines.
+
+Skipped where it is not installed (the package postgresql).
+"""
 
 from __future__ import annotations
 
@@ -49,16 +52,45 @@ class Server:
         secret.write_text(PASSWORD)
         if self.prefix:
             shutil.chown(secret, "postgres", "postgres")
-        self._run("initdb", "-D", str(directory / "data"), "-U", "memlab", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync")
+        self._run(
+            "initdb",
+            "-D",
+            str(directory / "data"),
+            "-U",
+            "memlab",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={secret}",
+            "--no-sync",
+        )
         self.start()
 
     def _run(self, program: str, *words: str) -> None:
-        done = subprocess.run([*self.prefix, str(self.bin / program), *words], cwd="/", capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*self.prefix, str(self.bin / program), *words],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.directory} -c fsync=off"
-        self._run("pg_ctl", "-D", str(self.directory / "data"), "-o", settings, "-w", "-l", str(self.directory / "log"), "start")
+        settings = (
+            f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.directory} -c "
+            "fsync=off"
+        )
+        self._run(
+            "pg_ctl",
+            "-D",
+            str(self.directory / "data"),
+            "-o",
+            settings,
+            "-w",
+            "-l",
+            str(self.directory / "log"),
+            "start",
+        )
 
     def stop(self) -> None:
         pid = int((self.directory / "data" / "postmaster.pid").read_text().split()[0])
@@ -76,7 +108,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    place = Path(tempfile.mkdtemp(prefix="memlab-postgres-", dir="/tmp"))  # pytest's own directories are closed to other users
+    # pytest's own directories are closed to other users
+    place = Path(tempfile.mkdtemp(prefix="memlab-postgres-", dir="/tmp"))
     running = Server(place)
     try:
         yield running
@@ -88,7 +121,14 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.slow
 def test_four_workers_of_two_machines_with_kills(server: Server, tmp_path: Path) -> None:
-    order = sweeps.order(tmp_path, {"FAKE_STEPS": "5", "FAKE_PAUSE": "0.08"}, study="kills", storage=server.url, trials=10, restarts=50)
+    order = sweeps.order(
+        tmp_path,
+        {"FAKE_STEPS": "5", "FAKE_PAUSE": "0.08"},
+        study="kills",
+        storage=server.url,
+        trials=10,
+        restarts=50,
+    )
     other = drive(order, 2, tmp_path / "other.log")  # a second driver, as on another machine
     killed = survive(order, tmp_path, random.Random(1), kills=5, workers=2)
     assert other.wait(60) == 0, (tmp_path / "other.log").read_text()
@@ -98,7 +138,9 @@ def test_four_workers_of_two_machines_with_kills(server: Server, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_for_a_while_is_waited_for(server: Server, tmp_path: Path) -> None:
-    order = sweeps.order(tmp_path, {"FAKE_STEPS": "8", "FAKE_PAUSE": "0.1"}, study="outage", storage=server.url, trials=4)
+    order = sweeps.order(
+        tmp_path, {"FAKE_STEPS": "8", "FAKE_PAUSE": "0.1"}, study="outage", storage=server.url, trials=4
+    )
     driver = drive(order, 2, tmp_path / "log")
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("trials/*/seed_0/metrics.jsonl")) and time.monotonic() < deadline:
@@ -119,11 +161,17 @@ def test_what_cannot_be_reached_is_told_in_one_line_without_the_password(server:
     with pytest.raises(UserError, match="authentication failed") as other:
         Store(denied, "x").check()
     for error in (caught, other):
-        assert "\n" not in str(error.value) and "secret" not in str(error.value) and "guess" not in str(error.value)
+        assert (
+            "\n" not in str(error.value)
+            and "secret" not in str(error.value)
+            and "guess" not in str(error.value)
+        )
 
 
 @pytest.mark.slow
-def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(server: Server, tmp_path: Path) -> None:
+def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(
+    server: Server, tmp_path: Path
+) -> None:
     """The services of docker/compose.yaml, with its flags, as processes of this machine."""
     from mlflow import MlflowClient
 
@@ -131,7 +179,13 @@ def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(serve
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
-    flags = ["--host=127.0.0.1", f"--port={port}", "--workers=1", "--serve-artifacts", f"--artifacts-destination={tmp_path / 'artifacts'}"]
+    flags = [
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--workers=1",
+        "--serve-artifacts",
+        f"--artifacts-destination={tmp_path / 'artifacts'}",
+    ]
     flags += ["--allowed-hosts=mlflow:5000,localhost:*,127.0.0.1:*"]
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE mlflow")
@@ -139,17 +193,28 @@ def test_four_trials_at_once_log_to_an_mlflow_server_and_no_metric_is_lost(serve
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "mlflow.log").open("w") as log:
         command = [sys.executable, "-m", "mlflow", "server", *flags]
-        mlflow = subprocess.Popen(command, env={**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": backend}, stdout=log, stderr=log)
+        mlflow = subprocess.Popen(
+            command, env={**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": backend}, stdout=log, stderr=log
+        )
     try:
         until_healthy(uri, "mlflow:5000", tmp_path / "mlflow.log")
         base = {**SWEEP["base"], "trainer.max_steps": 60, "trainer.log_every": 1}
         shared = backend.replace("+psycopg", "")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # nobody can close the connections of an Optuna storage that was not made
+            # nobody can close the connections of an Optuna storage that was not made
+            warnings.simplefilter("ignore", ResourceWarning)
             with pytest.raises(UserError, match="give the sweeps a database of their own"):
                 Store(shared, "x").backend()
             gc.collect()
-        process = start(tmp_path, "trials=4", "workers=4", f"storage='{server.url}'", f"tracking.uri={uri}", base=base, final={"seeds": []})
+        process = start(
+            tmp_path,
+            "trials=4",
+            "workers=4",
+            f"storage='{server.url}'",
+            f"tracking.uri={uri}",
+            base=base,
+            final={"seeds": []},
+        )
         said, _ = process.communicate(timeout=280)
         assert process.returncode == 0 and "warning" not in said.lower() and PASSWORD not in said, said
         client, counted = MlflowClient(uri), 0
@@ -180,7 +245,9 @@ def until_healthy(uri: str, host: str, log: Path) -> None:
     deadline = time.monotonic() + 90
     while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{uri}/health", headers={"Host": host}), timeout=4) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{uri}/health", headers={"Host": host}), timeout=4
+            ) as answer:
                 assert answer.status == 200
                 return
         except OSError:

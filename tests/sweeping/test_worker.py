@@ -1,4 +1,6 @@
-"""The worker's loop on stand-in trainings: claims, pruning, failures, endings, and kills at random moments."""
+"""The worker's loop on stand-in trainings: claims, pruning, failures, endings,
+and kills at random moments.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from memlab.launch import DIES_WITH
+from memlab.config.launch import DIES_WITH
 from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
@@ -50,7 +52,13 @@ def test_parameters_do_not_depend_on_restarts_or_on_which_worker_draws_them(tmp_
 
 def test_a_bad_trial_is_pruned_and_keeps_its_last_validation(tmp_path: Path) -> None:
     pruner = {"name": "median", "startup_trials": 1}
-    order = sweeps.order(tmp_path, {"FAKE_STEPS": "20", "FAKE_PAUSE": "0.05"}, spec=sweeps.spec(pruner=pruner), trials=8, max_steps=20)
+    order = sweeps.order(
+        tmp_path,
+        {"FAKE_STEPS": "20", "FAKE_PAUSE": "0.05"},
+        spec=sweeps.spec(pruner=pruner),
+        trials=8,
+        max_steps=20,
+    )
     Worker(order).run()
     found = sweeps.check_whole(order)
     pruned = [t for t in found if t.state.name == "PRUNED"]
@@ -67,13 +75,18 @@ def test_seeds_are_aggregated(tmp_path: Path) -> None:
     (trial,) = sweeps.check_whole(order)
     results = [{"metrics": {"val/score": trial.intermediate_values[5] + 1e-3 * seed}} for seed in (1, 2, 4)]
     for how, offset in (("mean", 7e-3 / 3), ("median", 2e-3), ("max", 4e-3), ("min", 1e-3)):
-        assert aggregate("val/score", results, how) == pytest.approx(trial.intermediate_values[5] + offset, abs=1e-12)
+        assert aggregate("val/score", results, how) == pytest.approx(
+            trial.intermediate_values[5] + offset, abs=1e-12
+        )
     assert trial.values[0] == pytest.approx(aggregate("val/score", results, "mean"), abs=1e-12)
 
 
 def test_arms_get_as_many_trials_each(tmp_path: Path) -> None:
     order = sweeps.order(
-        tmp_path, spec=sweeps.spec(base={"task": "reverse"}, arms={"key": "model", "values": ["rmt", "infini"]}), trials=1, since=[0, 0]
+        tmp_path,
+        spec=sweeps.spec(base={"task": "reverse"}, arms={"key": "model", "values": ["rmt", "infini"]}),
+        trials=1,
+        since=[0, 0],
     )
     Worker(order).run()
     arms = order.arms(Store(order.storage, order.study))
@@ -83,7 +96,10 @@ def test_arms_get_as_many_trials_each(tmp_path: Path) -> None:
 
 def test_several_objectives_are_read_from_the_result(tmp_path: Path) -> None:
     space = {**sweeps.SPEC["space"], "model.memory_tokens": {"type": "int", "low": 4, "high": 24, "step": 4}}
-    objectives = [{"metric": "val/score", "direction": "maximize"}, {"metric": "memory/state_bytes", "direction": "minimize"}]
+    objectives = [
+        {"metric": "val/score", "direction": "maximize"},
+        {"metric": "memory/state_bytes", "direction": "minimize"},
+    ]
     order = sweeps.order(tmp_path, spec=sweeps.spec(space=space, objectives=objectives), trials=2)
     Worker(order).run()
     for trial in sweeps.check_whole(order):
@@ -91,7 +107,9 @@ def test_several_objectives_are_read_from_the_result(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_is_not_measured_fails_the_trial_with_what_there_is(tmp_path: Path) -> None:
-    order = sweeps.order(tmp_path, spec=sweeps.spec(objectives=[{"metric": "val/accuracy", "direction": "maximize"}]))
+    order = sweeps.order(
+        tmp_path, spec=sweeps.spec(objectives=[{"metric": "val/accuracy", "direction": "maximize"}])
+    )
     with pytest.raises(TooManyFailedError, match=r"val/accuracy is not measured .* there are: val/score"):
         Worker(order).run()
 
@@ -105,7 +123,9 @@ def test_a_failing_trial_records_its_error_and_the_sweep_goes_on(tmp_path: Path)
     order = failing(tmp_path, trials=6)
     assert Worker(order).run() == 0
     failed = [t for t in sweeps.trials(order) if t.state.name == "FAIL"]
-    assert failed and all(t.user_attrs["error"] == "memlab.train: error: model.width=2 is bad" for t in failed)
+    assert failed and all(
+        t.user_attrs["error"] == "memlab.train: error: model.width=2 is bad" for t in failed
+    )
     sweeps.check_whole(order, failed=len(failed))
 
 
@@ -132,8 +152,12 @@ def test_who_may_have_a_trial(tmp_path: Path) -> None:
     assert second.claims.next() is Nothing.LATER, "its worker, this process, is alive"
     first.claims.release(mine)
     again = claim(second)
-    assert again.taken_over and again.trial.number == mine.trial.number and again.parameters == mine.parameters
-    assert not first.claims.beat(mine) and not first.claims.end(mine, "COMPLETE", [1.0]), "it is another one's now"
+    assert (
+        again.taken_over and again.trial.number == mine.trial.number and again.parameters == mine.parameters
+    )
+    assert not first.claims.beat(mine) and not first.claims.end(mine, "COMPLETE", [1.0]), (
+        "it is another one's now"
+    )
     assert second.claims.end(again, "COMPLETE", [0.5])
     assert not second.claims.end(again, "COMPLETE", [0.7]), "once"
     assert second.claims.next() is Nothing.DONE and sweeps.trials(order)[0].values == [0.5]
@@ -163,7 +187,9 @@ def test_two_claims_at_one_moment_are_two_trials(tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, trials=5)
     workers = [Worker(order) for _ in range(4)]
     got: list[Any] = []
-    threads = [threading.Thread(target=lambda w=w: got.extend(w.claims.next() for _ in range(1))) for w in workers]  # type: ignore[misc]
+    threads = [
+        threading.Thread(target=lambda w=w: got.extend(w.claims.next() for _ in range(1))) for w in workers
+    ]  # type: ignore[misc]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -205,7 +231,9 @@ def started(directory: Path, count: int, seconds: float = 60) -> list[int]:
     """Process ids of all trainings so far, when there are at least so many."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        ids = [int(line) for file in directory.glob("trials/**/starts") for line in file.read_text().splitlines()]
+        ids = [
+            int(line) for file in directory.glob("trials/**/starts") for line in file.read_text().splitlines()
+        ]
         if len(ids) >= count:
             time.sleep(0.1)
             return ids
@@ -216,7 +244,9 @@ def started(directory: Path, count: int, seconds: float = 60) -> list[int]:
 def spawn(order: Order) -> subprocess.Popen[bytes]:
     """A worker as the sweep starts it."""
     environment = {**os.environ, "PYTHONPATH": sweeps.ROOT, DIES_WITH: str(os.getpid())}
-    process = subprocess.Popen([sys.executable, "-m", "memlab.sweeping.worker"], stdin=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memlab.sweeping.worker"], stdin=subprocess.PIPE, env=environment
+    )
     assert process.stdin is not None
     process.stdin.write(order.model_dump_json().encode())
     process.stdin.close()

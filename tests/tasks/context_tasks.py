@@ -18,8 +18,14 @@ from memlab.tasks.variable_tracking import VariableTracking
 
 COMMON = {"segment_lengths": None, "align": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
 SMALL: dict[str, tuple[type[ContextTask], dict[str, Any]]] = {
-    "mqar": (MQAR, {"length": 8, "num_segments": 5, "keys": 20, "values": 10, "queries": 3, "distractors": 8}),
-    "associative_rewrite": (AssociativeRewrite, {"length": 16, "num_segments": 5, "keys": 4, "values": 10, "queries": 2}),
+    "mqar": (
+        MQAR,
+        {"length": 8, "num_segments": 5, "keys": 20, "values": 10, "queries": 3, "distractors": 8},
+    ),
+    "associative_rewrite": (
+        AssociativeRewrite,
+        {"length": 16, "num_segments": 5, "keys": 4, "values": 10, "queries": 2},
+    ),
     "variable_tracking": (
         VariableTracking,
         {"length": 2, "num_segments": 5, "chains": 4, "variables": 24, "values": 10, "distractors": 8},
@@ -39,15 +45,21 @@ def sequences(batch: Batch) -> list[list[int]]:
 
 
 def score(task: ContextTask, guess: Callable[[list[int], int], int], count: int = 3000) -> float:
-    """Share of answer tokens of the test split that `guess` gets right from the tokens up to position t, and t."""
+    """Share of answer tokens of the test split that `guess` gets right from the tokens up to position t,
+    and t.
+    """
     batch = task.batch("test", 0, count)
     positions = np.flatnonzero(batch.answer_BT[0]).tolist()
     guesses = [[guess(row[: t + 1], t) for t in positions] for row in batch.tokens_BT.tolist()]
     return float((np.array(guesses) == batch.targets_BT[:, positions]).mean())
 
 
-def learned(task: ContextTask, feature: Callable[[list[int], int], Hashable], count: int = 6000) -> Callable[[list[int], int], int]:
-    """The best guesser that sees no more than `feature`: the answer that came most often with it in the train split."""
+def learned(
+    task: ContextTask, feature: Callable[[list[int], int], Hashable], count: int = 6000
+) -> Callable[[list[int], int], int]:
+    """The best guesser that sees no more than `feature`: the answer that came most often with it in the
+    train split.
+    """
     batch = task.batch("train", 0, count)
     seen: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
     for row, targets in zip(batch.tokens_BT.tolist(), batch.targets_BT.tolist(), strict=True):

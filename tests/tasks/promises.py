@@ -17,11 +17,15 @@ def whole(batch: Batch) -> Ints:
 
 
 def check_shapes(task: SyntheticTask) -> None:
-    """Targets are the next tokens, the answer is the last of them, ids are in the vocabulary, segments fill the sample."""
+    """Targets are the next tokens, the answer is the last of them, ids are in the vocabulary,
+    segments fill the sample.
+    """
     for split in SPLITS:
         batch = task.batch(split, 3, 20)
         assert batch.tokens_BT.shape == batch.targets_BT.shape == batch.answer_BT.shape == (20, task.tokens)
-        assert batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
+        assert (
+            batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
+        )
         assert (batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]).all()
         assert (batch.answer_BT == (np.arange(task.tokens) >= task.tokens - task.answer_tokens)).all()
         assert batch.segment_lengths == task.segment_lengths and sum(batch.segment_lengths) == task.tokens
@@ -29,7 +33,9 @@ def check_shapes(task: SyntheticTask) -> None:
 
 
 def check_streams(task: SyntheticTask, twin: SyntheticTask) -> None:
-    """A sample depends on seed, split and index alone (`twin` is made anew); the seed moves training only; splits share nothing."""
+    """A sample depends on seed, split and index alone (`twin` is made anew); the seed moves training only;
+    splits share nothing.
+    """
     seen = {}
     for split in SPLITS:
         rows = whole(task.batch(split, 0, 120, seed=1))
@@ -42,7 +48,9 @@ def check_streams(task: SyntheticTask, twin: SyntheticTask) -> None:
 
 
 def check_splits_cover(task: SyntheticTask, draws: int) -> None:
-    """For a tiny task: in so many draws each of its `distinct` contents comes up, in one split and no other."""
+    """For a tiny task: in so many draws each of its `distinct` contents comes up,
+    in one split and no other.
+    """
     seen = {split: {row.tobytes() for row in whole(task.batch(split, 0, draws))} for split in SPLITS}
     for one, other in itertools.combinations(seen.values(), 2):
         assert not one & other

@@ -21,7 +21,9 @@ OWN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("own", OWN)
-def test_a_sample_is_assignments_then_some_keys_each_with_its_latest_value(own: dict[str, Any], split: Any) -> None:
+def test_a_sample_is_assignments_then_some_keys_each_with_its_latest_value(
+    own: dict[str, Any], split: Any
+) -> None:
     task = make("associative_rewrite", num_segments=1, **own)
     length, keys, values, queries = own["length"], own["keys"], own["values"], own["queries"]
     assert task.vocab_size == keys + values and task.chance == 1 / values
@@ -34,7 +36,9 @@ def test_a_sample_is_assignments_then_some_keys_each_with_its_latest_value(own: 
             assert 0 <= value < values <= key < values + keys
             latest[key] = value
             times[key] += 1
-        assert len(times) == keys and set(times.values()) <= {length // keys, -(-length // keys)}, "all rewritten equally often"
+        assert len(times) == keys and set(times.values()) <= {length // keys, -(-length // keys)}, (
+            "all rewritten equally often"
+        )
         asked = row[2 * length :: 2]
         assert len(set(asked)) == queries
         assert row[2 * length + 1 :: 2] == [latest[key] for key in asked]
@@ -55,7 +59,9 @@ def test_who_sees_all_is_right_and_who_sees_the_last_segment_is_at_chance() -> N
 
 
 def test_only_the_latest_value_is_a_solution() -> None:
-    """The earlier ones are at chance; any of them is right in 1 / n and by luck; the most frequent hardly more often."""
+    """The earlier ones are at chance; any of them is right in 1 / n and by luck;
+    the most frequent hardly more often.
+    """
     task = make("associative_rewrite", queries=1)
     for earlier in range(3):
         assert sigmas(score(task, lambda row, t, i=earlier: told(row, t)[i]), task.chance, 3000) < 4

@@ -13,9 +13,22 @@ from memlab.tasks.memorize_fact import MemorizeFact
 from memlab.tasks.multi_key_needle import MultiKeyNeedle
 from memlab.tasks.passkey import Passkey
 
-SIZES: dict[str, Any] = {"segment_lengths": None, "align": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
+SIZES: dict[str, Any] = {
+    "segment_lengths": None,
+    "align": None,
+    "batch_size": 4,
+    "validation_size": 50,
+    "test_size": 70,
+}
 HAY: dict[str, Any] = {"length": 60, "num_segments": 4, "digits": 3, "fillers": 7, **SIZES}
-FACT: dict[str, Any] = {"segment_length": 24, "length": None, "num_segments": 4, "noise_dir": None, "noise_words": 60, **SIZES}
+FACT: dict[str, Any] = {
+    "segment_length": 24,
+    "length": None,
+    "num_segments": 4,
+    "noise_dir": None,
+    "noise_words": 60,
+    **SIZES,
+}
 
 
 def make(name: str, depth: float | None, filler: str) -> SyntheticTask:
@@ -28,7 +41,12 @@ def make(name: str, depth: float | None, filler: str) -> SyntheticTask:
 
 @pytest.mark.parametrize(
     ("name", "filler", "places"),
-    [("passkey", "repeated", 3 * 17), ("passkey", "random", 3 * 17), ("multi_key_needle", "random", 3 * 4), ("detect_fact", "", 72 - 5)],
+    [
+        ("passkey", "repeated", 3 * 17),
+        ("passkey", "random", 3 * 17),
+        ("multi_key_needle", "random", 3 * 4),
+        ("detect_fact", "", 72 - 5),
+    ],
 )
 def test_depth_is_where_the_option_puts_the_fact(name: str, filler: str, places: int) -> None:
     anywhere = make(name, None, filler)

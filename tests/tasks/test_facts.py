@@ -1,4 +1,6 @@
-"""The fact tasks, by their words: an oracle that parses what a person reads, and observers that see only a part of it."""
+"""The fact tasks, by their words: an oracle that parses what a person reads,
+and observers that see only a part of it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ import pytest
 import yaml
 
 import memlab
-from memlab import schema
+from memlab.config import schema
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
 from memlab.tasks.base import Ints
@@ -37,11 +39,29 @@ TASKS: dict[str, tuple[type[FactTask], dict[str, Any]]] = {
     "detect_fact": (DetectFact, {"depth": None}),
     "reason_facts": (ReasonFacts, {"persons": 2}),
 }
-COMMON: dict[str, Any] = {"segment_length": 24, "length": None, "num_segments": 4, "noise_dir": None, "noise_words": 60}
-SIZES: dict[str, Any] = {"segment_lengths": None, "align": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
+COMMON: dict[str, Any] = {
+    "segment_length": 24,
+    "length": None,
+    "num_segments": 4,
+    "noise_dir": None,
+    "noise_words": 60,
+}
+SIZES: dict[str, Any] = {
+    "segment_lengths": None,
+    "align": None,
+    "batch_size": 4,
+    "validation_size": 50,
+    "test_size": 70,
+}
 PLACES = {"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"}
 PERSONS = {"Daniel", "John", "Mary", "Sandra"}
-EACH = [("memorize_fact", {}), ("detect_fact", {}), ("detect_fact", {"depth": 0.7}), ("reason_facts", {}), ("reason_facts", {"persons": 3})]
+EACH = [
+    ("memorize_fact", {}),
+    ("detect_fact", {}),
+    ("detect_fact", {"depth": 0.7}),
+    ("reason_facts", {}),
+    ("reason_facts", {"persons": 3}),
+]
 each = pytest.mark.parametrize(("name", "changes"), EACH)
 
 
@@ -94,7 +114,9 @@ def test_an_oracle_is_always_right(name: str, changes: dict[str, Any], split: Sp
 
 @each
 def test_a_sample_is_facts_in_filler_then_the_question(name: str, changes: dict[str, Any]) -> None:
-    """Nothing of the world stands outside facts and question, and filler is sentences of the generated words in order."""
+    """Nothing of the world stands outside facts and question, and filler is sentences of the generated
+    words in order.
+    """
     task = make(name, **changes)
     persons = task.persons if name == "reason_facts" else 1
     question = 5 if name == "reason_facts" else 4
@@ -104,11 +126,15 @@ def test_a_sample_is_facts_in_filler_then_the_question(name: str, changes: dict[
     for row in samples(task, "train", 300, start=5):
         words, answer = row[:-1], row[-1]
         spans = facts_of(words)
-        assert [end - begin for begin, end in sorted(spans, key=lambda s: s[1] - s[0])] == ([5, 6 * persons] if question == 5 else [6])
+        assert [end - begin for begin, end in sorted(spans, key=lambda s: s[1] - s[0])] == (
+            [5, 6 * persons] if question == 5 else [6]
+        )
         told = {i for begin, end in spans for i in range(begin, end)}
         assert answer in PLACES and len(told) == sum(end - begin for begin, end in spans)
         rest = {i: word for i, word in enumerate(words[:-question]) if i not in told}
-        (phase,) = (phase for phase in range(6) if all(word in kinds[(i + phase) % 6] for i, word in rest.items()))
+        (phase,) = (
+            phase for phase in range(6) if all(word in kinds[(i + phase) % 6] for i, word in rest.items())
+        )
         begins_in.add(phase)
         mentioned = [words[i] for i in sorted(told)]
         assert sum(word in PLACES for word in mentioned) == persons == len(PLACES & set(mentioned))
@@ -136,7 +162,9 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_made_in(name: str) -> None:
 
 
 def test_stories_are_never_shared_by_splits_even_where_few_are_possible() -> None:
-    """Filler of one word for each place in a sentence: 6 fillers, 96 stories, 68 places; of so many draws most come up again and again."""
+    """Filler of one word for each place in a sentence: 6 fillers, 96 stories, 68 places;
+    of so many draws most come up again and again.
+    """
     task = make("detect_fact", noise_words=4)
     with pytest.raises(ConfigError, match=r"task\.length=96 makes only 96 different samples; at least 200"):
         make("memorize_fact", noise_words=4)
@@ -147,7 +175,9 @@ def test_stories_are_never_shared_by_splits_even_where_few_are_possible() -> Non
 
 
 def test_reasoning_samples_with_the_same_facts_are_in_one_split() -> None:
-    """All holders of a story are in the split of its first; so no split tells another the pairing of facts it knows."""
+    """All holders of a story are in the split of its first; so no split tells another the pairing of facts
+    it knows.
+    """
     task = make("reason_facts", noise_words=4, segment_length=26, num_segments=2)
     stories = {}
     for split in SPLITS:
@@ -169,14 +199,23 @@ print("".join(map(digest, TASKS)))
 
 
 def digest(name: str) -> str:
-    return hashlib.sha256(b"".join(whole(make(name).batch(split, 11, 23, seed=5)).tobytes() for split in SPLITS)).hexdigest()
+    return hashlib.sha256(
+        b"".join(whole(make(name).batch(split, 11, 23, seed=5)).tobytes() for split in SPLITS)
+    ).hexdigest()
 
 
 def test_another_process_makes_the_same_samples() -> None:
     own = "".join(map(digest, TASKS))
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env=environment,
+        )
         assert done.stdout.strip() == own
 
 
@@ -187,7 +226,10 @@ def begins(task: FactTask, count: int) -> list[list[tuple[int, int]]]:
     return [facts_of(row[:-1]) for row in samples(task, "train", count)]
 
 
-@pytest.mark.parametrize("sizes", [{}, {"num_segments": 2}, {"length": 100, "segment_length": None, "num_segments": 3, "align": "right"}])
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"num_segments": 2}, {"length": 100, "segment_length": None, "num_segments": 3, "align": "right"}],
+)
 @pytest.mark.parametrize("name", TASKS)
 def test_no_fact_is_in_the_segment_of_the_question(name: str, sizes: dict[str, Any]) -> None:
     task = make(name, **sizes)
@@ -201,8 +243,12 @@ def test_a_fact_to_memorize_is_at_the_very_start() -> None:
     assert {tuple(spans) for spans in begins(make("memorize_fact"), 300)} == {((0, 6),)}
 
 
-@pytest.mark.parametrize(("sizes", "last"), [({}, 66), ({"num_segments": 2}, 18), ({"num_segments": 1, "segment_length": 60}, 50)])
-def test_a_fact_to_detect_begins_at_every_token_before_the_question_as_often(sizes: dict[str, int], last: int) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "last"), [({}, 66), ({"num_segments": 2}, 18), ({"num_segments": 1, "segment_length": 60}, 50)]
+)
+def test_a_fact_to_detect_begins_at_every_token_before_the_question_as_often(
+    sizes: dict[str, int], last: int
+) -> None:
     """Also across a boundary of segments, which cuts it in two."""
     counts = Counter(span[0][0] for span in begins(make("detect_fact", **sizes), 15000))
     assert sorted(counts) == list(range(last + 1))
@@ -211,14 +257,28 @@ def test_a_fact_to_detect_begins_at_every_token_before_the_question_as_often(siz
 
 @pytest.mark.parametrize(("depth", "begin"), [(0.0, 0), (1.0, 66), (0.5, 33)])
 def test_depth_says_where_the_fact_is(depth: float, begin: int) -> None:
-    assert {tuple(spans) for spans in begins(make("detect_fact", depth=depth), 100)} == {((begin, begin + 6),)}
+    assert {tuple(spans) for spans in begins(make("detect_fact", depth=depth), 100)} == {
+        ((begin, begin + 6),)
+    }
 
 
 def test_facts_to_reason_with_are_anywhere_in_either_order() -> None:
-    """Room of 21 tokens for facts of 12 and 5: 2 orders of the 15 ways to put 4 tokens before, between and behind."""
-    counts = Counter(tuple(spans) for spans in begins(make("reason_facts", segment_length=21, num_segments=2), 12000))
-    ways = [((a, a + n), (a + n + b, a + n + b + m)) for n, m in ((12, 5), (5, 12)) for a in range(5) for b in range(5 - a)]
-    assert set(counts) == set(ways) and make("reason_facts", segment_length=21, num_segments=2).arrangements == 30
+    """Room of 21 tokens for facts of 12 and 5: 2 orders of the 15 ways to put 4 tokens before,
+    between and behind.
+    """
+    counts = Counter(
+        tuple(spans) for spans in begins(make("reason_facts", segment_length=21, num_segments=2), 12000)
+    )
+    ways = [
+        ((a, a + n), (a + n + b, a + n + b + m))
+        for n, m in ((12, 5), (5, 12))
+        for a in range(5)
+        for b in range(5 - a)
+    ]
+    assert (
+        set(counts) == set(ways)
+        and make("reason_facts", segment_length=21, num_segments=2).arrangements == 30
+    )
     assert all(near(count / 12000, 1 / 30, 6000) for count in counts.values())  # 6000 pairs of samples
 
 
@@ -235,13 +295,23 @@ def test_pairs_of_gaps_are_all_pairs(free: int) -> None:
 # What can be known from a part of a sample
 
 
-def score(task: FactTask, feature: Callable[[list[str]], Hashable], label: Callable[[list[str]], Hashable], count: int = 5000) -> float:
-    """How often the best guess is right that sees no more than `feature`: the most frequent label of the same feature in other samples."""
+def score(
+    task: FactTask,
+    feature: Callable[[list[str]], Hashable],
+    label: Callable[[list[str]], Hashable],
+    count: int = 5000,
+) -> float:
+    """How often the best guess is right that sees no more than `feature`:
+    the most frequent label of the same feature in other samples.
+    """
     seen: defaultdict[Hashable, Counter[Hashable]] = defaultdict(Counter)
     for row in samples(task, "train", count):
         seen[feature(row[:-1])][label(row)] += 1
     rows = samples(task, "test", count)
-    right = [bool(seen[feature(row[:-1])]) and seen[feature(row[:-1])].most_common(1)[0][0] == label(row) for row in rows]
+    right = [
+        bool(seen[feature(row[:-1])]) and seen[feature(row[:-1])].most_common(1)[0][0] == label(row)
+        for row in rows
+    ]
     return sum(right) / len(right)
 
 
@@ -265,7 +335,9 @@ def test_who_sees_only_the_last_segment_scores_chance(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_last_segment_goes_with_every_answer_as_often(name: str) -> None:
-    """Of one sample's filler, with all stories: among those with the same last segment, the answer is uniform."""
+    """Of one sample's filler, with all stories: among those with the same last segment,
+    the answer is uniform.
+    """
     task = make(name)
     random = np.random.Philox(key=3)
     words = np.repeat(random.random_raw(task.words)[None], 24000, axis=0)
@@ -283,7 +355,9 @@ def test_the_same_last_segment_goes_with_every_answer_as_often(name: str) -> Non
 
 @pytest.mark.parametrize("persons", [2, 3, 4])
 def test_bounds_of_reasoning_by_enumeration_of_the_world(persons: int) -> None:
-    """Every story of the world, told by plain Python: the best guess from each fact, over all stories, is right so often exactly."""
+    """Every story of the world, told by plain Python: the best guess from each fact, over all stories,
+    is right so often exactly.
+    """
     by_where: dict[Any, Counter[str]] = defaultdict(Counter)
     by_who: dict[Any, Counter[str]] = defaultdict(Counter)
     by_both: dict[Any, Counter[str]] = defaultdict(Counter)
@@ -303,14 +377,19 @@ def test_bounds_of_reasoning_by_enumeration_of_the_world(persons: int) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("persons", [2, 3, 4])
 def test_who_misses_the_holder_is_right_once_in_p_whatever_is_guessed(persons: int, split: Split) -> None:
-    """Without the holder's name, P consecutive samples are word for word the same, and their answers are the P places: exactly 1 / P."""
+    """Without the holder's name, P consecutive samples are word for word the same,
+    and their answers are the P places: exactly 1 / P.
+    """
     task = make("reason_facts", persons=persons, segment_length=40, num_segments=3)
     rows = samples(task, split, 300)
     for start in range(0, 300, persons):
         group = rows[start : start + persons]
         assert len({HAS.sub("_ has it", " ".join(row[:-1])) for row in group}) == 1
         named = WHERE.findall(" ".join(group[0]))[0]
-        assert sorted(row[-1] for row in group) == sorted(PLACES & set(named.split())) and len({row[-1] for row in group}) == persons
+        assert (
+            sorted(row[-1] for row in group) == sorted(PLACES & set(named.split()))
+            and len({row[-1] for row in group}) == persons
+        )
 
 
 @pytest.mark.parametrize("persons", [2, 3])
@@ -320,7 +399,9 @@ def test_who_sees_one_fact_alone_stays_at_its_bound(persons: int) -> None:
 
     def clause(row: list[str]) -> int:
         """Which of the persons' clauses holds the answer."""
-        return [place for _, place in re.findall(r"(\w+) is in the (\w+)", WHERE.findall(" ".join(row))[0])].index(row[-1])
+        return [
+            place for _, place in re.findall(r"(\w+) is in the (\w+)", WHERE.findall(" ".join(row))[0])
+        ].index(row[-1])
 
     def where(words: list[str]) -> str:
         return WHERE.findall(" ".join(words))[0]
@@ -343,14 +424,23 @@ def test_who_sees_one_fact_alone_stays_at_its_bound(persons: int) -> None:
 
 
 def test_an_observer_that_sees_both_facts_is_found_to_know_the_answer() -> None:
-    """The scorer above can tell: with both facts in its feature it comes close to 1, and a fact to detect gives all away."""
+    """The scorer above can tell: with both facts in its feature it comes close to 1,
+    and a fact to detect gives all away.
+    """
 
     def both(words: list[str]) -> Hashable:
         pairs = re.findall(r"(\w+) is in the (\w+)", WHERE.findall(" ".join(words))[0])
-        return [person for person, _ in pairs].index(HAS.findall(" ".join(words))[0][0]), pairs[0][1], pairs[1][1]
+        return (
+            [person for person, _ in pairs].index(HAS.findall(" ".join(words))[0][0]),
+            pairs[0][1],
+            pairs[1][1],
+        )
 
     assert score(make("reason_facts"), both, lambda row: row[-1]) == 1
-    assert score(make("detect_fact"), lambda words: MOVED.findall(" ".join(words))[0][1], lambda row: row[-1]) == 1
+    assert (
+        score(make("detect_fact"), lambda words: MOVED.findall(" ".join(words))[0][1], lambda row: row[-1])
+        == 1
+    )
 
 
 # Sizes
@@ -359,13 +449,20 @@ def test_an_observer_that_sees_both_facts_is_found_to_know_the_answer() -> None:
 @each
 def test_stages_and_at_change_the_number_of_segments_alone(name: str, changes: dict[str, Any]) -> None:
     task = make(name, **changes)
-    fewest = 1 if changes.get("persons", 2) == 2 else 2  # with three persons, one segment has no room for facts of 23 tokens
+    # with three persons, one segment has no room for facts of 23 tokens
+    fewest = 1 if changes.get("persons", 2) == 2 else 2
     assert [stage.num_segments for stage in task.stages(one_answer=True)] == list(range(fewest, 5))
     assert all(set(stage.segment_lengths) == {24} for stage in task.stages())
     assert task.stages()[-1] is task and task.at(4) is task
     longer = task.at(10)
-    assert longer.segment_lengths == (24,) * 10 and longer.options() == make(name, **changes, num_segments=10).at(3).options()
-    assert (whole(longer.batch("test", 0, 30)) == whole(make(name, **changes, num_segments=10).batch("test", 0, 30))).all()
+    assert (
+        longer.segment_lengths == (24,) * 10
+        and longer.options() == make(name, **changes, num_segments=10).at(3).options()
+    )
+    assert (
+        whole(longer.batch("test", 0, 30))
+        == whole(make(name, **changes, num_segments=10).batch("test", 0, 30))
+    ).all()
     for stage in (*task.stages(), longer):
         assert (stage.vocab_size, stage.chance, stage.answer_tokens) == (task.vocab_size, task.chance, 1)
         check_shapes(stage)
@@ -393,15 +490,22 @@ def test_lengths_may_be_told_in_other_ways(name: str) -> None:
 
 
 def test_mistakes_are_told_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"task\.segment_length and task\.length .* both are given \(24 and 96\)"):
+    with pytest.raises(
+        ConfigError, match=r"task\.segment_length and task\.length .* both are given \(24 and 96\)"
+    ):
         make("detect_fact", length=96)
     with pytest.raises(ConfigError, match=r"task\.segment_length and task\.length .* neither is given"):
         make("detect_fact", segment_length=None)
     with pytest.raises(ConfigError, match=r"last of segments \[4, 4\] is too short: the question has 5"):
         make("reason_facts", segment_length=4, num_segments=2)
-    with pytest.raises(ConfigError, match=r"segments \[16, 16\] leave 16 tokens for facts of 17 tokens, which stand before the last"):
+    with pytest.raises(
+        ConfigError,
+        match=r"segments \[16, 16\] leave 16 tokens for facts of 17 tokens, which stand before the last",
+    ):
         make("reason_facts", segment_length=16, num_segments=2)
-    with pytest.raises(ConfigError, match=r"segments \[9\] leave 5 tokens for facts of 6 tokens, beside a question of 4"):
+    with pytest.raises(
+        ConfigError, match=r"segments \[9\] leave 5 tokens for facts of 6 tokens, beside a question of 4"
+    ):
         make("memorize_fact", segment_length=9, num_segments=1)
     for persons in (1, 5):
         with pytest.raises(ConfigError, match=rf"task\.persons={persons}: 2 to 4"):
@@ -427,8 +531,16 @@ def test_the_configuration_file_has_every_argument(name: str) -> None:
 
 
 def test_tasks_import_no_torch() -> None:
-    code = f"import sys; {'; '.join(f'import memlab.tasks.{name}' for name in TASKS)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
+    code = (
+        f"import sys; {'; '.join(f'import memlab.tasks.{name}' for name in TASKS)}; sys.exit('torch' in "
+        "sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        ).returncode
+        == 0
+    )
 
 
 # Filler of the user's own text
@@ -442,7 +554,9 @@ def numbered(place: Path, words: int, files: int = 2) -> str:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_text_is_read_in_passages_of_one_file_and_splits_have_parts_of_their_own(name: str, tmp_path: Path) -> None:
+def test_text_is_read_in_passages_of_one_file_and_splits_have_parts_of_their_own(
+    name: str, tmp_path: Path
+) -> None:
     noise = numbered(tmp_path, 1000)
     for split, (begin, end) in zip(SPLITS, [(0, 800), (800, 900), (900, 1000)], strict=True):
         task = make(name, noise_dir=noise, noise_words=2000)
@@ -450,9 +564,15 @@ def test_text_is_read_in_passages_of_one_file_and_splits_have_parts_of_their_own
         for row in samples(task, split, 150):
             words = row[:-1]
             assert oracle(words) == row[-1]
-            known = [(i, *map(int, word[1:].split("w"))) for i, word in enumerate(words) if re.fullmatch(r"f\dw\d+", word)]
+            known = [
+                (i, *map(int, word[1:].split("w")))
+                for i, word in enumerate(words)
+                if re.fullmatch(r"f\dw\d+", word)
+            ]
             if split == "train":
-                assert len(known) == task.tokens - sum(b - a for a, b in facts_of(words)) - (5 if name == "reason_facts" else 4)
+                assert len(known) == task.tokens - sum(b - a for a, b in facts_of(words)) - (
+                    5 if name == "reason_facts" else 4
+                )
                 assert len({(file, number - i) for i, file, number in known}) == 1, "a contiguous passage"
                 assert all(begin <= number < end for _, _, number in known)
                 files |= {file for _, file, _ in known}
@@ -462,8 +582,9 @@ def test_text_is_read_in_passages_of_one_file_and_splits_have_parts_of_their_own
 
 
 def test_passages_of_each_file_are_as_many_as_it_has_and_none_leaves_its_part(tmp_path: Path) -> None:
-    """A word says which file and which split's part it is in; the training part begins with the others' words, so that they have tokens.
-    Random words that count up make each passage once."""
+    """A word says which file and which split's part it is in; the training part begins with the others'
+    words, so that they have tokens. Random words that count up make each passage once.
+    """
     sizes = (1100, 1200, 500)
     for i, n in enumerate(sizes):
         words = [
@@ -491,15 +612,25 @@ def test_the_most_frequent_words_have_tokens_and_words_of_the_world_have_none(tm
     task = make("detect_fact", noise_dir=str(tmp_path), noise_words=3)
     words = Counter(word for row in samples(task, "train", 200) for word in row[:-1])
     assert task.vocab_size == make("detect_fact", noise_words=60).vocab_size - 57
-    assert [task.word(token) for token in range(task.vocab_size - 4, task.vocab_size)] == ["(unknown)", "cats", "sleep", "!"]
-    filler = Counter(word for row in samples(task, "train", 200) for word in row[6:30])  # some of it is the fact, at times
+    assert [task.word(token) for token in range(task.vocab_size - 4, task.vocab_size)] == [
+        "(unknown)",
+        "cats",
+        "sleep",
+        "!",
+    ]
+    # some of it is the fact, at times
+    filler = Counter(word for row in samples(task, "train", 200) for word in row[6:30])
     assert filler["cats"] > filler["sleep"] > 0 and words["rain"] == words["it's"] == 0 < words["(unknown)"]
     for row in samples(task, "train", 200):
         assert oracle(row[:-1]) == row[-1] and sum(word in PLACES for word in row[:-1]) == 1
     many = make("detect_fact", noise_dir=str(tmp_path), noise_words=50)
     assert many.word(many.vocab_size - 1) == "(unused 49)"
     for row in samples(many, "train", 200):
-        assert sum(word.capitalize() in PERSONS for word in row[:-4]) == 1 == sum(word in PLACES for word in row[:-1])
+        assert (
+            sum(word.capitalize() in PERSONS for word in row[:-4])
+            == 1
+            == sum(word in PLACES for word in row[:-1])
+        )
 
 
 def test_text_is_the_same_for_every_task_that_reads_it(tmp_path: Path) -> None:
@@ -508,11 +639,16 @@ def test_text_is_the_same_for_every_task_that_reads_it(tmp_path: Path) -> None:
     check_shapes(task)
     check_streams(task, make("reason_facts", noise_dir=noise, noise_words=500))
     assert task.at(10).filler is task.filler is task.stages()[0].filler
-    words, members = np.random.Philox(key=1).random_raw(20 * task.words).reshape(20, -1), np.zeros(20, dtype=np.int64)
+    words, members = (
+        np.random.Philox(key=1).random_raw(20 * task.words).reshape(20, -1),
+        np.zeros(20, dtype=np.int64),
+    )
     task = make("reason_facts", noise_dir=noise, noise_words=500)
     before = task.sequences(words, members)
     task.batch("test", 0, 3)
-    assert (task.sequences(words, members) == before).all(), "a task does not remember which split was asked for"
+    assert (task.sequences(words, members) == before).all(), (
+        "a task does not remember which split was asked for"
+    )
 
 
 def test_a_text_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
@@ -523,22 +659,33 @@ def test_a_text_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.noise_dir=.*: there are no \.txt files in it"):
         make("memorize_fact", noise_dir=str(tmp_path))
     (tmp_path / "a.txt").write_text("too few words to fill anything")
-    with pytest.raises(ConfigError, match=r"a sample has 96 words, the longest part of a file for train has 4 "):
+    with pytest.raises(
+        ConfigError, match=r"a sample has 96 words, the longest part of a file for train has 4 "
+    ):
         make("memorize_fact", noise_dir=str(tmp_path))
     numbered(tmp_path, 900, files=1)
-    with pytest.raises(ConfigError, match=r"a sample has 96 words, the longest part of a file for validation has 90 "):
+    with pytest.raises(
+        ConfigError, match=r"a sample has 96 words, the longest part of a file for validation has 90 "
+    ):
         make("memorize_fact", noise_dir=str(tmp_path))
     (tmp_path / "latin.txt").write_bytes("caf\u00e9 ".encode("latin-1") * 900)
     with pytest.raises(ConfigError, match=r"latin\.txt is not UTF-8 text \(byte 3\)"):
         make("memorize_fact", noise_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "model"), [("memorize_fact", "rmt_encoder"), ("detect_fact", "rmt"), ("reason_facts", "rmt_encoder")])
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("memorize_fact", "rmt_encoder"), ("detect_fact", "rmt"), ("reason_facts", "rmt_encoder")],
+)
 def test_encoders_and_decoders_can_be_trained_on_it(name: str, model: str, tmp_path: Path) -> None:
-    """One step, and a test: of a model that answers once for each sample, and of one that predicts the next token."""
+    """One step, and a test: of a model that answers once for each sample,
+    and of one that predicts the next token.
+    """
     small = ["model.layers=1", "model.width=8", "model.heads=2", "trainer.max_steps=1", "trainer.threads=1"]
     sizes = ["task.num_segments=2", "task.batch_size=4", "task.validation_size=4", "task.test_size=4"]
     words = [f"model={model}", f"task={name}", *small, *sizes, "tracking=off", f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run([sys.executable, "-m", "memlab.train", *words], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "memlab.train", *words], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["stages"] == 2

@@ -1,4 +1,6 @@
-"""In what sizes a task comes to a curriculum: what grows, what stays, and that the last stage is the task itself."""
+"""In what sizes a task comes to a curriculum: what grows, what stays,
+and that the last stage is the task itself.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def test_by_length_the_segments_keep_their_length_and_the_length_is_halved() -> 
 
 def test_by_segment_length_their_number_stays() -> None:
     """3 symbols and 2 are left out: 6 tokens do not divide into 4, and there are too few samples of 2."""
-    assert cuts(growth.stages(reverse(), "segment_length", None)) == [(6, (3,) * 4), (12, (6,) * 4), (24, (12,) * 4)]
+    assert cuts(growth.stages(reverse(), "segment_length", None)) == [
+        (6, (3,) * 4),
+        (12, (6,) * 4),
+        (24, (12,) * 4),
+    ]
 
 
 def test_the_two_ways_by_length_differ_but_for_the_task_itself() -> None:
@@ -59,7 +65,9 @@ def test_chosen_numbers_of_segments() -> None:
 def test_the_last_stage_is_the_task(by: Any) -> None:
     tasks = [
         reverse(),
-        Passkey(digits=3, depth=None, filler="random", fillers=20, length=32, num_segments=3, align=None, **SIZES),
+        Passkey(
+            digits=3, depth=None, filler="random", fillers=20, length=32, num_segments=3, align=None, **SIZES
+        ),
         MQAR(queries=2, keys=32, values=32, distractors=0, length=8, num_segments=3, align=None, **SIZES),
         AssociativeRetrieval(keys=26, ask="value", queries=2, length=4, num_segments=3, align=None, **SIZES),
     ]
@@ -74,12 +82,20 @@ def test_the_last_stage_is_the_task(by: Any) -> None:
                 else max(stage.segment_lengths) <= max(task.segment_lengths)
             )
         last, whole = stages[-1].batch("train", 5, 4), task.batch("train", 5, 4)
-        assert np.array_equal(last.tokens_BT, whole.tokens_BT) and last.segment_lengths == whole.segment_lengths
+        assert (
+            np.array_equal(last.tokens_BT, whole.tokens_BT) and last.segment_lengths == whole.segment_lengths
+        )
 
 
 def test_a_question_keeps_its_segment() -> None:
-    task = Passkey(digits=3, depth=None, filler="random", fillers=20, length=32, num_segments=3, align=None, **SIZES)
-    assert cuts(growth.stages(task, "length", [8, 24, 32])) == [(8, (8, 3)), (24, (16, 8, 3)), (32, (16, 16, 3))]
+    task = Passkey(
+        digits=3, depth=None, filler="random", fillers=20, length=32, num_segments=3, align=None, **SIZES
+    )
+    assert cuts(growth.stages(task, "length", [8, 24, 32])) == [
+        (8, (8, 3)),
+        (24, (16, 8, 3)),
+        (32, (16, 16, 3)),
+    ]
     assert cuts(growth.stages(task, "segment_length", [8, 32])) == [(8, (4, 4, 3)), (32, (16, 16, 3))]
 
 
@@ -92,11 +108,23 @@ def test_a_question_keeps_its_segment() -> None:
         (reverse(), "length", [12], ["task.length=24"]),
         (reverse(), "segment_length", [7, 24], ["curriculum.sizes=[7, 24]", "do not divide"]),
         (reverse(), "length", [1, 24], ["curriculum.sizes=[1, 24]", "different samples"]),
-        (reverse(12, 1).resized(12, [10, 14]), "length", None, ["curriculum.by=length", "not equal", "curriculum=off"]),
-        (reverse(12, 1).resized(12, [10, 14]), "segments", None, ["curriculum.by=segments", "not equal", "curriculum=off"]),
+        (
+            reverse(12, 1).resized(12, [10, 14]),
+            "length",
+            None,
+            ["curriculum.by=length", "not equal", "curriculum=off"],
+        ),
+        (
+            reverse(12, 1).resized(12, [10, 14]),
+            "segments",
+            None,
+            ["curriculum.by=segments", "not equal", "curriculum=off"],
+        ),
     ],
 )
-def test_a_task_that_does_not_grow_so_is_a_mistake(task: Any, by: Any, sizes: list[int] | None, words: list[str]) -> None:
+def test_a_task_that_does_not_grow_so_is_a_mistake(
+    task: Any, by: Any, sizes: list[int] | None, words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as error:
         growth.stages(task, by, sizes)
     assert all(word in str(error.value) for word in words), error.value

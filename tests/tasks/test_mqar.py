@@ -20,7 +20,9 @@ OWN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("own", OWN)
-def test_a_sample_is_pairs_then_noise_then_some_of_the_keys_each_with_its_value(own: dict[str, Any], split: Any) -> None:
+def test_a_sample_is_pairs_then_noise_then_some_of_the_keys_each_with_its_value(
+    own: dict[str, Any], split: Any
+) -> None:
     task = make("mqar", num_segments=1, **own)
     pairs, values, queries, noise = own["length"], own["values"], own["queries"], own["distractors"]
     assert task.vocab_size == 16 + values + own["keys"] and task.chance == 1 / values

@@ -12,7 +12,16 @@ from memlab.tasks.multi_key_needle import MultiKeyNeedle
 from tests.tasks.promises import check_shapes, check_splits_cover, check_streams, near, whole
 
 MARKER, QUESTION, FILLER = 10, 11, 12
-OWN = {"length": 60, "num_segments": 4, "needles": 3, "keys": 6, "digits": 2, "depth": None, "filler": "repeated", "fillers": 7}
+OWN = {
+    "length": 60,
+    "num_segments": 4,
+    "needles": 3,
+    "keys": 6,
+    "digits": 2,
+    "depth": None,
+    "filler": "repeated",
+    "fillers": 7,
+}
 COMMON = {"segment_lengths": None, "align": None, "batch_size": 4, "validation_size": 50, "test_size": 70}
 
 
@@ -29,12 +38,26 @@ def needles(haystack: list[int], digits: int) -> list[tuple[int, int, list[int]]
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"filler": "random"}, {"digits": 1}, {"needles": 1}, {"num_segments": 1}, {"needles": 15, "keys": 15}, {"depth": 0.4}],
+    [
+        {},
+        {"filler": "random"},
+        {"digits": 1},
+        {"needles": 1},
+        {"num_segments": 1},
+        {"needles": 15, "keys": 15},
+        {"depth": 0.4},
+    ],
 )
-def test_a_sample_is_needles_in_filler_then_one_of_the_keys_then_its_value(changes: dict[str, Any], split: Any) -> None:
+def test_a_sample_is_needles_in_filler_then_one_of_the_keys_then_its_value(
+    changes: dict[str, Any], split: Any
+) -> None:
     task = make(**changes)
     digits, length, fillers = task.digits, task.length, task.fillers
-    assert task.tokens == length + digits + 1 and task.answer_tokens == digits and task.vocab_size == 12 + fillers + task.keys
+    assert (
+        task.tokens == length + digits + 1
+        and task.answer_tokens == digits
+        and task.vocab_size == 12 + fillers + task.keys
+    )
     for row in whole(task.batch(split, 3, 40)).tolist():
         haystack, question, asked, answer = row[:length], row[length], row[length + 1], row[length + 2 :]
         found = needles(haystack, digits)
@@ -60,11 +83,17 @@ def test_the_promises_of_every_task(changes: dict[str, Any]) -> None:
     [
         ({}, range(0, 60, 4)),
         ({"needles": 15, "keys": 20}, range(0, 60, 4)),
-        ({"num_segments": 5, "digits": 1}, [15 * segment + at for segment in range(4) for at in range(0, 15, 3)]),
-        ({"segment_lengths": [21, 30, 12]}, [*range(0, 20, 4), *range(21, 49, 4)]),  # the last holds filler too, but no needle
+        (
+            {"num_segments": 5, "digits": 1},
+            [15 * segment + at for segment in range(4) for at in range(0, 15, 3)],
+        ),
+        # the last holds filler too, but no needle
+        ({"segment_lengths": [21, 30, 12]}, [*range(0, 20, 4), *range(21, 49, 4)]),
     ],
 )
-def test_each_needle_is_inside_one_segment_but_the_last(changes: dict[str, Any], places: range | list[int]) -> None:
+def test_each_needle_is_inside_one_segment_but_the_last(
+    changes: dict[str, Any], places: range | list[int]
+) -> None:
     task = make(**changes)
     rows = whole(task.batch("train", 0, 3000)).tolist()
     found = [at for row in rows for at, _, _ in needles(row[:60], task.digits)]
@@ -73,7 +102,9 @@ def test_each_needle_is_inside_one_segment_but_the_last(changes: dict[str, Any],
     asked = [at for row in rows for at, key, _ in needles(row[:60], task.digits) if key == row[61]]
     shares = np.unique(asked, return_counts=True)[1] / len(rows)
     assert len(shares) == len(places) and all(near(share, 1 / len(places), len(rows)) for share in shares)
-    assert all(near(count / len(rows), task.needles / len(places), len(rows)) for count in counts[1]) or task.needles == len(places)
+    assert all(
+        near(count / len(rows), task.needles / len(places), len(rows)) for count in counts[1]
+    ) or task.needles == len(places)
 
 
 @pytest.mark.parametrize(("depth", "place"), [(0.0, 0), (1.0, 56), (0.5, 28), (0.1, 4)])
@@ -90,7 +121,9 @@ def test_depth_says_where_the_asked_needle_is(depth: float, place: int) -> None:
 
 
 def test_who_sees_only_the_last_segment_scores_chance() -> None:
-    """Guessing each digit from the key and the digit before it, by what most often follows in other samples."""
+    """Guessing each digit from the key and the digit before it, by what most often follows in other
+    samples.
+    """
     rows = whole(make().batch("train", 0, 12000))[:, -3:]
     learned, tested = rows[:8000], rows[8000:]
     for digit in (1, 2):
@@ -111,7 +144,10 @@ def test_who_knows_the_values_but_not_which_is_asked_for_scores_as_the_docstring
 
 def test_an_oracle_is_always_right() -> None:
     batch = make(filler="random", depth=0.7).batch("validation", 0, 300)
-    guesses = [{key: value for _, key, value in needles(row[:60], 2)}[row[61]] for row in batch.tokens_BT[:, :62].tolist()]
+    guesses = [
+        {key: value for _, key, value in needles(row[:60], 2)}[row[61]]
+        for row in batch.tokens_BT[:, :62].tolist()
+    ]
     assert (batch.targets_BT[batch.answer_BT].reshape(300, 2) == guesses).all()
 
 
@@ -137,18 +173,31 @@ def test_needles_become_more_and_then_the_haystack_grows_up_to_the_task_itself()
     assert (whole(found[-1].batch("test", 0, 20)) == whole(task.batch("test", 0, 20))).all()
     assert {stage.vocab_size for stage in found} == {task.vocab_size}
     full = make(needles=15, keys=15).stages()  # a stage holds all needles, so the haystack cannot be shorter
-    assert [(stage.needles, stage.num_segments) for stage in full] == [(1, 4), (2, 4), (4, 4), (8, 4), (15, 4)]
+    assert [(stage.needles, stage.num_segments) for stage in full] == [
+        (1, 4),
+        (2, 4),
+        (4, 4),
+        (8, 4),
+        (15, 4),
+    ]
     one = make(digits=1).stages(one_answer=True)
     assert {stage.answer_tokens for stage in one} == {1} and one[-1].segment_lengths == (20, 20, 20, 2)
     assert [stage.needles for stage in make(num_segments=1).stages()] == [1, 2, 3]
     longer = make(filler="random").at(9)
-    assert longer.segment_lengths == (20,) * 8 + (3,) and (longer.needles, longer.keys, longer.filler) == (3, 6, "random")
+    assert longer.segment_lengths == (20,) * 8 + (3,) and (longer.needles, longer.keys, longer.filler) == (
+        3,
+        6,
+        "random",
+    )
 
 
 def test_mistakes_are_told_with_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match=r"task\.keys=2: 3 needles need 3 keys or more"):
         make(keys=2)
-    with pytest.raises(ConfigError, match=r"task\.needles=16: the haystack has room for 15 needles of 4 tokens.*\[20, 20, 20, 3\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.needles=16: the haystack has room for 15 needles of 4 tokens.*\[20, 20, 20, 3\]",
+    ):
         make(needles=16, keys=16)
     with pytest.raises(ConfigError, match=r"task\.digits=19: at most 18 fit into one segment.*20 tokens"):
         make(digits=19)

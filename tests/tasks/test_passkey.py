@@ -27,8 +27,12 @@ def oracle(tokens: list[int], digits: int) -> list[int]:
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-@pytest.mark.parametrize("changes", [{}, {"filler": "random"}, {"digits": 1}, {"depth": 0.5}, {"num_segments": 1}, {"fillers": 1}])
-def test_a_sample_is_filler_with_one_announcement_then_the_question_then_the_digits(changes: dict[str, Any], split: Any) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"filler": "random"}, {"digits": 1}, {"depth": 0.5}, {"num_segments": 1}, {"fillers": 1}]
+)
+def test_a_sample_is_filler_with_one_announcement_then_the_question_then_the_digits(
+    changes: dict[str, Any], split: Any
+) -> None:
     task = make(**changes)
     digits, length, fillers = task.digits, task.length, task.fillers
     assert task.tokens == length + digits and task.answer_tokens == digits and task.vocab_size == 12 + fillers
@@ -59,12 +63,16 @@ def test_the_promises_of_every_task(changes: dict[str, Any]) -> None:
         ({"num_segments": 1}, [(0, 60)]),
         ({"num_segments": 8, "align": "left"}, [(i, min(i + 9, 60)) for i in range(0, 60, 9)]),
         ({"num_segments": 8, "align": "right"}, [(0, 6), *((i, i + 9) for i in range(6, 60, 9))]),
-        ({"segment_lengths": [13, 20, 32]}, [(0, 13), (13, 33)]),  # the last segment holds filler too, but no announcement
-        ({"segment_lengths": [30, 32, 3]}, [(0, 30), (30, 60)]),  # the segment before the last holds the question's beginning too
+        # the last segment holds filler too, but no announcement
+        ({"segment_lengths": [13, 20, 32]}, [(0, 13), (13, 33)]),
+        # the segment before the last holds the question's beginning too
+        ({"segment_lengths": [30, 32, 3]}, [(0, 30), (30, 60)]),
         ({"segment_lengths": [4, 56, 5]}, [(4, 60)]),  # the first is too short
     ],
 )
-def test_an_announcement_is_anywhere_in_one_segment_but_the_last(changes: dict[str, Any], contexts: list[tuple[int, int]]) -> None:
+def test_an_announcement_is_anywhere_in_one_segment_but_the_last(
+    changes: dict[str, Any], contexts: list[tuple[int, int]]
+) -> None:
     task = make(**changes)
     places = {row.index(MARKER) for row in whole(task.batch("train", 0, 2000)).tolist()}
     assert places == {at for begin, end in contexts for at in range(begin, end - 5)}
@@ -86,13 +94,17 @@ def test_depth_says_where_among_the_possible_places(depth: float, place: int) ->
 
 @pytest.mark.parametrize("filler", ["repeated", "random"])
 def test_who_sees_only_the_last_segment_scores_chance(filler: str) -> None:
-    """Guessing each digit as what most often stands there, and after the digit before it; the guess is made on other samples."""
+    """Guessing each digit as what most often stands there, and after the digit before it;
+    the guess is made on other samples.
+    """
     rows = whole(make(filler=filler).batch("train", 0, 8000))[:, -6:]
     learned, tested = rows[:4000], rows[4000:]
     for digit in range(1, 6):
         table = np.zeros((12, 10))
         np.add.at(table, (learned[:, digit - 1], learned[:, digit]), 1)
-        assert near((table.argmax(axis=1)[tested[:, digit - 1]] == tested[:, digit]).mean(), make().chance, 4000)
+        assert near(
+            (table.argmax(axis=1)[tested[:, digit - 1]] == tested[:, digit]).mean(), make().chance, 4000
+        )
 
 
 def test_an_oracle_is_always_right() -> None:
@@ -122,8 +134,12 @@ def test_the_haystack_grows_by_segments_up_to_the_task_itself() -> None:
     assert longer.options() == {"digits": 5, "depth": 0.5, "filler": "random", "fillers": 7}
     check_shapes(longer)
     assert make(num_segments=1).stages()[0].segment_lengths == (65,)
-    one = make(digits=1).stages(one_answer=True)  # a haystack of 20 has too few different samples, 19 places * 10 digits
-    assert [(stage.answer_tokens, stage.segment_lengths) for stage in one] == [(1, (20, 20, 1)), (1, (20, 20, 20, 1))]
+    # a haystack of 20 has too few different samples, 19 places * 10 digits
+    one = make(digits=1).stages(one_answer=True)
+    assert [(stage.answer_tokens, stage.segment_lengths) for stage in one] == [
+        (1, (20, 20, 1)),
+        (1, (20, 20, 20, 1)),
+    ]
 
 
 @pytest.mark.parametrize("changes", [{"segment_lengths": [13, 20, 32]}, {"num_segments": 8, "align": "left"}])
@@ -137,7 +153,10 @@ def test_mistakes_are_told_with_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match=r"task\.digits=20: at most 19 fit into one segment.*20 tokens"):
         make(digits=20)
     assert make(digits=19).distinct == 3 * 10**19
-    with pytest.raises(ConfigError, match=r"task\.num_segments=8: the 60 haystack tokens.*possible numbers are \[2, 3, 4, 5, 6, 7, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.num_segments=8: the 60 haystack tokens.*possible numbers are \[2, 3, 4, 5, 6, 7, ",
+    ):
         make(num_segments=8)
     with pytest.raises(ConfigError, match=r"task\.length=20 makes only 190 different samples; at least 200"):
         make(length=20, num_segments=2, digits=1, depth=None)

@@ -1,4 +1,6 @@
-"""Quadratic equations against plain arithmetic: texts are parsed, and the roots have to solve what was read."""
+"""Quadratic equations against plain arithmetic: texts are parsed, and the roots have to solve what was
+read.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def make(**changes: Any) -> QuadraticEquations:
 
 
 def texts(rows: np.ndarray, length: int = 30) -> list[list[str]]:
-    """The equation and the parts of each sample; checks the sign between them and that padding is at the end alone."""
+    """The equation and the parts of each sample; checks the sign between them and that padding is at the
+    end alone.
+    """
     samples = []
     for row in rows:
         text = "".join(" >0123456789+-*/^=()xD;,"[token] for token in row)
@@ -68,7 +72,10 @@ def oracle(text: str) -> list[str]:
 
 def test_the_papers_example() -> None:
     assert equation(-4, 392, -2208) == "-4*x^2+392*x-2208=0"
-    assert ";".join(solution(-98, 552)) == "x^2-98*x+552=0;D=98^2-4*1*552=7396=86^2;x=(98-86)/2=6;x=(98+86)/2=92;6,92"
+    assert (
+        ";".join(solution(-98, 552))
+        == "x^2-98*x+552=0;D=98^2-4*1*552=7396=86^2;x=(98-86)/2=6;x=(98+86)/2=92;6,92"
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,9 @@ def test_draws_are_uniform(both_signs: bool) -> None:
     samples = texts(whole(make(both_signs=both_signs).batch("train", 0, 6000)))
     factors = np.unique([coefficients(read)[0] for read, *_ in samples], return_counts=True)
     expected = [f for f in range(-10, 11) if f and (both_signs or f > 0)]
-    assert factors[0].tolist() == expected and all(near(n / 6000, 1 / len(expected), 6000) for n in factors[1])
+    assert factors[0].tolist() == expected and all(
+        near(n / 6000, 1 / len(expected), 6000) for n in factors[1]
+    )
     roots = np.array([[int(x) for x in answer.split(",")] for *_, answer in samples if answer])
     assert near(float((roots == 100).any(axis=1).mean()), 1 - (200 / 201) ** 2, len(roots))
     assert near(float((roots.max(axis=1) <= 0).mean()), (101 / 201) ** 2, len(roots))
@@ -141,7 +150,9 @@ def canonical_length(b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def part_lengths() -> tuple[list[np.ndarray], np.ndarray]:
-    """Characters of each part for every draw that there is, and the probability of each draw: roots, then without."""
+    """Characters of each part for every draw that there is, and the probability of each draw: roots,
+    then without.
+    """
     roots = np.array(list(itertools.product(range(-100, 101), repeat=2)))
     b, c, low, high = -roots.sum(axis=1), roots.prod(axis=1), roots.min(axis=1), roots.max(axis=1)
     square, gap = digits(b * b - 4 * c), digits(high - low)
@@ -155,7 +166,13 @@ def part_lengths() -> tuple[list[np.ndarray], np.ndarray]:
     b = np.repeat(np.arange(-199, 200), [10000 - b * b // 4 for b in range(-199, 200)])
     c = np.concatenate([np.arange(b * b // 4 + 1, 10001) for b in range(-199, 200)])
     none = np.zeros_like(b)
-    without = [canonical_length(b, c), 10 + digits(np.abs(b)) + digits(c) + digits(b * b - 4 * c), none, none, none]
+    without = [
+        canonical_length(b, c),
+        10 + digits(np.abs(b)) + digits(c) + digits(b * b - 4 * c),
+        none,
+        none,
+        none,
+    ]
     chances = np.concatenate([np.full(len(roots), 0.8 / len(roots)), 0.2 / 399 / (10000 - b * b // 4)])
     return [np.concatenate(both) for both in zip(real, without, strict=True)], chances
 
@@ -167,7 +184,9 @@ def test_every_draw_fits_and_chance_is_the_exact_share_of_padding() -> None:
     means = [float((part * chances).sum()) for part in lengths]
     assert pytest.approx(means, abs=1e-6) == quadratic_equations.MEAN
     for parts in range(1, 6):
-        assert make(parts=parts, num_segments=1 + parts).chance == pytest.approx(1 - sum(means[:parts]) / (30 * parts), abs=1e-6)
+        assert make(parts=parts, num_segments=1 + parts).chance == pytest.approx(
+            1 - sum(means[:parts]) / (30 * parts), abs=1e-6
+        )
     longest = [equation(a, a * b, a * c) for a in (-10, 10) for b in (-200, 200) for c in (-10000, 10000)]
     assert max(len(text) for text in longest) == 23  # no draw has larger coefficients
 
@@ -183,7 +202,9 @@ def test_no_other_constant_guess_is_better_than_padding(changes: dict[str, Any])
 
 
 def test_nothing_after_the_first_segment_but_the_answer_itself_tells_of_the_equation() -> None:
-    """What is not an answer token there, and so not the model's own prediction, is the same sign in every sample."""
+    """What is not an answer token there, and so not the model's own prediction,
+    is the same sign in every sample.
+    """
     batch = make().batch("test", 0, 200)
     first = int(batch.answer_BT[0].argmax())
     assert first == 30 == batch.segment_lengths[0] and batch.answer_BT[:, first:].all()
@@ -198,20 +219,30 @@ def test_the_promises_of_every_task() -> None:
 
 def test_distinct_counts_the_contents() -> None:
     without = len(part_lengths()[1]) - 201**2
-    assert make().distinct == (201 * 202 // 2 + without) * 20 and make(both_signs=False).distinct == make().distinct // 2
+    assert (
+        make().distinct == (201 * 202 // 2 + without) * 20
+        and make(both_signs=False).distinct == make().distinct // 2
+    )
 
 
 def test_parts_are_added_one_by_one_up_to_the_task_itself() -> None:
     task = make()
-    assert [(stage.parts, stage.segment_lengths) for stage in task.stages()] == [(n, (30,) * (n + 1)) for n in range(1, 6)]
+    assert [(stage.parts, stage.segment_lengths) for stage in task.stages()] == [
+        (n, (30,) * (n + 1)) for n in range(1, 6)
+    ]
     assert (whole(task.stages()[-1].batch("test", 0, 20)) == whole(task.batch("test", 0, 20))).all()
-    assert [(stage.parts, stage.segment_lengths) for stage in make(num_segments=2).stages()] == [(2, (90,)), (5, (90, 90))]
+    assert [(stage.parts, stage.segment_lengths) for stage in make(num_segments=2).stages()] == [
+        (2, (90,)),
+        (5, (90, 90)),
+    ]
     assert [stage.parts for stage in make(num_segments=1).stages()] == [5]
     assert whole(task.at(3).batch("test", 0, 9)).shape == (9, 91)
 
 
 def test_mistakes_are_told_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"task\.length=27: the longest part has 28 characters; use 28 or more"):
+    with pytest.raises(
+        ConfigError, match=r"task\.length=27: the longest part has 28 characters; use 28 or more"
+    ):
         make(length=27)
     assert len(texts(whole(make(length=28).batch("train", 0, 50)), 28)) == 50
     with pytest.raises(ConfigError, match=r"task\.parts=6: .*1 to 5"):
@@ -219,7 +250,10 @@ def test_mistakes_are_told_with_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match=r"task\.num_segments=7.*possible numbers are \[1, 2, 3, 4, 5, 6"):
         make(num_segments=7)
     for count in (1, 7):
-        with pytest.raises(ConfigError, match=rf"task\.num_segments={count}: segments of \[30\] tokens do not hold 1 to 5 whole parts"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"task\.num_segments={count}: segments of \[30\] tokens do not hold 1 to 5 whole parts",
+        ):
             make().at(count)
     with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[90, 30, 60\] are not equal"):
         make(segment_lengths=[90, 30, 60]).stages()

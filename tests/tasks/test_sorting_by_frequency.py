@@ -16,10 +16,16 @@ from tests.tasks.context_tasks import make, score, sequences, sigmas
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("length", "symbols"), [(40, 5), (10, 4), (300, 20), (129, 2)])
-def test_a_sample_is_symbols_then_the_separator_then_the_symbols_by_decreasing_frequency(length: int, symbols: int, split: Any) -> None:
+def test_a_sample_is_symbols_then_the_separator_then_the_symbols_by_decreasing_frequency(
+    length: int, symbols: int, split: Any
+) -> None:
     task = make("sorting_by_frequency", num_segments=2, length=length, symbols=symbols)
     assert task.vocab_size == symbols + 1 and task.chance == 1 / symbols
-    assert task.tokens == length + symbols and task.answer_tokens == symbols and task.segment_lengths == (length, symbols)
+    assert (
+        task.tokens == length + symbols
+        and task.answer_tokens == symbols
+        and task.segment_lengths == (length, symbols)
+    )
     assert task.answer_positions() == list(range(length, length + symbols))
     for row in sequences(task.batch(split, 3, 40)):
         counts = Counter(row[:length])
@@ -38,16 +44,23 @@ def by_count(tokens: list[int]) -> list[int]:
 def test_who_sees_all_is_right_and_who_sees_a_part_is_not() -> None:
     task = make("sorting_by_frequency", length=200)
     assert score(task, lambda row, t: by_count(row[:200])[t - 200], 500) == 1.0
-    last, first = (score(task, lambda row, t, p=part: by_count(row[p])[t - 200], 500) for part in (slice(150, 200), slice(50)))
+    last, first = (
+        score(task, lambda row, t, p=part: by_count(row[p])[t - 200], 500)
+        for part in (slice(150, 200), slice(50))
+    )
     assert 0.3 < last < 0.7 and 0.3 < first < 0.7, "neither end of the sequence is enough"
 
 
 def test_who_sees_the_separator_alone_is_at_chance() -> None:
-    """Any fixed order has on average one of the V symbols in its place, with variance one. Who is told the answer so far can leave
-    out what was there: one right in V - i at place i."""
+    """Any fixed order has on average one of the V symbols in its place, with variance one. Who is told the
+    answer so far can leave out what was there: one right in V - i at place i.
+    """
     task, count = make("sorting_by_frequency"), 3000
     for order in ([1, 2, 3, 4, 5], [4, 2, 5, 1, 3], [3, 3, 3, 3, 3]):
-        assert abs(score(task, lambda row, t, o=order: o[t - 40], count) - task.chance) * 5 * math.sqrt(count) < 4
+        assert (
+            abs(score(task, lambda row, t, o=order: o[t - 40], count) - task.chance) * 5 * math.sqrt(count)
+            < 4
+        )
     left_out = score(task, lambda row, t: min(set(range(1, 6)) - set(row[41:])), count)
     chances = [1 / (5 - i) for i in range(5)]
     assert abs(left_out - np.mean(chances)) < 4 * math.sqrt(sum(p * (1 - p) for p in chances) / count) / 5

@@ -1,4 +1,6 @@
-"""The generated tasks, against plain descriptions of what a sample is, and the promises that all of them make about their samples."""
+"""The generated tasks, against plain descriptions of what a sample is,
+and the promises that all of them make about their samples.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def make(name: str, **changes: Any) -> SyntheticTask:
     defaults: dict[str, tuple[type[SyntheticTask], dict[str, Any]]] = {
         "copy": (Copy, {"length": 5, "symbols": 7, "num_segments": 3}),
         "reverse": (Reverse, {"length": 6, "symbols": 5, "num_segments": 4}),
-        "associative_retrieval": (AssociativeRetrieval, {"length": 4, "num_segments": 5, "keys": 26, "ask": "value", "queries": 1}),
+        "associative_retrieval": (
+            AssociativeRetrieval,
+            {"length": 4, "num_segments": 5, "keys": 26, "ask": "value", "queries": 1},
+        ),
     }
     task, own = defaults[name]
     return task(**(COMMON | own | changes))
@@ -42,7 +47,9 @@ def sequences(batch: Batch) -> list[list[int]]:
 
 
 def digest(batch: Batch) -> str:
-    return hashlib.sha256(b"".join(a.astype(np.int64).tobytes() for a in (batch.tokens_BT, batch.targets_BT, batch.answer_BT))).hexdigest()
+    return hashlib.sha256(
+        b"".join(a.astype(np.int64).tobytes() for a in (batch.tokens_BT, batch.targets_BT, batch.answer_BT))
+    ).hexdigest()
 
 
 # What a sample is
@@ -62,7 +69,9 @@ def test_copy_is_symbols_then_start_then_the_symbols_twice(split: Any, length: i
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("length", "symbols"), [(6, 5), (24, 10), (10, 2)])
-def test_reverse_is_symbols_then_start_then_the_symbols_backwards(split: Any, length: int, symbols: int) -> None:
+def test_reverse_is_symbols_then_start_then_the_symbols_backwards(
+    split: Any, length: int, symbols: int
+) -> None:
     task = make("reverse", length=length, symbols=symbols)
     assert task.vocab_size == symbols + 2 and task.tokens == 2 * length and task.answer_tokens == length
     for row in sequences(task.batch(split, 3, 40)):
@@ -94,7 +103,9 @@ def test_targets_are_the_next_tokens_and_the_last_of_them_are_the_answer(name: s
     assert batch.tokens_BT.shape == batch.targets_BT.shape == batch.answer_BT.shape == (6, task.tokens)
     assert batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
     assert (batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]).all()
-    assert batch.answer_BT.tolist() == [[t >= task.tokens - task.answer_tokens for t in range(task.tokens)]] * 6
+    assert (
+        batch.answer_BT.tolist() == [[t >= task.tokens - task.answer_tokens for t in range(task.tokens)]] * 6
+    )
     assert batch.segment_lengths == task.segment_lengths and sum(batch.segment_lengths) == task.tokens
     for ids in (batch.tokens_BT, batch.targets_BT):
         assert ids.min() >= 0 and ids.max() < task.vocab_size
@@ -102,7 +113,9 @@ def test_targets_are_the_next_tokens_and_the_last_of_them_are_the_answer(name: s
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_answer_begins_right_after_the_sign_that_asks_for_it(name: str) -> None:
-    """So the prompt of free-running evaluation, tokens up to the first answer position, ends with that sign and holds no answer."""
+    """So the prompt of free-running evaluation, tokens up to the first answer position,
+    ends with that sign and holds no answer.
+    """
     task = make(name)
     batch = task.batch("test", 0, 20)
     sign = 10 if name == "associative_retrieval" else 1
@@ -110,7 +123,9 @@ def test_the_answer_begins_right_after_the_sign_that_asks_for_it(name: str) -> N
     assert (batch.tokens_BT[:, first] == sign).all()
 
 
-@pytest.mark.parametrize(("name", "chance"), [("copy", 1 / 7), ("reverse", 1 / 5), ("associative_retrieval", 1 / 10)])
+@pytest.mark.parametrize(
+    ("name", "chance"), [("copy", 1 / 7), ("reverse", 1 / 5), ("associative_retrieval", 1 / 10)]
+)
 def test_chance_is_what_a_constant_guess_scores(name: str, chance: float) -> None:
     task = make(name)
     assert task.chance == pytest.approx(chance)
@@ -138,15 +153,30 @@ def test_another_process_makes_the_same_samples() -> None:
     root = Path(memlab.__file__).parents[1]
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
-        done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=True, cwd=root, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=root,
+            env=environment,
+        )
         assert done.stdout.split() == own
 
 
 def test_tasks_import_no_torch() -> None:
     """Configurations are checked with the task's own rules before torch, which takes seconds, is imported."""
-    code = "import sys, memlab.tasks.copy, memlab.tasks.reverse, memlab.tasks.associative_retrieval; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, memlab.tasks.copy, memlab.tasks.reverse, memlab.tasks.associative_retrieval; "
+        "sys.exit('torch' in sys.modules)"
+    )
     root = Path(memlab.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -157,14 +187,22 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_made_in(name: str, split: A
     whole = sequences(task.batch(split, 0, 70, seed=1))
     for start, count in [(0, 3), (3, 4), (7, 63), (69, 1)]:
         assert sequences(task.batch(split, start, count, seed=1)) == whole[start : start + count]
-    assert digest(task.batch(split, 0, 70, seed=1)) == digest(make(name, batch_size=64).batch(split, 0, 70, seed=1))
+    assert digest(task.batch(split, 0, 70, seed=1)) == digest(
+        make(name, batch_size=64).batch(split, 0, 70, seed=1)
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_seed_moves_the_training_stream_and_leaves_validation_and_test(name: str) -> None:
     task = make(name)
     for split in ("validation", "test"):
-        assert len({digest(task.batch(split, 0, 30, seed=s)) for s in range(4)} | {digest(task.batch(split, 0, 30))}) == 1
+        assert (
+            len(
+                {digest(task.batch(split, 0, 30, seed=s)) for s in range(4)}
+                | {digest(task.batch(split, 0, 30))}
+            )
+            == 1
+        )
     streams = [sequences(task.batch("train", 0, 30, seed=s)) for s in range(4)]
     for one, other in itertools.combinations(streams, 2):
         assert sum(a == b for a, b in zip(one, other, strict=True)) < 3
@@ -174,7 +212,9 @@ def test_the_seed_moves_the_training_stream_and_leaves_validation_and_test(name:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", TASKS)
 def test_samples_do_not_repeat(name: str, split: Any) -> None:
-    """At sizes where chance would not repeat one: neighbours, and far parts of the stream, are new samples."""
+    """At sizes where chance would not repeat one: neighbours, and far parts of the stream,
+    are new samples.
+    """
     task = make(name, length={"copy": 24, "reverse": 24, "associative_retrieval": 9}[name], num_segments=1)
     far = 10**12
     rows = [tuple(row) for start in (0, 5_000, far) for row in sequences(task.batch(split, start, 300))]
@@ -183,10 +223,17 @@ def test_samples_do_not_repeat(name: str, split: Any) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_are_disjoint(name: str) -> None:
-    """No content is in two splits, at sizes where chance alone would put hundreds into both, with any seeds of training."""
-    task = make(name, length=2, num_segments=1, **({} if name == "associative_retrieval" else {"symbols": 60}))
+    """No content is in two splits, at sizes where chance alone would put hundreds into both,
+    with any seeds of training.
+    """
+    task = make(
+        name, length=2, num_segments=1, **({} if name == "associative_retrieval" else {"symbols": 60})
+    )
     train = [row for seed in range(3) for row in sequences(task.batch("train", 0, 4000, seed=seed))]
-    contents = [{tuple(row) for row in rows} for rows in (train, *(sequences(task.batch(s, 0, 2000)) for s in ("validation", "test")))]
+    contents = [
+        {tuple(row) for row in rows}
+        for rows in (train, *(sequences(task.batch(s, 0, 2000)) for s in ("validation", "test")))
+    ]
     for one, other in itertools.combinations(contents, 2):
         assert not one & other
 
@@ -203,7 +250,9 @@ TINY = [  # samples of the fewest different contents that are allowed, and some 
 
 
 @pytest.mark.parametrize(("name", "own", "contents"), TINY)
-def test_splits_of_a_tiny_task_are_disjoint_and_together_all_there_is(name: str, own: dict[str, int], contents: int) -> None:
+def test_splits_of_a_tiny_task_are_disjoint_and_together_all_there_is(
+    name: str, own: dict[str, int], contents: int
+) -> None:
     """Over so many draws each content comes up, in one split and no other."""
     task = make(name, num_segments=1, **own)
     assert task.distinct == contents
@@ -232,12 +281,15 @@ def test_every_content_of_a_tiny_task_is_in_one_of_the_splits() -> None:
 )
 def test_a_task_too_tiny_for_three_splits_is_an_error(name: str, own: dict[str, int], contents: int) -> None:
     """At once, with the number of its contents; not an endless drawing."""
-    with pytest.raises(ConfigError, match=rf"task\.length={own['length']} makes only {contents} different samples"):
+    with pytest.raises(
+        ConfigError, match=rf"task\.length={own['length']} makes only {contents} different samples"
+    ):
         make(name, num_segments=1, **own)
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "contents"), [("copy", 5, 7**5), ("reverse", 6, 5**6), ("associative_retrieval", 2, 26 * 25 * 10 * 9 * 2)]
+    ("name", "length", "contents"),
+    [("copy", 5, 7**5), ("reverse", 6, 5**6), ("associative_retrieval", 2, 26 * 25 * 10 * 9 * 2)],
 )
 def test_distinct_counts_the_contents(name: str, length: int, contents: int) -> None:
     assert make(name, length=length, num_segments=1).distinct == contents
@@ -253,7 +305,9 @@ def chi_square(counts: np.ndarray) -> float:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["copy", "reverse"])
 def test_symbols_are_uniform_and_independent(name: str, split: Any) -> None:
-    """At every position, and in pairs of neighbours and of first and last: choosing the split by content bends nothing."""
+    """At every position, and in pairs of neighbours and of first and last:
+    choosing the split by content bends nothing.
+    """
     task = make(name, length=8, symbols=5, num_segments=1)
     source = np.array(sequences(task.batch(split, 0, 4000)))[:, :8] - 2
     for position in range(8):
@@ -275,7 +329,11 @@ def test_keys_values_and_queries_are_uniform(split: Any) -> None:
     assert np.bincount(asked, minlength=4).tolist() == [1000] * 4
     assert abs(chi_square(np.bincount(rows[:, -1], minlength=10))) < 5
     # A value says nothing about its key, and neither tells which pair is asked for.
-    for joint, cells in ((keys[:, 0] * 10 + values[:, 0], 260), (asked * 26 + keys[:, 0], 104), (asked * 10 + values[:, 0], 40)):
+    for joint, cells in (
+        (keys[:, 0] * 10 + values[:, 0], 260),
+        (asked * 26 + keys[:, 0], 104),
+        (asked * 10 + values[:, 0], 40),
+    ):
         assert abs(chi_square(np.bincount(joint, minlength=cells))) < 5
 
 
@@ -288,7 +346,8 @@ def test_sizes_are_those_asked_for_and_training_is_endless() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "lengths"), [("copy", 3, (5, 5, 5)), ("reverse", 4, (3,) * 4), ("associative_retrieval", 5, (2,) * 5)]
+    ("name", "count", "lengths"),
+    [("copy", 3, (5, 5, 5)), ("reverse", 4, (3,) * 4), ("associative_retrieval", 5, (2,) * 5)],
 )
 def test_equal_segments_fill_the_sample(name: str, count: int, lengths: tuple[int, ...]) -> None:
     task = make(name, num_segments=count)
@@ -299,18 +358,25 @@ def test_explicit_segment_lengths_are_taken_as_they_are() -> None:
     task = make("associative_retrieval", segment_lengths=[4, 4, 2])
     assert task.segment_lengths == (4, 4, 2) and task.num_segments == 3
     assert task.batch("train", 0, 2).segment_lengths == (4, 4, 2)
-    assert sequences(task.batch("train", 0, 2)) == sequences(make("associative_retrieval").batch("train", 0, 2))
+    assert sequences(task.batch("train", 0, 2)) == sequences(
+        make("associative_retrieval").batch("train", 0, 2)
+    )
 
 
 def test_a_number_of_segments_that_does_not_divide_the_sample_is_an_error_with_the_possible_ones() -> None:
-    with pytest.raises(ConfigError, match=r"task\.num_segments=4.*15 tokens.*task\.length=5.*\[1, 3, 5, 15\].*task\.segment_lengths"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.num_segments=4.*15 tokens.*task\.length=5.*\[1, 3, 5, 15\].*task\.segment_lengths",
+    ):
         make("copy", num_segments=4)
     for possible in (1, 3, 5, 15):
         assert make("copy", num_segments=possible).num_segments == possible
 
 
 def test_explicit_lengths_that_do_not_add_up_are_an_error_with_both_sums() -> None:
-    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[4, 4, 4\] add up to 12.*task\.length=4 makes 10 tokens"):
+    with pytest.raises(
+        ConfigError, match=r"task\.segment_lengths=\[4, 4, 4\] add up to 12.*task\.length=4 makes 10 tokens"
+    ):
         make("associative_retrieval", segment_lengths=[4, 4, 4])
 
 
@@ -323,10 +389,13 @@ def test_more_pairs_than_values_are_an_error_with_the_bound() -> None:
 @pytest.mark.parametrize(
     ("name", "own", "reachable"),
     [
-        ("copy", {"length": 8, "num_segments": 4, "symbols": 20}, {1: 2, 2: 4, 3: 6, 4: 8}),  # segments of 6 tokens
-        ("copy", {"length": 8, "num_segments": 4, "symbols": 4}, {2: 4, 3: 6, 4: 8}),  # 1 would be too tiny: 4 ** 2 contents
+        # segments of 6 tokens
+        ("copy", {"length": 8, "num_segments": 4, "symbols": 20}, {1: 2, 2: 4, 3: 6, 4: 8}),
+        # 1 would be too tiny: 4 ** 2 contents
+        ("copy", {"length": 8, "num_segments": 4, "symbols": 4}, {2: 4, 3: 6, 4: 8}),
         ("copy", {"length": 8, "num_segments": 6}, {3: 4, 6: 8}),  # segments of 4: copy needs 3N tokens
-        ("reverse", {"length": 6, "num_segments": 4, "symbols": 20}, {2: 3, 4: 6}),  # segments of 3: reverse needs 2N tokens
+        # segments of 3: reverse needs 2N tokens
+        ("reverse", {"length": 6, "num_segments": 4, "symbols": 20}, {2: 3, 4: 6}),
     ],
 )
 def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: dict[int, int]) -> None:
@@ -339,7 +408,11 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
                 task.at(count)
             continue
         shorter = task.at(count)
-        assert type(shorter) is type(task) and shorter.length == reachable[count] and shorter.num_segments == count
+        assert (
+            type(shorter) is type(task)
+            and shorter.length == reachable[count]
+            and shorter.num_segments == count
+        )
         assert set(shorter.segment_lengths) <= set(task.segment_lengths)
         for attribute in ("vocab_size", "chance", "batch_size", "validation_size", "test_size"):
             assert getattr(shorter, attribute) == getattr(task, attribute)
@@ -378,11 +451,15 @@ def test_stages_grow_by_segments_of_one_length(name: str, own: dict, reachable: 
         ({"length": 4, "num_segments": 2, "ask": "pairs"}, ["pairs 26 (8, 8)"]),
     ],
 )
-def test_retrieval_learns_to_carry_pairs_then_to_find_one_and_then_grows(own: dict, stages: list[str]) -> None:
+def test_retrieval_learns_to_carry_pairs_then_to_find_one_and_then_grows(
+    own: dict, stages: list[str]
+) -> None:
     task = make("associative_retrieval", **own)
     found = task.stages()
     assert [f"{stage.ask} {stage.keys} {stage.segment_lengths}" for stage in found] == stages  # type: ignore[attr-defined]
-    assert digest(found[-1].batch("test", 0, 20)) == digest(task.batch("test", 0, 20)), "the last stage is the task itself"
+    assert digest(found[-1].batch("test", 0, 20)) == digest(task.batch("test", 0, 20)), (
+        "the last stage is the task itself"
+    )
     assert {stage.vocab_size for stage in found} == {task.vocab_size}
 
 
@@ -394,7 +471,9 @@ def test_a_model_that_answers_once_has_stages_of_one_answer() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("pairs", "queries"), [(4, 2), (3, 3), (5, 4)])
-def test_several_queries_ask_for_different_keys_one_after_another(split: Any, pairs: int, queries: int) -> None:
+def test_several_queries_ask_for_different_keys_one_after_another(
+    split: Any, pairs: int, queries: int
+) -> None:
     task = make("associative_retrieval", length=pairs, num_segments=2, queries=queries)
     assert task.segment_lengths == (2 * pairs, 3 * queries - 1) and task.answer_tokens == queries
     batch = task.batch(split, 3, 40)
@@ -405,7 +484,9 @@ def test_several_queries_ask_for_different_keys_one_after_another(split: Any, pa
         assert len(asked) == queries == len({key for key, _, _ in asked})
         for key, separator, value in asked:
             assert separator == 10 and value == values[keys.index(key)]
-        assert [t for t, counts in enumerate(answer) if counts] == [2 * pairs + 3 * i + 1 for i in range(queries)]
+        assert [t for t, counts in enumerate(answer) if counts] == [
+            2 * pairs + 3 * i + 1 for i in range(queries)
+        ]
         assert all(row[t] == 10 for t, counts in enumerate(answer) if counts), "asked by the separator"
         orders.add(tuple(keys.index(key) for key, _, _ in asked))
     assert len(orders) > 4, "in any order"
@@ -433,7 +514,9 @@ def test_the_queries_of_the_same_pairs_follow_each_other(split: Any) -> None:
 
 
 def test_no_retrieval_segment_holds_pairs_and_query_unless_asked_for() -> None:
-    """So that a model without memory is at chance: pairs are whole, and the last segment is the query and the separator."""
+    """So that a model without memory is at chance: pairs are whole, and the last segment is the query and
+    the separator.
+    """
     for segments in (2, 3, 5):
         lengths = make("associative_retrieval", num_segments=segments).segment_lengths
         assert len(lengths) == segments and lengths[-1] == 2 and all(n % 2 == 0 for n in lengths)
@@ -452,14 +535,18 @@ def test_no_retrieval_segment_holds_pairs_and_query_unless_asked_for() -> None:
         ("associative_retrieval", {"length": 5, "num_segments": 3, "align": "right"}, (4, 6, 2)),
     ],
 )
-def test_segments_that_cannot_be_equal_are_aligned_left_or_right(name: str, own: dict[str, Any], lengths: tuple[int, ...]) -> None:
+def test_segments_that_cannot_be_equal_are_aligned_left_or_right(
+    name: str, own: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
     assert make(name, **own).segment_lengths == lengths
     if name == "associative_retrieval":
         assert make(name, **own).stages()[-1].segment_lengths == lengths
 
 
 def test_aligned_segments_have_to_be_filled() -> None:
-    with pytest.raises(ConfigError, match=r"task\.num_segments=9: 10 tokens in segments of 2 do not fill 9 of them"):
+    with pytest.raises(
+        ConfigError, match=r"task\.num_segments=9: 10 tokens in segments of 2 do not fill 9 of them"
+    ):
         make("reverse", length=5, num_segments=9, align="left")
 
 
@@ -474,7 +561,9 @@ def test_at_is_an_error_where_it_cannot_be_had() -> None:
         make("reverse", length=6, num_segments=4).at(3)
     with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[20, 16, 12\] are not equal"):
         make("reverse", length=24, segment_lengths=[20, 16, 12]).at(2)
-    with pytest.raises(ConfigError, match=r"task\.segment_lengths=\[20, 16, 12\] are not equal, so a curriculum"):
+    with pytest.raises(
+        ConfigError, match=r"task\.segment_lengths=\[20, 16, 12\] are not equal, so a curriculum"
+    ):
         make("reverse", length=24, segment_lengths=[20, 16, 12]).stages()
 
 

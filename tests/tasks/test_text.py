@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from memlab.config.paths import config_dir
+from memlab.config.schema import load, parameters
 from memlab.errors import ConfigError, UserError
-from memlab.paths import config_dir
-from memlab.schema import load, parameters
 from memlab.tasks import enwik8
 from memlab.tasks.enwik8 import Enwik8
 from memlab.tasks.text import Amounts, TextTask, shortened
@@ -37,7 +37,9 @@ def read(task: TextTask, split: Any) -> list[bytes]:
                 if segment[3]:
                     documents.append(b"")
                 if any(segment[2]):
-                    documents[-1] += bytes(t for t, counts in zip(segment[1], segment[2], strict=True) if counts)
+                    documents[-1] += bytes(
+                        t for t, counts in zip(segment[1], segment[2], strict=True) if counts
+                    )
     return list(itertools.chain.from_iterable(found))
 
 
@@ -53,9 +55,13 @@ def test_amounts_are_those_of_what_is_read(tmp_path: Path) -> None:
         wanted = [t for t in cut if t][:documents]
         assert sorted(read(task, "validation")) == sorted(wanted)
         count = sum(map(len, wanted))
-        assert task.amounts("validation") == Amounts(len(wanted), count, sum(len(t.decode().split()) for t in wanted), count)
+        assert task.amounts("validation") == Amounts(
+            len(wanted), count, sum(len(t.decode().split()) for t in wanted), count
+        )
         assert task.evaluation_rows("validation") == min(3, len(wanted))
-    assert task.amounts("test") == Amounts(2, 45, sum(len(t.split()) for t in words([40, 5], 2)), 45), "the other split has its own limits"
+    assert task.amounts("test") == Amounts(2, 45, sum(len(t.split()) for t in words([40, 5], 2)), 45), (
+        "the other split has its own limits"
+    )
 
 
 def test_a_cut_is_before_the_character_that_would_exceed_it() -> None:
@@ -69,7 +75,9 @@ def test_a_cut_is_before_the_character_that_would_exceed_it() -> None:
 
 def test_training_is_not_cut(tmp_path: Path) -> None:
     task = corpus(tmp_path, validation_documents=1, test_documents=1, validation_bytes=1, test_bytes=1)
-    assert same(take(task.training(0, range(3)), 20), take(corpus(tmp_path / "again").training(0, range(3)), 20))
+    assert same(
+        take(task.training(0, range(3)), 20), take(corpus(tmp_path / "again").training(0, range(3)), 20)
+    )
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -79,7 +87,10 @@ def test_the_yaml_file_has_a_value_of_the_right_type_for_each_argument(name: str
     target = values.pop("_target_")
     assert values.pop("name") == name and values.keys() == parameters(target).keys()
     task = load(target)(**values)
-    assert isinstance(task, TextTask) and task.segment_lengths == (values["segment_length"],) * values["num_segments"]
+    assert (
+        isinstance(task, TextTask)
+        and task.segment_lengths == (values["segment_length"],) * values["num_segments"]
+    )
 
 
 def test_configuring_a_text_task_imports_nothing_heavy() -> None:
@@ -98,21 +109,30 @@ def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
         TextTask(**(options(tmp_path) | {"workers": -1}))
     TextTask(**options(tmp_path / "nowhere"))  # files are looked for by prepare
     with pytest.raises(
-        UserError, match=r"task\.data_dir is null: say where the text is, task\.data_dir=DIR with train/, validation/ and test/"
+        UserError,
+        match=r"task\.data_dir is null: say where the text is, "
+        r"task\.data_dir=DIR with train/, validation/ and test/",
     ):
         make(None)
 
 
-def test_rows_that_would_read_the_same_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_would_read_the_same_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus(tmp_path, "txt", [["one"], ["two"]], batch_size=2)
     assert capsys.readouterr().err == ""
     make(tmp_path, batch_size=3)
-    assert capsys.readouterr().err.startswith("memlab: warning: task.batch_size=3 rows and only 2 training documents: ")
+    assert capsys.readouterr().err.startswith(
+        "memlab: warning: task.batch_size=3 rows and only 2 training documents: "
+    )
 
 
 # WikiText
 
-FIRST = " \n = One = \n \n Text of one . \n \n = = Part = = \n \n More = text = here . \n = Not a title = \n glued to text \n \n"
+FIRST = (
+    " \n = One = \n \n Text of one . \n \n = = Part = = \n \n More = text = here . \n = Not a title = \n "
+    "glued to text \n \n"
+)
 SECOND = " = Two : B = \n \n Text . \n"
 
 
@@ -123,7 +143,11 @@ def test_an_article_begins_at_a_heading_of_the_first_level(tmp_path: Path, kind:
         found = list(articles(line.encode() for line in whole.splitlines(keepends=True)))
     else:
         # the hub's rows are the lines, the blank ones empty
-        rows = [line if line.strip() else "" for line in whole.splitlines(keepends=True)] if kind == "parquet" else [whole]
+        rows = (
+            [line if line.strip() else "" for line in whole.splitlines(keepends=True)]
+            if kind == "parquet"
+            else [whole]
+        )
         task = corpus(tmp_path, kind, [rows], cls=WikiText)
         (file,) = task.corpus.files["train"]
         found = list(task.corpus.documents(file))
@@ -138,11 +162,19 @@ def test_text_without_headings_is_one_article() -> None:
 @needs_data
 def test_wikitext_2_has_its_published_numbers_of_articles() -> None:
     task = make(SHARED / "wikitext-2", WikiText, batch_size=4)
-    found = {split: [d for f in files for d in task.corpus.documents(f)] for split, files in task.corpus.files.items()}
-    assert {split: len(documents) for split, documents in found.items()} == {"train": 600, "validation": 60, "test": 60}
+    found = {
+        split: [d for f in files for d in task.corpus.documents(f)]
+        for split, files in task.corpus.files.items()
+    }
+    assert {split: len(documents) for split, documents in found.items()} == {
+        "train": 600,
+        "validation": 60,
+        "test": 60,
+    }
     assert b"".join(found["test"]) == (SHARED / "wikitext-2/test.txt").read_bytes()
     amounts = task.amounts("test")
-    assert amounts == Amounts(60, 1_256_449, 241_211, 1_256_449)  # words of the published 245,569 tokens less one <eos> for each line
+    # words of the published 245,569 tokens less one <eos> for each line
+    assert amounts == Amounts(60, 1_256_449, 241_211, 1_256_449)
     assert sum(map(len, read(task, "test"))) == amounts.bytes
 
 
@@ -150,7 +182,15 @@ def test_wikitext_2_has_its_published_numbers_of_articles() -> None:
 
 
 def enwik8_options(place: Path | None, **changes: Any) -> dict[str, Any]:
-    own = ("data_dir", "segment_length", "num_segments", "batch_size", "validation_bytes", "test_bytes", "workers")
+    own = (
+        "data_dir",
+        "segment_length",
+        "num_segments",
+        "batch_size",
+        "validation_bytes",
+        "test_bytes",
+        "workers",
+    )
     return {key: options(place)[key] for key in own} | {"part_bytes": 40} | changes
 
 
@@ -163,7 +203,11 @@ def test_enwik8_is_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert task.vocab_size == BEGIN + 1
     assert read(task, "validation") == [content[250:275]] and task.evaluation_rows("validation") == 1
     (read_of_test,) = read(task, "test")
-    assert content[275:295].startswith(read_of_test) and len(read_of_test) >= 17 and task.amounts("test").bytes == len(read_of_test)
+    assert (
+        content[275:295].startswith(read_of_test)
+        and len(read_of_test) >= 17
+        and task.amounts("test").bytes == len(read_of_test)
+    )
     parts = {content[at : min(at + 40, 250)] for at in range(0, 250, 40)}
     task = Enwik8(**enwik8_options(tmp_path, batch_size=1))
     task.prepare()
@@ -176,7 +220,11 @@ def test_enwik8_is_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_enwik8_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task\.data_dir is null: download https://mattmahoney\.net/dc/enwik8\.zip, unpack it, and give"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.data_dir is null: download https://mattmahoney\.net/dc/enwik8\.zip, "
+        "unpack it, and give",
+    ):
         Enwik8(**enwik8_options(None)).prepare()
     with pytest.raises(UserError, match=r"has no file enwik8; download"):
         Enwik8(**enwik8_options(tmp_path)).prepare()
@@ -210,7 +258,13 @@ def test_pieces_are_shown_with_beginnings_and_padding(tmp_path: Path) -> None:
             "    efg",
             "",
         ],
-        *["row 0, step 3", "segment 1   tokens 8 to 11", "    pqrs", "segment 2   tokens 12 to 12  3 of padding", "    t"],
+        *[
+            "row 0, step 3",
+            "segment 1   tokens 8 to 11",
+            "    pqrs",
+            "segment 2   tokens 12 to 12  3 of padding",
+            "    t",
+        ],
     ]
     lines = show("task=text", f"task.data_dir={tmp_path}", "split=test", *sizes)
     assert any(line.startswith("2 documents, 45 bytes, ") for line in lines)
@@ -226,7 +280,9 @@ def test_real_books_are_read_whole() -> None:
     beginnings = [shortened(path.read_bytes(), 65536) for path in files]
     assert sorted(read(task, "validation")) == sorted(beginnings)
     amounts = task.amounts("validation")
-    assert amounts.words == sum(len(t.decode().split()) for t in beginnings) and amounts.bytes == sum(map(len, beginnings))
+    assert amounts.words == sum(len(t.decode().split()) for t in beginnings) and amounts.bytes == sum(
+        map(len, beginnings)
+    )
     batches = take(task.training(1, range(8)), 600)
     assert all(batch.counts_BT.mean() > 0.5 for batch in batches)
     assert same(take(task.training(1, range(8), batches[400].position), 3), batches[401:404])

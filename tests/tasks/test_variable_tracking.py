@@ -20,7 +20,9 @@ OWN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("own", OWN)
-def test_a_sample_is_chains_of_assignments_then_the_end_of_one_and_its_value(own: dict[str, Any], split: Any) -> None:
+def test_a_sample_is_chains_of_assignments_then_the_end_of_one_and_its_value(
+    own: dict[str, Any], split: Any
+) -> None:
     task = make("variable_tracking", num_segments=1, **own)
     hops, chains, values, noise = own["length"], own["chains"], own["values"], own["distractors"]
     first_name = 16 + values
@@ -42,8 +44,12 @@ def test_a_sample_is_chains_of_assignments_then_the_end_of_one_and_its_value(own
                 depth[source] = -1
             else:
                 value_of[name], depth[name] = source, 0
-        assert sorted(depth.values())[-chains:] == [hops] * chains, "each chain has its hops and does not branch"
-        assert len(set(value_of.values())) == chains and all(16 <= value < first_name for value in value_of.values())
+        assert sorted(depth.values())[-chains:] == [hops] * chains, (
+            "each chain has its hops and does not branch"
+        )
+        assert len(set(value_of.values())) == chains and all(
+            16 <= value < first_name for value in value_of.values()
+        )
         assert depth[row[-2]] == hops and row[-1] == value_of[row[-2]]
         orders.add(tuple(value_of[name] for name, _ in facts))
         places.add(tuple(unit[0] < 16 for unit in units))
@@ -79,7 +85,8 @@ def test_who_cannot_follow_hops_scores_one_in_chains(own: dict[str, int]) -> Non
     for which in range(chains):
         assert sigmas(score(task, lambda row, t, i=which: values_told(row)[i]), 1 / chains, 3000) < 4
     batch = task.batch("train", 0, 6000)
-    right = np.zeros((task.tokens, chains), dtype=np.int64)  # by place of the last assignment: how often each value was right
+    # by place of the last assignment: how often each value was right
+    right = np.zeros((task.tokens, chains), dtype=np.int64)
     for row, targets in zip(batch.tokens_BT.tolist(), batch.targets_BT.tolist(), strict=True):
         right[row.index(row[-1]), values_told(row).index(targets[-1])] += 1
     best = right.argmax(axis=1)

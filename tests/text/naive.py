@@ -88,7 +88,9 @@ def sequence(files: list[list[str]], seed: int) -> Iterator[list[int]]:
             yield from (list(document.encode()) for document in files[number] if document)
 
 
-def segments_of(document: list[int], length: int = LENGTH) -> Iterator[tuple[list[int], list[int], list[bool], bool, int]]:
+def segments_of(
+    document: list[int], length: int = LENGTH
+) -> Iterator[tuple[list[int], list[int], list[bool], bool, int]]:
     """Tokens, targets, counts, begins and offset of each segment of a document."""
     for offset in range(0, len(document), length):
         targets = document[offset : offset + length]

@@ -36,11 +36,22 @@ def small(place: Path, **contents: bytes) -> Path:
 
 
 def names(place: Path) -> dict[str, list[str]]:
-    return {split: [Path(f.name).relative_to(place).as_posix() for f in files] for split, files in in_directory(str(place)).items()}
+    return {
+        split: [Path(f.name).relative_to(place).as_posix() for f in files]
+        for split, files in in_directory(str(place)).items()
+    }
 
 
 def test_files_are_found_at_any_depth_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("train/b.txt", "train/a/z.md", "train/c.jsonl", "train/x.csv", "train/.hidden.txt", "train/.git/a.txt", "metadata.csv"):
+    for name in (
+        "train/b.txt",
+        "train/a/z.md",
+        "train/c.jsonl",
+        "train/x.csv",
+        "train/.hidden.txt",
+        "train/.git/a.txt",
+        "metadata.csv",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "train/empty.txt").touch()
@@ -54,7 +65,12 @@ def test_files_are_found_at_any_depth_in_the_order_of_their_names(tmp_path: Path
 
 @pytest.mark.parametrize("validation", ["validation", "valid", "val", "dev"])
 def test_a_split_may_be_files_that_bear_its_name(tmp_path: Path, validation: str) -> None:
-    files = ["train-00000-of-00002-5263dc43.parquet", "train-00001-of-00002-2b13c68d.parquet", f"{validation}.jsonl", "test.txt.gz"]
+    files = [
+        "train-00000-of-00002-5263dc43.parquet",
+        "train-00001-of-00002-2b13c68d.parquet",
+        f"{validation}.jsonl",
+        "test.txt.gz",
+    ]
     for name in [*files, "trainer.txt", "train_loss.txt", "testing-1.txt", "train.csv"]:
         (tmp_path / name).write_text("x")
     assert names(tmp_path) == {"train": files[:2], "validation": files[2:3], "test": files[3:]}
@@ -71,15 +87,21 @@ def test_what_is_wrong_with_a_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is not a directory" in message(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert "has no train split: neither a directory train/ nor a file such as train.txt" in message(tmp_path / "empty")
+    assert "has no train split: neither a directory train/ nor a file such as train.txt" in message(
+        tmp_path / "empty"
+    )
     (tmp_path / "empty/train").mkdir()
     assert "train/ is empty; files of these kinds are read: .txt" in message(tmp_path / "empty")
     (tmp_path / "empty/train/a.pdf").write_text("a")
-    assert "train/ has none among its 1 files; files of these kinds are read: .txt" in message(tmp_path / "empty")
+    assert "train/ has none among its 1 files; files of these kinds are read: .txt" in message(
+        tmp_path / "empty"
+    )
     (tmp_path / "empty/train/a.txt").touch()
     assert "train/ has only files of 0 bytes, such as a.txt" in message(tmp_path / "empty")
     (tmp_path / "empty/train/a.txt").write_text("a")
-    assert "has no validation split: neither a directory validation/ or valid/ or val/ or dev/" in message(tmp_path / "empty")
+    assert "has no validation split: neither a directory validation/ or valid/ or val/ or dev/" in message(
+        tmp_path / "empty"
+    )
     twice = small(tmp_path / "twice", valid__a_txt=b"a", validation__a_txt=b"a")
     assert "has the validation split twice: valid/ and validation/; keep one of them" in message(twice)
 
@@ -104,21 +126,32 @@ def broken(place: Path) -> dict[str, tuple[bytes, str]]:
         "latin.jsonl": (many + b'{"text": "caf\xe9"}\n', r"is not UTF-8: byte 0xe9 at position 88"),
         "line.jsonl": (many + b'\n{"text": "a\n', r", line 7: broken JSON: "),
         "list.jsonl": (many + b"[1]\n", r", line 6: a JSON object with the key 'text' is expected"),
-        "key.jsonl": (b'{"body": "a", "id": 1}\n', r", line 1: there is no key task\.text_column=text; there are: 'body', 'id'"),
+        "key.jsonl": (
+            b'{"body": "a", "id": 1}\n',
+            r", line 1: there is no key task\.text_column=text; there are: 'body', 'id'",
+        ),
         "number.jsonl": (b'{"text": 3}\n', r", line 1: task\.text_column=text is not text"),
         "half.jsonl": (b'{"text": "a\\ud800"}\n', r", line 1: half a surrogate pair"),
         "none.jsonl.gz": (b"{}", r"none\.jsonl\.gz cannot be read: "),
-        "text.parquet": (b"no parquet at all", r"is not a readable parquet file: Parquet magic bytes not found"),
+        "text.parquet": (
+            b"no parquet at all",
+            r"is not a readable parquet file: Parquet magic bytes not found",
+        ),
         "cut.parquet": (good[: len(good) // 2], r"is not a readable parquet file: "),
         "rotten.parquet": (good[:8] + b"\xff" * 40 + good[48:], r"is not a readable parquet file: "),
-        "column.parquet": (parquet(place, "body"), r"there is no column task\.text_column=text; there are: 'body', 'n'"),
+        "column.parquet": (
+            parquet(place, "body"),
+            r"there is no column task\.text_column=text; there are: 'body', 'n'",
+        ),
         "number.parquet": (parquet(place, values=[1, 2]), r", row 0: task\.text_column=text is not text"),
         "null.parquet": (parquet(place, values=["a", None]), r", row 1: task\.text_column=text is not text"),
     }
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_broken_file_is_named_before_a_run_begins(tmp_path: Path, split: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_file_is_named_before_a_run_begins(
+    tmp_path: Path, split: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, (content, said) in broken(tmp_path).items():
         place = tmp_path / name
         small(place / "data")
@@ -129,7 +162,9 @@ def test_a_broken_file_is_named_before_a_run_begins(tmp_path: Path, split: str, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_broken_file_of_a_large_training_split_is_named_when_its_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_of_a_large_training_split_is_named_when_its_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memlab.tasks.text._CHECKED_BYTES", 10)
     task = make(small(tmp_path, train__a_txt=b"good text", train__b_txt=b"bad \xff"))
     with pytest.raises(UserError, match=r"train/b\.txt is not UTF-8"):
@@ -178,20 +213,33 @@ class Hub:
         (
             [
                 "README.md",
-                *(f"data/{name}.parquet" for name in ("train-0-of-2-1a", "train-1-of-2-2b", "validation-0-of-1-3c", "test-0-of-1")),
+                *(
+                    f"data/{name}.parquet"
+                    for name in ("train-0-of-2-1a", "train-1-of-2-2b", "validation-0-of-1-3c", "test-0-of-1")
+                ),
             ],
             None,
             ["data/train-0-of-2-1a.parquet", "data/train-1-of-2-2b.parquet"],
             ["data/validation-0-of-1-3c.parquet"],
         ),
         (
-            [f"{v}/{s}-00000-of-00001.parquet" for v in ("wikitext-2-raw-v1", "wikitext-103-raw-v1") for s in SPLITS],
+            [
+                f"{v}/{s}-00000-of-00001.parquet"
+                for v in ("wikitext-2-raw-v1", "wikitext-103-raw-v1")
+                for s in SPLITS
+            ],
             "wikitext-2-raw-v1",
             ["wikitext-2-raw-v1/train-00000-of-00001.parquet"],
             ["wikitext-2-raw-v1/validation-00000-of-00001.parquet"],
         ),
         (
-            ["proof-pile.py", "train/pile_train_1.jsonl.gz", "train/pile_train_0.jsonl.gz", "dev/pile_dev.jsonl.gz", "test/t.jsonl.gz"],
+            [
+                "proof-pile.py",
+                "train/pile_train_1.jsonl.gz",
+                "train/pile_train_0.jsonl.gz",
+                "dev/pile_dev.jsonl.gz",
+                "test/t.jsonl.gz",
+            ],
             None,
             ["train/pile_train_0.jsonl.gz", "train/pile_train_1.jsonl.gz"],
             ["dev/pile_dev.jsonl.gz"],
@@ -199,14 +247,23 @@ class Hub:
     ],
 )
 def test_the_splits_of_a_dataset_on_the_hub(
-    monkeypatch: pytest.MonkeyPatch, listed: list[str], folder: str | None, train: list[str], validation: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    listed: list[str],
+    folder: str | None,
+    train: list[str],
+    validation: list[str],
 ) -> None:
     monkeypatch.setattr(Hub, "names", tuple(listed))
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     found = on_hub("owner/name", folder, "Do that.")
     assert [f.name for f in found["train"]] == [f"hf://datasets/owner/name@abc/{name}" for name in train]
-    assert [f.name for f in found["validation"]] == [f"hf://datasets/owner/name@abc/{name}" for name in validation]
-    with pytest.raises(UserError, match=r"^task\.source=owner/name task\.source_folder=x: .* has no train split .* Do that\.$"):
+    assert [f.name for f in found["validation"]] == [
+        f"hf://datasets/owner/name@abc/{name}" for name in validation
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"^task\.source=owner/name task\.source_folder=x: .* has no train split .* Do that\.$",
+    ):
         on_hub("owner/name", "x", "Do that.")
 
 
@@ -228,7 +285,9 @@ def test_without_a_network_one_message_in_seconds_says_what_to_do(environment: d
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", OFFLINE],
         cwd=root,
-        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {"PYTHONPATH": str(root)} | environment,
+        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+        | {"PYTHONPATH": str(root)}
+        | environment,
         capture_output=True,
         text=True,
     )

@@ -12,17 +12,40 @@ import pytest
 from memlab.errors import UserError
 from memlab.text import streams
 from memlab.text.streams import StreamBatch, file_order
-from tests.text.naive import BEGIN, LENGTH, SEGMENTS, SIZES, as_segments, corpus, make, naive_row, same, segments_of, take, words, write
+from tests.text.naive import (
+    BEGIN,
+    LENGTH,
+    SEGMENTS,
+    SIZES,
+    as_segments,
+    corpus,
+    make,
+    naive_row,
+    same,
+    segments_of,
+    take,
+    words,
+    write,
+)
 
 DOCUMENTS = words(SIZES)
 ONE_EACH = [[d] for d in DOCUMENTS]
-GROUPED = [DOCUMENTS[:7], ["", *DOCUMENTS[7:8], "", ""], [""], DOCUMENTS[8:12], DOCUMENTS[12:]]  # empty documents are not read
-LAYOUTS = [("txt", ONE_EACH), ("txt.gz", ONE_EACH), ("jsonl", GROUPED), ("jsonl.gz", GROUPED), ("parquet", GROUPED)]
+# empty documents are not read
+GROUPED = [DOCUMENTS[:7], ["", *DOCUMENTS[7:8], "", ""], [""], DOCUMENTS[8:12], DOCUMENTS[12:]]
+LAYOUTS = [
+    ("txt", ONE_EACH),
+    ("txt.gz", ONE_EACH),
+    ("jsonl", GROUPED),
+    ("jsonl.gz", GROUPED),
+    ("parquet", GROUPED),
+]
 
 
 @pytest.mark.parametrize(("kind", "files"), LAYOUTS)
 @pytest.mark.parametrize("rows", [1, 3, 7, 41])
-def test_each_row_reads_every_rth_document_whole(tmp_path: Path, kind: str, files: list[list[str]], rows: int) -> None:
+def test_each_row_reads_every_rth_document_whole(
+    tmp_path: Path, kind: str, files: list[list[str]], rows: int
+) -> None:
     """Through some epochs; 41 rows are more than documents."""
     task = corpus(tmp_path, kind, files, batch_size=rows)
     steps = 150 // rows
@@ -30,7 +53,10 @@ def test_each_row_reads_every_rth_document_whole(tmp_path: Path, kind: str, file
     for row in range(rows):
         assert [as_segments(batch, row) for batch in batches] == naive_row(files, 5, rows, row, steps)
     assert all(batch.segment_lengths == (LENGTH,) * SEGMENTS for batch in batches)
-    assert batches[0].tokens_BT.dtype == batches[0].targets_BT.dtype == np.int64 and batches[0].counts_BT.dtype == np.bool_
+    assert (
+        batches[0].tokens_BT.dtype == batches[0].targets_BT.dtype == np.int64
+        and batches[0].counts_BT.dtype == np.bool_
+    )
 
 
 def test_the_shape_of_a_begin_and_of_an_end(tmp_path: Path) -> None:
@@ -41,7 +67,9 @@ def test_the_shape_of_a_begin_and_of_an_end(tmp_path: Path) -> None:
     assert batch.tokens_BT.tolist() == [
         [BEGIN, a, a + 1, a + 2, a + 3, a + 4, a + 5, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN, BEGIN]
     ]
-    assert batch.targets_BT.tolist() == [[a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, 0, 0, 0, x, 0, 0, 0, 0]]
+    assert batch.targets_BT.tolist() == [
+        [a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, 0, 0, 0, x, 0, 0, 0, 0]
+    ]
     assert batch.counts_BT.tolist() == [[True] * 7 + [False] * 3 + [True] + [False] * 4]
     assert batch.begins_BS.tolist() == [[True, False, True]] and batch.offset_BS.tolist() == [[0, 5, 0]]
     assert task.vocab_size == BEGIN + 1
@@ -107,7 +135,9 @@ def test_processes_that_share_the_rows_make_the_single_process_batches(
 
 @pytest.mark.parametrize(("kind", "files"), LAYOUTS)
 @pytest.mark.parametrize("rows", [range(0, 3), range(1, 2), range(0, 20)])
-def test_a_run_goes_on_exactly_from_behind_every_batch(tmp_path: Path, kind: str, files: list[list[str]], rows: range) -> None:
+def test_a_run_goes_on_exactly_from_behind_every_batch(
+    tmp_path: Path, kind: str, files: list[list[str]], rows: range
+) -> None:
     task = corpus(tmp_path, kind, files, batch_size=max(3, len(rows)))
     whole = take(task.training(4, rows), 30)
     for at in range(0, 24, 1 if kind == "txt" or rows == range(0, 3) else 8):
@@ -134,8 +164,12 @@ def test_a_position_of_other_rows_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("budget", [0, 50])
-def test_documents_beyond_what_may_be_kept_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int) -> None:
-    """A row with a long document falls behind rows with short ones; memory stays bounded and the stream the same."""
+def test_documents_beyond_what_may_be_kept_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int
+) -> None:
+    """A row with a long document falls behind rows with short ones; memory stays bounded and the stream
+    the same.
+    """
     files = [[*words([900]), *words([3] * 30, 1)], [*words([2] * 11, 2), "", *words([40, 1], 3)]]
     task = corpus(tmp_path, kind, files, batch_size=4)
     again = []
@@ -146,8 +180,12 @@ def test_documents_beyond_what_may_be_kept_are_read_again(tmp_path: Path, monkey
     batches = []
     for batch in reader.batches(task.segment_lengths):
         batches.append(batch)
-        most = max([len(document) for row in reader.waiting.values() for _, document in row if document] or [0])
-        assert reader.waiting_bytes == sum(len(document) for row in reader.waiting.values() for _, document in row if document)
+        most = max(
+            [len(document) for row in reader.waiting.values() for _, document in row if document] or [0]
+        )
+        assert reader.waiting_bytes == sum(
+            len(document) for row in reader.waiting.values() for _, document in row if document
+        )
         assert reader.waiting_bytes <= budget + 4 * most
         if len(batches) == 70:
             break
@@ -208,7 +246,9 @@ def test_evaluation_reads_every_document_once_and_in_full(tmp_path: Path, rows: 
                 read.append(bytes(document).decode())
         assert sorted(read) == sorted(texts)
         assert sum(len(batch.counts_BT) for batch in batches) == len(batches) * number
-        assert any(batch.counts_BT[:, -LENGTH * SEGMENTS :].any() for batch in batches[-1:]), "no batch of padding alone at the end"
+        assert any(batch.counts_BT[:, -LENGTH * SEGMENTS :].any() for batch in batches[-1:]), (
+            "no batch of padding alone at the end"
+        )
         assert same(batches, list(task.evaluation(split, range(number)))) and batches[0].position == []
 
 

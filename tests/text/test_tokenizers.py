@@ -1,4 +1,6 @@
-"""Tokenizers: nothing is lost, the trained one is made once, and a process that dies leaves nothing behind."""
+"""Tokenizers: nothing is lost, the trained one is made once, and a process that dies leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,26 @@ from memlab.errors import ConfigError, UserError
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests.text.naive import as_segments, make, take, write
 
-SYLLABLES = ["ba", "ne", "ti", "mo", "lu", "er", "ing", "the ", ". ", "\n", " ", "é", "ß", "中文", "'s", "12", "  ", "\t"]
+SYLLABLES = [
+    "ba",
+    "ne",
+    "ti",
+    "mo",
+    "lu",
+    "er",
+    "ing",
+    "the ",
+    ". ",
+    "\n",
+    " ",
+    "é",
+    "ß",
+    "中文",
+    "'s",
+    "12",
+    "  ",
+    "\t",
+]
 
 
 def prose(size: int, seed: int) -> str:
@@ -39,7 +60,12 @@ def cached(place: Path) -> list[Path]:
 def strange(count: int) -> list[str]:
     """Texts of all sorts of characters and spaces."""
     rng = random.Random(3)
-    pieces = [*SYLLABLES, *"\u00a0\u2003\x1c\x85\x0b\r\u200b_!\u00b4\u0430\u0451\u00f1\U0001d54f\x00", "\r\n", "I'll"]
+    pieces = [
+        *SYLLABLES,
+        *"\u00a0\u2003\x1c\x85\x0b\r\u200b_!\u00b4\u0430\u0451\u00f1\U0001d54f\x00",
+        "\r\n",
+        "I'll",
+    ]
     return ["".join(rng.choices(pieces, k=rng.randint(0, 60))) for _ in range(count)]
 
 
@@ -70,10 +96,16 @@ def test_a_bpe_stream_is_the_documents_encoded(data: Path, tmp_path: Path) -> No
     tokens, targets, _, begins, offset = as_segments(batch, 0)[0]
     assert targets == ids[:5] and tokens == [400, *ids[:4]] and begins and offset == 0
     amounts = task.amounts("test")
-    assert amounts.tokens == len(ids) and amounts.bytes == len(prose(100, 9).encode()) and amounts.words == len(prose(100, 9).split())
+    assert (
+        amounts.tokens == len(ids)
+        and amounts.bytes == len(prose(100, 9).encode())
+        and amounts.words == len(prose(100, 9).split())
+    )
 
 
-def test_a_bpe_is_trained_once_for_the_same_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bpe_is_trained_once_for_the_same_files(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = tmp_path / "cache"
     said = "memlab: training a tokenizer of {} ids on the training split, once\n"
     make(data, tokenizer="bpe", bpe_size=300, cache_dir=str(cache))
@@ -103,7 +135,9 @@ def test_only_the_training_split_is_seen(data: Path, tmp_path: Path) -> None:
     assert len(task.tokenizer.encode(b"zyzyzyzy")) == 8
 
 
-def test_memlab_cache_goes_before_cache_dir(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memlab_cache_goes_before_cache_dir(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEMLAB_CACHE", str(tmp_path / "there"))
     make(data, tokenizer="bpe", cache_dir=str(tmp_path / "cache"))
     assert cached(tmp_path / "there") and not (tmp_path / "cache").exists()
@@ -136,7 +170,9 @@ def start(data: Path, cache: Path, how: str) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_that_begin_at_once_train_one_tokenizer_even_after_one_died(data: Path, tmp_path: Path) -> None:
+def test_processes_that_begin_at_once_train_one_tokenizer_even_after_one_died(
+    data: Path, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     died = start(data, cache, "dies")
     died.communicate()
@@ -153,7 +189,9 @@ def test_a_saved_tokenizer_may_be_any(data: Path, tmp_path: Path) -> None:
     saved.normalizer = tokenizers.normalizers.Lowercase()
     saved.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     saved.add_special_tokens(["[CLS]", "[SEP]"])
-    saved.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)])
+    saved.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+    )
     saved.enable_truncation(3)
     saved.enable_padding(length=9)
     saved.save(str(tmp_path / "mine.json"))
@@ -174,16 +212,27 @@ def test_a_saved_bpe_that_adds_a_space_is_not_cut_into_words(tmp_path: Path, dat
 
 
 def test_mistakes_are_told(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task\.bpe_size=256: the 256 bytes are ids of their own, so it is at least 257"):
+    with pytest.raises(
+        ConfigError, match=r"task\.bpe_size=256: the 256 bytes are ids of their own, so it is at least 257"
+    ):
         make(data, tokenizer="bpe", bpe_size=256)
-    with pytest.raises(UserError, match=r"task\.bpe_size=90000: the training text has only \d+ different pieces; use at most \d+"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.bpe_size=90000: the training text has only \d+ different pieces; use at most \d+",
+    ):
         make(data, tokenizer="bpe", bpe_size=90000, cache_dir=str(tmp_path / "cache"))
     assert not cached(tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"task\.tokenizer=bite: there is no such file; bytes, bpe, or the path of a saved"):
+    with pytest.raises(
+        ConfigError, match=r"task\.tokenizer=bite: there is no such file; bytes, bpe, or the path of a saved"
+    ):
         make(data, tokenizer="bite")
     (tmp_path / "bad.json").write_text('{"model": 3}')
-    with pytest.raises(UserError, match=r"task\.tokenizer=.*bad\.json is not a tokenizer saved by the tokenizers library"):
+    with pytest.raises(
+        UserError, match=r"task\.tokenizer=.*bad\.json is not a tokenizer saved by the tokenizers library"
+    ):
         make(data, tokenizer=str(tmp_path / "bad.json"))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"task\.cache_dir: .*tokenizer\.json cannot be written: Not a directory"):
+    with pytest.raises(
+        UserError, match=r"task\.cache_dir: .*tokenizer\.json cannot be written: Not a directory"
+    ):
         make(data, tokenizer="bpe", cache_dir=str(tmp_path / "file"))

@@ -1,4 +1,6 @@
-"""The tracker on a real SQLite store: what is written arrives in order, and neither Ctrl-C nor a failing store does harm."""
+"""The tracker on a real SQLite store: what is written arrives in order,
+and neither Ctrl-C nor a failing store does harm.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def tracker(uri: str) -> Tracker:
-    return Tracker(uri, "tests", "a run", {"model": {"width": 8, "_target_": "left.out"}}, {"memlab.model": "rmt"})
+    return Tracker(
+        uri, "tests", "a run", {"model": {"width": 8, "_target_": "left.out"}}, {"memlab.model": "rmt"}
+    )
 
 
 def stored(tracker: Tracker) -> Any:
@@ -49,8 +53,12 @@ def test_a_run_may_have_a_parent(uri: str) -> None:
     assert stored(child).data.tags["mlflow.parentRunId"] == "of an id"
 
 
-def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The interrupt reaches the main thread; the transaction is finished, the store is not locked, and the run ends as KILLED."""
+def test_interrupt_in_the_middle_of_a_write(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interrupt reaches the main thread; the transaction is finished, the store is not locked,
+    and the run ends as KILLED.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     log = SqlAlchemyStore._log_metrics  # called with the database session open
@@ -61,7 +69,8 @@ def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytes
         return log(*args, **more)
 
     monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+    # a shell's background jobs are born ignoring it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             tracker.log_metrics({"train/loss": 1.0}, 1)
@@ -74,7 +83,9 @@ def test_interrupt_in_the_middle_of_a_write(tracker: Tracker, monkeypatch: pytes
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_failing_store_costs_a_warning(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_store_costs_a_warning(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left\nmore")
 
@@ -90,14 +101,20 @@ def test_a_failing_store_costs_a_warning(tracker: Tracker, monkeypatch: pytest.M
 def test_a_server_that_does_not_answer_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"^tracking\.uri=http://127\.0\.0\.1:1: .* the server does not answer: .*refused$"):
+    with pytest.raises(
+        UserError, match=r"^tracking\.uri=http://127\.0\.0\.1:1: .* the server does not answer: .*refused$"
+    ):
         mlflow_store.prepare("http://127.0.0.1:1", "tests")
     assert time.monotonic() - began < 20, "by default MLflow tries for more than a minute"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ, "later writes are patient"
 
 
-@pytest.mark.parametrize(("patient", "own", "retries"), [(False, None, "1"), (True, None, None), (False, "3", "3")])
-def test_how_often_the_first_contact_is_tried(patient: bool, own: str | None, retries: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("patient", "own", "retries"), [(False, None, "1"), (True, None, None), (False, "3", "3")]
+)
+def test_how_often_the_first_contact_is_tried(
+    patient: bool, own: str | None, retries: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, seen = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", []
     monkeypatch.delenv(key, raising=False)
     if own is not None:

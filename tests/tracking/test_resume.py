@@ -29,7 +29,9 @@ def test_another_configuration_is_an_error(tmp_path: Path) -> None:
         changed = [word for word in words.split() if not word.startswith("~")]
         with pytest.MonkeyPatch.context() as monkeypatch:
             if "transformer_xl" in words:
-                monkeypatch.setattr(resuming, "SMALL", [w for w in resuming.SMALL if not w.startswith("model.memory_tokens")])
+                monkeypatch.setattr(
+                    resuming, "SMALL", [w for w in resuming.SMALL if not w.startswith("model.memory_tokens")]
+                )
             wrong = config(run, "resume=auto", *changed)
         with pytest.raises(UserError, match=told):
             train(wrong)
@@ -56,7 +58,9 @@ def test_what_may_differ(tmp_path: Path) -> None:
 
 
 def test_a_longer_run_after_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed behind its last step, and longer then: the validation that only the end has is not part of the longer run."""
+    """Killed behind its last step, and longer then: the validation that only the end has is not part of
+    the longer run.
+    """
     train(config(tmp_path / "whole", "trainer.max_steps=20"))
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -77,7 +81,9 @@ def test_a_finished_run_is_told(tmp_path: Path, whole: Path, capsys: pytest.Capt
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_auto_finds_the_newest_unfinished_run_of_this_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_finds_the_newest_unfinished_run_of_this_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     runs = tmp_path / "runs" / "copy" / "rmt"
     for day, changed, finished in ((1, [], False), (2, [], False), (3, [], True), (4, ["seed=5"], False)):
@@ -88,10 +94,14 @@ def test_auto_finds_the_newest_unfinished_run_of_this_configuration(tmp_path: Pa
     (runs / "notes").mkdir()
     fresh = runs / "2026-01-09_00-00-00-000000"
     assert resume.find(config(fresh, "resume=auto")).directory == runs / "2026-01-02_00-00-00-000000"
-    assert resume.find(config(fresh, "resume=auto", "seed=5")).directory == runs / "2026-01-04_00-00-00-000000"
+    assert (
+        resume.find(config(fresh, "resume=auto", "seed=5")).directory == runs / "2026-01-04_00-00-00-000000"
+    )
     assert resume.find(config(fresh, "resume=auto", "seed=6")).directory is None
     assert resume.find(config(fresh)).directory is None
-    assert resume.find(config(tmp_path / "mine", "resume=auto")).directory is None, "a run_dir that was given is this one and no other"
+    assert resume.find(config(tmp_path / "mine", "resume=auto")).directory is None, (
+        "a run_dir that was given is this one and no other"
+    )
     for day in (1, 2):
         (runs / f"2026-01-0{day}_00-00-00-000000" / "result.json").write_text('{"steps": 14}')
     assert resume.find(config(fresh, "resume=auto")).result is not None
@@ -112,12 +122,22 @@ def test_two_at_once(tmp_path: Path, processes: Processes) -> None:
 
 
 def test_the_test_may_be_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same training and validation, without a number of the test; as while hyperparameters are being chosen."""
+    """The same training and validation, without a number of the test; as while hyperparameters are being
+    chosen.
+    """
     tested, left = train(config(tmp_path / "tested")), train(config(tmp_path / "left", "trainer.test=false"))
-    assert left["metrics"] == {name: value for name, value in tested["metrics"].items() if not name.startswith("test/")}
-    assert {"val/accuracy", "val/score"} == left["metrics"].keys() and left["best_step"] == tested["best_step"]
+    assert left["metrics"] == {
+        name: value for name, value in tested["metrics"].items() if not name.startswith("test/")
+    }
+    assert {"val/accuracy", "val/score"} == left["metrics"].keys() and left["best_step"] == tested[
+        "best_step"
+    ]
     assert "trainer.test=false" in capsys.readouterr().out
-    shown = [json.loads(line) for line in (tmp_path / "left" / "metrics.jsonl").read_text().splitlines() if "val/accuracy" in line]
+    shown = [
+        json.loads(line)
+        for line in (tmp_path / "left" / "metrics.jsonl").read_text().splitlines()
+        if "val/accuracy" in line
+    ]
     assert shown
     for line in shown:  # Lightning keeps metrics in single precision
         assert line["val/score"] == pytest.approx(line["val/stage"] - 1 + line["val/accuracy"], abs=1e-6)

@@ -16,14 +16,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from memlab.config import Config, check
-from memlab.paths import config_dir
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.tracking import run_directory
 from memlab.tracking.jsonl import JsonlLogger
 from memlab.training import answering, reading
 from memlab.training import run as run_module
 
-# Dropout draws from torch's generator; stages change at validations; the last steps come behind the last regular validation.
+# Dropout draws from torch's generator; stages change at validations; the last steps come behind the last
+# regular validation.
 SMALL = [
     "task=copy",
     "task.length=9",
@@ -80,7 +82,11 @@ def numbers(run_dir: Path) -> list[dict[str, Any]]:
 def result(run_dir: Path) -> dict[str, Any]:
     """`result.json` without what may differ between a run in one piece and one in several."""
     whole: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
-    return {key: value for key, value in whole.items() if key not in ("timing", "resumed_at", "mlflow_run_id", "command")}
+    return {
+        key: value
+        for key, value in whole.items()
+        if key not in ("timing", "resumed_at", "mlflow_run_id", "command")
+    }
 
 
 def resumed_at(run_dir: Path) -> list[int]:
@@ -93,7 +99,9 @@ class Killed(BaseException):
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
-    """Kill when one of many things is about to be done, the so-many-th of all; returns the list of what has been done."""
+    """Kill when one of many things is about to be done, the so-many-th of all;
+    returns the list of what has been done.
+    """
     done: list[str] = []
 
     def wrap(owner: Any, name: str) -> None:

@@ -81,7 +81,9 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None])
-def test_full_disk(raised: OSError | None, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(
+    raised: OSError | None, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At once when a file is opened for writing, or (None) in the midst of writing, as torch tells it."""
     run = tmp_path / "run"
     save = torch.save
@@ -110,8 +112,14 @@ def test_full_disk(raised: OSError | None, tmp_path: Path, whole: Path, monkeypa
     with pytest.raises(UserError, match=r"last.ckpt cannot be written: No space left on device"):
         train(config(run))
     monkeypatch.undo()
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-    assert [checkpoints.read(run / "checkpoints" / f"{name}.ckpt")["global_step"] for name in ("last", "previous")] == [6, 3]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
+    assert [
+        checkpoints.read(run / "checkpoints" / f"{name}.ckpt")["global_step"] for name in ("last", "previous")
+    ] == [6, 3]
     assert not (run / "result.json").exists()
     train(config(run, "resume=auto"))
     assert_same(run, whole)

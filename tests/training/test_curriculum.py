@@ -10,7 +10,16 @@ from memlab.training.curriculum import Curriculum
 
 def curriculum_of(segments: list[int], threshold: float, stage_steps: int | None) -> Curriculum:
     """A curriculum of reverse tasks with these numbers of segments."""
-    task = Reverse(length=48, symbols=10, num_segments=8, segment_lengths=None, align=None, batch_size=4, validation_size=4, test_size=4)
+    task = Reverse(
+        length=48,
+        symbols=10,
+        num_segments=8,
+        segment_lengths=None,
+        align=None,
+        batch_size=4,
+        validation_size=4,
+        test_size=4,
+    )
     return Curriculum([task.at(n) for n in segments], threshold, stage_steps)
 
 
@@ -133,7 +142,11 @@ def test_the_stage_in_words() -> None:
     assert curriculum.words == "1/4 (length 6, 1 segment)".replace("6", str(curriculum.task.length))
     curriculum.update(1, 1.0)
     assert curriculum.words == f"2/4 (up to length {curriculum.task.length}, 2 segments)"
-    assert curriculum.metrics == {"curriculum/stage": 2, "curriculum/segments": 2, "curriculum/length": curriculum.task.length}
+    assert curriculum.metrics == {
+        "curriculum/stage": 2,
+        "curriculum/segments": 2,
+        "curriculum/length": curriculum.task.length,
+    }
 
 
 def test_without_an_accuracy_only_the_steps_count() -> None:

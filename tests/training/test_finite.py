@@ -14,8 +14,12 @@ from tests.training.resuming import assert_same, config, numbers, train
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_not_a_number_stops_before_the_step(value: float, where: str, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told with step, learning rate and parameter; the weights and the last checkpoint are those of before."""
+def test_not_a_number_stops_before_the_step(
+    value: float, where: str, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told with step, learning rate and parameter; the weights and the last checkpoint are those of
+    before.
+    """
     original = answering.AnsweringModule.training_step
     weights: list[dict[str, Any]] = []
     names: list[str] = []
@@ -39,9 +43,16 @@ def test_not_a_number_stops_before_the_step(value: float, where: str, tmp_path: 
     with pytest.raises(finite.DivergedError) as stopped:
         train(config(run))
     message = str(stopped.value)
-    (rate,) = (line["train/lr"] for line in numbers(whole) if line["step"] == 9 and "train/lr" in line)  # logged behind the step
-    assert message.startswith("step 10: the loss is ") and f"learning rate {rate:.3g}" in message and "last.ckpt" in message
-    assert (f"the loss is {value}" if where == "loss" else f"the largest gradient {value}, of {names[0]} (1 of") in message
+    # logged behind the step
+    (rate,) = (line["train/lr"] for line in numbers(whole) if line["step"] == 9 and "train/lr" in line)
+    assert (
+        message.startswith("step 10: the loss is ")
+        and f"learning rate {rate:.3g}" in message
+        and "last.ckpt" in message
+    )
+    assert (
+        f"the loss is {value}" if where == "loss" else f"the largest gradient {value}, of {names[0]} (1 of"
+    ) in message
     before, after = weights
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert checkpoints.read(run / "checkpoints" / "last.ckpt")["global_step"] == 9

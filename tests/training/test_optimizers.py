@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from memlab.config import OptimConfig
+from memlab.config.sections import OptimConfig
 from memlab.models.infini import Infini
 from memlab.models.memorizing import Memorizing
 from memlab.models.memory_transformer import MemoryTransformer
@@ -17,7 +17,14 @@ from memlab.models.rmt import RMT
 from memlab.models.transformer import Transformer
 from memlab.training import optimizers
 
-SIZES: dict[str, Any] = {"vocab_size": 7, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
+SIZES: dict[str, Any] = {
+    "vocab_size": 7,
+    "layers": 2,
+    "width": 8,
+    "heads": 2,
+    "ffn_multiple": 2,
+    "dropout": 0.0,
+}
 MODELS = {
     "rmt": lambda: RMT(memory_tokens=3, write_memory="carried", **SIZES),
     "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **SIZES),
@@ -30,13 +37,21 @@ MODELS = {
 
 
 def config(**changes: Any) -> OptimConfig:
-    defaults: dict[str, Any] = {"lr": 0.1, "gate_lr": 0.3, "weight_decay": 0.5, "betas": [0.8, 0.95], "warmup_steps": 0}
+    defaults: dict[str, Any] = {
+        "lr": 0.1,
+        "gate_lr": 0.3,
+        "weight_decay": 0.5,
+        "betas": [0.8, 0.95],
+        "warmup_steps": 0,
+    }
     return OptimConfig(**(defaults | {"schedule": "constant", "gradient_clip": 1.0} | changes))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
-    """Without a gradient a step multiplies a decayed parameter by 1 - lr * weight_decay, and leaves any other exactly as it was."""
+    """Without a gradient a step multiplies a decayed parameter by 1 - lr * weight_decay,
+    and leaves any other exactly as it was.
+    """
     torch.manual_seed(0)
     model = MODELS[name]()
     with torch.no_grad():
@@ -49,9 +64,13 @@ def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
     optimizer.step()
     decayed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     matrices = ("attention.qkv.weight", "attention.out.weight", "ffn.0.weight", "ffn.2.weight")
-    assert decayed == {f"stack.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {"head.weight"}
+    assert decayed == {f"stack.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {
+        "head.weight"
+    }
     for parameter_name in decayed:
-        torch.testing.assert_close(model.get_parameter(parameter_name), before[parameter_name] * (1 - 0.1 * 0.5))
+        torch.testing.assert_close(
+            model.get_parameter(parameter_name), before[parameter_name] * (1 - 0.1 * 0.5)
+        )
 
 
 @pytest.mark.parametrize("name", ["infini", "memorizing"])
@@ -63,13 +82,19 @@ def test_gates_have_their_own_learning_rate_and_no_decay(name: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moved = {n: (before[n] - p.detach()).flatten()[0].item() for n, p in model.named_parameters() if n != "embed.weight"}
+    moved = {
+        n: (before[n] - p.detach()).flatten()[0].item()
+        for n, p in model.named_parameters()
+        if n != "embed.weight"
+    }
     gates = {n for n in moved if n.startswith("gate")}
     assert gates == {"gate_LH" if name == "infini" else "gate_H"}
     for n in gates:
         assert moved[n] == pytest.approx(0.3, rel=1e-4)
     assert moved["head.bias"] == pytest.approx(0.1, rel=1e-4)
-    assert sorted(map(id, model.parameters())) == sorted(id(p) for group in optimizer.param_groups for p in group["params"])
+    assert sorted(map(id, model.parameters())) == sorted(
+        id(p) for group in optimizer.param_groups for p in group["params"]
+    )
 
 
 def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decayed() -> None:
@@ -77,9 +102,24 @@ def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decay
     model = MODELS["rmt"]()
     optimizer, _ = optimizers.build(model, config(), max_steps=10)
     names = {id(p): n for n, p in model.named_parameters()}
-    spared = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
-    assert {"embed.weight", "initial_memory_MD", "head.bias", "stack.norm.weight", "stack.norm.bias"} <= spared
-    assert {"stack.blocks.0.attention_norm.weight", "stack.blocks.1.ffn_norm.bias", "stack.blocks.0.ffn.0.bias"} <= spared
+    spared = {
+        names[id(p)]
+        for group in optimizer.param_groups
+        if group["weight_decay"] == 0
+        for p in group["params"]
+    }
+    assert {
+        "embed.weight",
+        "initial_memory_MD",
+        "head.bias",
+        "stack.norm.weight",
+        "stack.norm.bias",
+    } <= spared
+    assert {
+        "stack.blocks.0.attention_norm.weight",
+        "stack.blocks.1.ffn_norm.bias",
+        "stack.blocks.0.ffn.0.bias",
+    } <= spared
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,7 +177,9 @@ def test_cosine_falls_from_the_learning_rate_after_warmup_to_a_tenth_at_the_end_
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_run_shorter_than_its_warmup_only_warms_up(schedule: str) -> None:
-    assert rates(4, max_steps=4, warmup_steps=8, schedule=schedule) == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates(4, max_steps=4, warmup_steps=8, schedule=schedule) == pytest.approx(
+        [0.025, 0.05, 0.075, 0.1]
+    )
 
 
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:

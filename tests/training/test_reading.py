@@ -12,18 +12,36 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from memlab.config import Config, check
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 from memlab.errors import ConfigError
 from memlab.models.base import Model
-from memlab.paths import config_dir
 from memlab.training.build import Parts, build
 from memlab.training.data import ReadingBatch
 from memlab.training.reading import ReadingModule
 
 N, S = 8, 3  # tokens in a segment, segments in a step
-MODELS = ["transformer", "memory_transformer", "transformer_xl", "rmt", "rmt_xl", "infini", "infini_delta", "memorizing"]
+MODELS = [
+    "transformer",
+    "memory_transformer",
+    "transformer_xl",
+    "rmt",
+    "rmt_xl",
+    "infini",
+    "infini_delta",
+    "memorizing",
+]
 # Shorter than a segment, one segment, one step, more; not in the order of their lengths.
-TEXTS = ["abc", "d" * N, "The quick brown fox jumps", "x" * (S * N), "ümlaute und mehr, " * 4, "y" * 50, "last one"]
+TEXTS = [
+    "abc",
+    "d" * N,
+    "The quick brown fox jumps",
+    "x" * (S * N),
+    "ümlaute und mehr, " * 4,
+    "y" * 50,
+    "last one",
+]
 
 
 @pytest.fixture
@@ -36,8 +54,22 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def config(corpus: Path, model: str, *more: str) -> Config:
-    sizes = ["model.layers=2", "model.width=16", "model.heads=2", f"task.segment_length={N}", f"task.num_segments={S}", "task.batch_size=3"]
-    words = [f"model={model}", "task=text", f"task.data_dir={corpus}", "trainer.precision=64-true", *sizes, *more]
+    sizes = [
+        "model.layers=2",
+        "model.width=16",
+        "model.heads=2",
+        f"task.segment_length={N}",
+        f"task.num_segments={S}",
+        "task.batch_size=3",
+    ]
+    words = [
+        f"model={model}",
+        "task=text",
+        f"task.data_dir={corpus}",
+        "trainer.precision=64-true",
+        *sizes,
+        *more,
+    ]
     with initialize_config_dir(config_dir(), version_base="1.3"):
         return check(compose("train", words))
 
@@ -81,12 +113,16 @@ def test_evaluation_is_each_document_by_itself(corpus: Path, model: str) -> None
     assert metrics["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
     first = module.tally.by_position()[0]
     assert first["tokens"] == sum(min(N, len(document)) for document in documents)
-    assert first["loss"] == pytest.approx(float(torch.cat([n[:N] for n in nats_by_document]).mean()), rel=1e-6)
+    assert first["loss"] == pytest.approx(
+        float(torch.cat([n[:N] for n in nats_by_document]).mean()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_training_reads_each_row_on_from_step_to_step(corpus: Path, model: str) -> None:
-    """Without an optimizer's steps, the losses of the training steps are those of the documents read one by one."""
+    """Without an optimizer's steps, the losses of the training steps are those of the documents read one
+    by one.
+    """
     parts, module = parts_of(corpus, model)
     parts.model.eval()
     batches = [batch for batch, _ in zip(parts.stream, range(9), strict=False)]
@@ -104,13 +140,17 @@ def test_training_reads_each_row_on_from_step_to_step(corpus: Path, model: str) 
                     document = bytearray()
                 document += bytes(batch.targets_BT[row, part][batch.counts_BT[row, part]].tolist())
         with torch.no_grad():
-            expected += sum(float(alone(parts.model, text).sum()) for text in [*ended, bytes(document)] if text)
+            expected += sum(
+                float(alone(parts.model, text).sum()) for text in [*ended, bytes(document)] if text
+            )
     assert sum(losses) == pytest.approx(expected, rel=1e-6)
     assert module.stream.position == batches[-1].position  # type: ignore[union-attr]
 
 
 def test_no_gradient_between_steps_and_all_within(corpus: Path) -> None:
-    """A step's loss reaches the memory's writing in this step (its first segment too), and nothing of the step before."""
+    """A step's loss reaches the memory's writing in this step (its first segment too),
+    and nothing of the step before.
+    """
     parts, module = parts_of(corpus, "rmt")
     batches = iter(parts.stream)
     module.training_step(next(batches), 0)  # type: ignore[arg-type]
@@ -127,13 +167,18 @@ def test_depth_changes_no_number(corpus: Path, depth: int) -> None:
     losses: list[list[float]] = []
     for words in ([], [f"model.bptt_depth={depth}"]):
         parts, module = parts_of(corpus, "rmt", *words)
-        losses.append([float(module.training_step(b, 0).detach()) for b, _ in zip(parts.stream, range(6), strict=False)])  # type: ignore[arg-type]
+        losses.append(
+            [float(module.training_step(b, 0).detach()) for b, _ in zip(parts.stream, range(6), strict=False)]
+        )  # type: ignore[arg-type]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
 @pytest.mark.parametrize(
     ("model", "words", "said"),
-    [("rmt_encoder", [], ["rmt_encoder", "decoder"]), ("transformer", ["model.context=full"], ["keeps every token", "transformer_xl"])],
+    [
+        ("rmt_encoder", [], ["rmt_encoder", "decoder"]),
+        ("transformer", ["model.context=full"], ["keeps every token", "transformer_xl"]),
+    ],
 )
 def test_models_that_cannot_read_on(corpus: Path, model: str, words: list[str], said: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
@@ -160,7 +205,9 @@ def test_carried_state_is_in_the_checkpoint(corpus: Path, tmp_path: Path) -> Non
 
 
 def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> None:
-    """Joined, batches of 1, 2 and 3 segments are the batches of one segment, and the training is that of the same cuts."""
+    """Joined, batches of 1, 2 and 3 segments are the batches of one segment,
+    and the training is that of the same cuts.
+    """
     more = ["curriculum=grow", "curriculum.stage_steps=2"]
     parts, module = parts_of(corpus, "rmt", *more)
     batches, stream = [], iter(parts.stream)
@@ -175,9 +222,14 @@ def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> 
     single, _ = parts_of(corpus, "rmt", "task.num_segments=1")
     ones = [one for one, _ in zip(single.stream, range(12), strict=False)]
     for name in ("tokens_BT", "targets_BT", "counts_BT", "begins_BS", "offset_BS"):
-        assert torch.equal(torch.cat([getattr(b, name) for b in batches], 1), torch.cat([getattr(b, name) for b in ones], 1)), name
+        assert torch.equal(
+            torch.cat([getattr(b, name) for b in batches], 1), torch.cat([getattr(b, name) for b in ones], 1)
+        ), name
     assert batches[-1].position == ones[-1].position and module.stream.position == ones[-1].position
-    assert module.place().startswith("stage 3/3 (3 segments), ") and module.place_metrics()["curriculum/segments"] == 3
+    assert (
+        module.place().startswith("stage 3/3 (3 segments), ")
+        and module.place_metrics()["curriculum/segments"] == 3
+    )
 
 
 def test_recomputed_segments_train_text_alike(corpus: Path) -> None:

@@ -1,4 +1,6 @@
-"""Recomputing activations changes nothing but the memory: for every file in configs/model/, and every value of its named options."""
+"""Recomputing activations changes nothing but the memory: for every file in configs/model/,
+and every value of its named options.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,15 @@ def begins() -> Tensor:
 
 
 def nats(model: Model, tokens_BT: Tensor) -> truncation.Keep:
-    """A loss whose logits are not kept: of each token itself (an encoder: of the last, behind each segment), and two numbers a token."""
+    """A loss whose logits are not kept: of each token itself (an encoder: of the last, behind each segment),
+    and two numbers a token.
+    """
 
     def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
         n = logits_BnV.shape[1]
-        targets_Bn = tokens_BT[:, start : start + n] if isinstance(model, Decoder) else tokens_BT[:, -1:].expand(-1, n)
+        targets_Bn = (
+            tokens_BT[:, start : start + n] if isinstance(model, Decoder) else tokens_BT[:, -1:].expand(-1, n)
+        )
         chosen = logits_BnV.log_softmax(-1).gather(2, targets_Bn[..., None]).squeeze(2)
         return chosen, logits_BnV.detach().argmax(-1) == targets_Bn
 
@@ -49,7 +55,9 @@ def nats(model: Model, tokens_BT: Tensor) -> truncation.Keep:
 
 
 def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dict[str, Tensor]:
-    """Everything that a reading gives: values, state, diagnostics, and the gradient of every parameter and of the carried state."""
+    """Everything that a reading gives: values, state, diagnostics, and the gradient of every parameter and
+    of the carried state.
+    """
     torch.manual_seed(seed)
     leaves: list[Tensor] = []
 
@@ -62,19 +70,33 @@ def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dic
     start = None if state is None else state.map(leaf)
     kept = truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), start, begins_BS=begins(), **how)
     wants = [t for t in kept.state.tensors() if t.requires_grad]
-    weighed = sum((t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sum() for t in [kept.values[0], *wants])
+    weighed = sum(
+        (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sum()
+        for t in [kept.values[0], *wants]
+    )
     parameters = dict(model.named_parameters())
     inputs = [*parameters.values(), *leaves]
     found = torch.autograd.grad(weighed, inputs, allow_unused=True)
-    gradients = {f"gradient {i}": torch.zeros_like(t) if g is None else g for i, (t, g) in enumerate(zip(inputs, found, strict=True))}
+    gradients = {
+        f"gradient {i}": torch.zeros_like(t) if g is None else g
+        for i, (t, g) in enumerate(zip(inputs, found, strict=True))
+    }
     states = {f"state {i}": t.detach() for i, t in enumerate(kept.state.tensors())}
-    return {"values": kept.values[0].detach(), "right": kept.values[1], **states, **kept.diagnostics, **gradients}
+    return {
+        "values": kept.values[0].detach(),
+        "right": kept.values[1],
+        **states,
+        **kept.diagnostics,
+        **gradients,
+    }
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def in_mid_document(model: Model) -> State:
@@ -83,8 +105,12 @@ def in_mid_document(model: Model) -> State:
 
 
 @cases_of_models
-def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(file: Path, options: dict[str, Any]) -> None:
-    """Of the parallel form too; one segment at a time and two; carried state, rows that begin a document; to float64's precision."""
+def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(
+    file: Path, options: dict[str, Any]
+) -> None:
+    """Of the parallel form too; one segment at a time and two; carried state, rows that begin a document;
+    to float64's precision.
+    """
     model = model_of(file, options, dropout=0.0)
     begun = in_mid_document(model)
     for depth, state in [
@@ -104,7 +130,9 @@ def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(fil
 def test_recomputed_segments_are_the_same_with_dropout(
     file: Path, options: dict[str, Any], depth: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit what the same calls give whose activations are kept: the masks are drawn again as they were."""
+    """Bit for bit what the same calls give whose activations are kept: the masks are drawn again as they
+    were.
+    """
     model = model_of(file, options, dropout=0.3)
     if depth is not None and not model.carries:
         pytest.skip("carries nothing")
@@ -112,7 +140,9 @@ def test_recomputed_segments_are_the_same_with_dropout(
     recomputed = outcome(model, state, depth=depth, recompute=1)
     other_masks = outcome(model, state, seed=6, depth=depth, recompute=1)
     drawn_behind = torch.rand(1)
-    monkeypatch.setattr(truncation, "checkpoint", lambda function, *arguments, use_reentrant: function(*arguments))
+    monkeypatch.setattr(
+        truncation, "checkpoint", lambda function, *arguments, use_reentrant: function(*arguments)
+    )
     kept = outcome(model, state, depth=depth, recompute=1)
     assert_same(recomputed, kept, 0.0)
     assert not torch.equal(other_masks["values"], kept["values"])
@@ -146,7 +176,9 @@ def reads(monkeypatch: pytest.MonkeyPatch, model: Model, name: str) -> list[int]
 
 def test_how_many_are_recomputed_together() -> None:
     """All have equal lengths here; a document that begins, and another length, begin another call."""
-    model = model_of(next(case.values[0] for case in cases() if case.values[0].stem == "infini"), {}, dropout=0.0)
+    model = model_of(
+        next(case.values[0] for case in cases() if case.values[0].stem == "infini"), {}, dropout=0.0
+    )
     assert truncation.together(model) == 4 and truncation.together(model, 3) == 3
     with pytest.MonkeyPatch.context() as monkeypatch:
         seen = reads(monkeypatch, model, "parallel")
@@ -159,7 +191,9 @@ def test_how_many_are_recomputed_together() -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "parallel")])
-def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(
+    name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or else nothing would be recomputed; and without gradient nothing is."""
     file = next(case.values[0] for case in cases() if case.values[0].stem == name)
     model = model_of(file, {}, dropout=0.0)
@@ -190,6 +224,8 @@ def saved_bytes(model: Model, segments: int, recompute: int) -> int:
 
 def test_a_further_segment_leaves_no_activations_behind() -> None:
     """`suite=memory` measures all that is held; here, what autograd saves outside of the segments."""
-    model = model_of(next(case.values[0] for case in cases() if case.values[0].stem == "rmt"), {}, dropout=0.0)
+    model = model_of(
+        next(case.values[0] for case in cases() if case.values[0].stem == "rmt"), {}, dropout=0.0
+    )
     growth = {how: saved_bytes(model, 12, how) - saved_bytes(model, 4, how) for how in (0, 1)}
     assert growth[1] < growth[0] / 50

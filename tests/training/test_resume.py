@@ -1,4 +1,6 @@
-"""A run that was stopped, anywhere and anyhow, goes on as if it had not been: every loss and every result, bit for bit."""
+"""A run that was stopped, anywhere and anyhow, goes on as if it had not been:
+every loss and every result, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_killed_everywhere(tmp_path: Path, whole: Path) -> None:
 
 
 def test_kill_9_again_and_again(tmp_path: Path, whole: Path, processes: Processes) -> None:
-    """Real kills, at random moments of one run. (Ten runs of the command itself: tests/commands/test_resume.py, marked slow.)"""
+    """Real kills, at random moments of one run. (Ten runs of the command itself:
+    tests/commands/test_resume.py, marked slow.)
+    """
     draw = random.Random(1)
     longer = "trainer.max_steps=60"
     run, log = tmp_path / "run", tmp_path / "log"
@@ -64,7 +68,11 @@ def test_kill_9_again_and_again(tmp_path: Path, whole: Path, processes: Processe
         before = size(run / "metrics.jsonl")
         process = processes.start(log, *line)
         # from some way into this process's share of the run on, at any moment
-        resuming.wait_for(lambda before=before: size(run / "metrics.jsonl") not in (0, before) or (run / "result.json").exists())
+        resuming.wait_for(
+            lambda before=before: (
+                size(run / "metrics.jsonl") not in (0, before) or (run / "result.json").exists()
+            )
+        )
         time.sleep(draw.uniform(0, 0.06))
         os.kill(process, 9)
         assert processes.wait() == -9, log.read_text()
@@ -105,7 +113,10 @@ def corpus(tmp_path: Path) -> Path:
     for split, documents in (("train", 5), ("validation", 2), ("test", 2)):
         (tmp_path / "corpus" / split).mkdir(parents=True)
         for number in range(documents):
-            text = " ".join(draw.choice(["memory", "reads", "what", "was", "written"]) for _ in range(draw.randrange(20, 60)))
+            text = " ".join(
+                draw.choice(["memory", "reads", "what", "was", "written"])
+                for _ in range(draw.randrange(20, 60))
+            )
             (tmp_path / "corpus" / split / f"{number}.txt").write_text(text)
     return tmp_path / "corpus"
 
@@ -124,9 +135,15 @@ def text_words(corpus: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("model", ["rmt", "transformer_xl", "memorizing"])
-def test_text_goes_on_in_the_middle_of_documents(model: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_goes_on_in_the_middle_of_documents(
+    model: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """State of every row, place in every document, order of the files."""
-    own = {"rmt": [], "transformer_xl": ["model.mem_len=8"], "memorizing": ["model.mem_len=8", "model.memory_size=32"]}[model]
+    own = {
+        "rmt": [],
+        "transformer_xl": ["model.mem_len=8"],
+        "memorizing": ["model.mem_len=8", "model.memory_size=32"],
+    }[model]
     words = [w for w in text_words(corpus) if model == "rmt" or not w.startswith("model.memory_tokens")]
     words = [w.replace("layers=1", "layers=2") for w in words] + [f"model={model}", *own]
     monkeypatch.setattr(resuming, "SMALL", words)
@@ -137,7 +154,10 @@ def test_text_goes_on_in_the_middle_of_documents(model: str, corpus: Path, tmp_p
         told = kill_and_resume(run, at)
         train(config(run, "resume=auto"))
         assert_same(run, tmp_path / "counted", f"killed at {at} of {total}, {told}")
-    step, losses = numbers(run)[0]["step"], [line["train/loss"] for line in numbers(run) if "train/loss" in line]
+    step, losses = (
+        numbers(run)[0]["step"],
+        [line["train/loss"] for line in numbers(run) if "train/loss" in line],
+    )
     assert step == 1 and len(set(losses)) == 14
 
 
@@ -149,7 +169,9 @@ def test_mixed_sizes_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.M
     total = points(tmp_path, *MIXED)
     lines = [line for line in numbers(tmp_path / "counted") if "train/segments" in line]
     drawn, stage = [line["train/segments"] for line in lines], [line["curriculum/segments"] for line in lines]
-    assert all(1 <= one <= most for one, most in zip(drawn, stage, strict=True)) and any(map(float.__lt__, drawn, map(float, stage)))
+    assert all(1 <= one <= most for one, most in zip(drawn, stage, strict=True)) and any(
+        map(float.__lt__, drawn, map(float, stage))
+    )
     for at in random.Random(4).sample(range(total), 3):
         run = tmp_path / str(at)
         told = kill_and_resume(run, at, *MIXED)
@@ -157,7 +179,9 @@ def test_mixed_sizes_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.M
         assert_same(run, tmp_path / "counted", f"killed at {at} of {total}, {told}")
 
 
-def test_text_that_grows_goes_on_where_it_was(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_grows_goes_on_where_it_was(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random numbers of segments a step, in the middle of documents."""
     growing = ["curriculum=mixed", "curriculum.stage_steps=4", "task.num_segments=3"]
     words = [w for w in text_words(corpus) if not w.startswith("task.num_segments")]

@@ -20,7 +20,11 @@ from tests.training.resuming import assert_same, config, resumed_at, train
 
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 def test_sigterm_saves_and_ends(
-    method: str, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    method: str,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In a step, or in the validation behind step 8: that is finished, saved, and told how it goes on."""
     original = getattr(answering.AnsweringModule, method)
@@ -37,7 +41,10 @@ def test_sigterm_saves_and_ends(
         train(config(run), words=["task=copy", "resume=auto", "run_dir=x", "optim.lr=1e-3"])
     assert ended.value.code == 143
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told == f"memlab: SIGTERM: saved; continue with: python -m memlab.train task=copy optim.lr=1e-3 resume={run}"
+    assert (
+        told == "memlab: SIGTERM: saved; continue with: python -m memlab.train task=copy optim.lr=1e-3 "
+        f"resume={run}"
+    )
     monkeypatch.undo()
     train(config(run, f"resume={run}"))
     assert resumed_at(run) == [7 if method == "training_step" else 8]
@@ -45,7 +52,9 @@ def test_sigterm_saves_and_ends(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_behind_the_training_end_it_at_once(number: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_behind_the_training_end_it_at_once(
+    number: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There is nothing to be saved in the test. The handlers are afterwards what they were."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
@@ -83,7 +92,17 @@ with Signals() as signals:
 
 
 def test_the_command_that_goes_on() -> None:
-    command = run_module.command(["--config-dir", "my configs", "seed=1", "resume=auto", "run_dir=x"], Path("/a b/c,d=1"))
-    assert shlex.split(command) == ["python", "-m", "memlab.train", "--config-dir", "my configs", "seed=1", "resume='/a b/c,d=1'"]
+    command = run_module.command(
+        ["--config-dir", "my configs", "seed=1", "resume=auto", "run_dir=x"], Path("/a b/c,d=1")
+    )
+    assert shlex.split(command) == [
+        "python",
+        "-m",
+        "memlab.train",
+        "--config-dir",
+        "my configs",
+        "seed=1",
+        "resume='/a b/c,d=1'",
+    ]
     parsed = OverridesParser.create().parse_override(shlex.split(command)[-1])
     assert parsed.value() == "/a b/c,d=1"

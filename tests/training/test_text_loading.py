@@ -54,7 +54,9 @@ def test_workers_end_with_the_iterator(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_broken_file_is_one_clear_error_from_a_worker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_is_one_clear_error_from_a_worker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memlab.tasks.text._CHECKED_BYTES", 0)
     task = corpus(tmp_path)
     (tmp_path / "train/005.txt").write_bytes(b"a\xff")

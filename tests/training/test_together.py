@@ -1,4 +1,6 @@
-"""Several processes train as one does, to the rounding of their sums, and a run may go on in another number and manner of them."""
+"""Several processes train as one does, to the rounding of their sums,
+and a run may go on in another number and manner of them.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,26 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for both processes
 
 def run(*words: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=560)
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=560,
+    )
 
 
 def write_corpus(directory: Path) -> Path:
-    """Documents of very different lengths: in most steps one process has more tokens that count than the other."""
+    """Documents of very different lengths: in most steps one process has more tokens that count than the
+    other.
+    """
     draw = random.Random(4)
-    for split, sizes in (("train", [2, 3, 60, 5, 2, 90, 4, 7, 30, 1, 2, 3]), ("validation", [3, 40, 9]), ("test", [12])):
+    for split, sizes in (
+        ("train", [2, 3, 60, 5, 2, 90, 4, 7, 30, 1, 2, 3]),
+        ("validation", [3, 40, 9]),
+        ("test", [12]),
+    ):
         (directory / split).mkdir(parents=True)
         for number, size in enumerate(sizes):
             text = " ".join(draw.choice(["memory", "reads", "what", "was", "written"]) for _ in range(size))
@@ -57,7 +72,16 @@ def started(factory: pytest.TempPathFactory, mode: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
             write_corpus(directory / "corpus")
-            done = run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.together", directory, mode)
+            done = run(
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                "2",
+                "-m",
+                "tests.training.together",
+                directory,
+                mode,
+            )
             (directory / "told").write_text(done.stderr)
             (directory / "status").write_text(str(done.returncode))
     assert (directory / "status").read_text() == "0", (directory / "told").read_text()
@@ -74,7 +98,10 @@ def alone(pair: Path, name: str) -> Path:
 
 def cases(both: tuple[list[Any], list[Any]]) -> list[Any]:
     """For `place`: what is trained, and by default or in the slow tests."""
-    return [*((case, "pair") for case in both[0]), *(pytest.param((case, "single"), marks=pytest.mark.slow) for case in both[1])]
+    return [
+        *((case, "pair") for case in both[0]),
+        *(pytest.param((case, "single"), marks=pytest.mark.slow) for case in both[1]),
+    ]
 
 
 @pytest.fixture
@@ -86,7 +113,9 @@ def place(request: pytest.FixtureRequest) -> tuple[Any, Path]:
 
 @pytest.mark.parametrize("place", cases(together.DDP), indirect=True)
 def test_two_processes_train_as_one(place: tuple[str, Path]) -> None:
-    """Every logged loss, gate and accuracy, validation, and the test; in double precision, so that only a mistake makes a difference."""
+    """Every logged loss, gate and accuracy, validation, and the test; in double precision,
+    so that only a mistake makes a difference.
+    """
     name, directory = place
     compare(alone(directory, name), directory / "ddp" / name)
 
@@ -119,13 +148,19 @@ def test_recomputed_under_fsdp(place: tuple[tuple[str, str], Path]) -> None:
 
 @pytest.mark.parametrize("place", cases(together.MOVED), indirect=True)
 def test_a_run_moves_between_one_process_ddp_and_fsdp(place: tuple[str, Path]) -> None:
-    """From each to each: weights, optimizer, places in the text and what the rows carry. The losses are those of an uninterrupted run."""
+    """From each to each: weights, optimizer, places in the text and what the rows carry.
+
+    The losses are those of an uninterrupted run.
+    """
     name, directory = place
     compare(alone(directory, name), directory / "moved" / name)
     result = json.loads((directory / "moved" / name / "result.json").read_text())
     assert result["resumed_at"] == together.STOPS and result["processes"] == 1
     told = (directory / "told").read_text()
-    assert "the checkpoint is of 2 processes, now there is 1" in told and "the checkpoint is of 1 process, now there are 2" in told
+    assert (
+        "the checkpoint is of 2 processes, now there is 1" in told
+        and "the checkpoint is of 1 process, now there are 2" in told
+    )
 
 
 def test_fsdp_goes_on_as_if_it_had_not_been_stopped(pair: Path) -> None:
@@ -144,8 +179,14 @@ def test_not_a_number_in_one_process_stops_all(strategy: str, pair: Path) -> Non
 
 def test_the_best_checkpoint_holds_whole_tensors(pair: Path) -> None:
     """Of plain kinds, as one process writes them: `memlab.evaluate` and a model of one's own read them."""
-    ours, theirs = (checkpoints.read(place / "rmt" / "checkpoints" / "best.ckpt") for place in (pair / "fsdp", alone(pair, "rmt").parent))
-    for mine, other in ((ours["state_dict"], theirs["state_dict"]), *zip(states(ours), states(theirs), strict=True)):
+    ours, theirs = (
+        checkpoints.read(place / "rmt" / "checkpoints" / "best.ckpt")
+        for place in (pair / "fsdp", alone(pair, "rmt").parent)
+    )
+    for mine, other in (
+        (ours["state_dict"], theirs["state_dict"]),
+        *zip(states(ours), states(theirs), strict=True),
+    ):
         assert mine.keys() == other.keys()
         for name in mine:
             assert type(mine[name]) is torch.Tensor and mine[name].dtype == other[name].dtype
@@ -157,7 +198,9 @@ def states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("name", ["text rmt", pytest.param("text transformer_xl", marks=pytest.mark.slow), "infini_delta"])
+@pytest.mark.parametrize(
+    "name", ["text rmt", pytest.param("text transformer_xl", marks=pytest.mark.slow), "infini_delta"]
+)
 def test_a_step_in_parts(name: str, parts: int, pair: Path) -> None:
     """Losses are weighed by what counts in the whole step, and each row carries its own state."""
     place = pair / f"one in {parts} parts" / name

@@ -1,4 +1,6 @@
-"""Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s, into all of them, and no further."""
+"""Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s, into all of them,
+and no further.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +31,35 @@ def tokens(lengths: Sequence[int]) -> Tensor:
 
 def loss_weights(lengths: Sequence[int]) -> Tensor:
     """A random scalar loss over all logits: (weights * logits).sum()."""
-    return torch.randn(BATCH, sum(lengths), VOCABULARY, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return torch.randn(
+        BATCH, sum(lengths), VOCABULARY, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
 
 
 def gradients(model: Model, loss: Tensor) -> dict[str, Tensor]:
     """By parameter; zeros where none arrives."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    return {
+        n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)
+    }
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
-def windowed_gradients(model: Model, tokens_BT: Tensor, lengths: Sequence[int], depth: int | None) -> dict[str, Tensor]:
-    """The definition: each segment's loss in a pass of its own, in which what enters segment s - k is cut from what came before.
+def windowed_gradients(
+    model: Model, tokens_BT: Tensor, lengths: Sequence[int], depth: int | None
+) -> dict[str, Tensor]:
+    """The definition: each segment's loss in a pass of its own, in which what enters segment s - k is cut
+    from what came before.
 
-    What enters segment 0 is the learned initial memory: it is an input of segment 0, so it is within the horizon when segment 0 is.
+    What enters segment 0 is the learned initial memory: it is an input of segment 0, so it is within the
+    horizon when segment 0 is.
     """
     segments, weights = tokens_BT.split(list(lengths), 1), loss_weights(lengths).split(list(lengths), 1)
     total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
@@ -66,7 +78,9 @@ def windowed_gradients(model: Model, tokens_BT: Tensor, lengths: Sequence[int], 
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL, (4,)])
 @pytest.mark.parametrize("name", ["rmt", "memory_transformer", "full"])
 def test_depth_changes_no_number(name: str, lengths: tuple[int, ...]) -> None:
-    """Logits and final state are those of a plain loop over segments, whatever the depth and whichever losses are wanted."""
+    """Logits and final state are those of a plain loop over segments, whatever the depth and whichever
+    losses are wanted.
+    """
     model, tokens_BT = build(name), tokens(lengths)
     state, logits = model.init_state(BATCH), []
     for tokens_BN in tokens_BT.split(list(lengths), 1):
@@ -84,7 +98,9 @@ def test_depth_changes_no_number(name: str, lengths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL])
 @pytest.mark.parametrize("depth", [0, 1, 2, 4, None])
 def test_depth_changes_no_diagnostic(depth: int | None, lengths: tuple[int, ...]) -> None:
-    """They are means over the segments, each counted once, however many windows it was read in and whatever its length."""
+    """They are means over the segments, each counted once, however many windows it was read in and
+    whatever its length.
+    """
     model, tokens_BT = build("rmt"), tokens(lengths)
     state, found = model.init_state(BATCH), []
     for tokens_BN in tokens_BT.split(list(lengths), 1):
@@ -104,7 +120,9 @@ def test_a_sample_may_be_read_in_two_calls(name: str, depth: int | None) -> None
     whole = truncation.read(model, tokens_BT, UNEQUAL, depth=depth)
     first = truncation.read(model, tokens_BT[:, :6], UNEQUAL[:2], depth=depth)
     second = truncation.read(model, tokens_BT[:, 6:], UNEQUAL[2:], first.state, depth=depth)
-    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-10, atol=1e-10
+    )
     for actual, expected in zip(second.state.tensors(), whole.state.tensors(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -112,18 +130,27 @@ def test_a_sample_may_be_read_in_two_calls(name: str, depth: int | None) -> None
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL])
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("name", ["rmt", "full"])
-def test_one_backward_gives_the_sum_of_each_segments_own_window(name: str, depth: int | None, lengths: tuple[int, ...]) -> None:
-    """Sliding truncation, exactly: the gradients of all parameters equal those of one detached loop for each segment's loss."""
+def test_one_backward_gives_the_sum_of_each_segments_own_window(
+    name: str, depth: int | None, lengths: tuple[int, ...]
+) -> None:
+    """Sliding truncation, exactly: the gradients of all parameters equal those of one detached loop for
+    each segment's loss.
+    """
     model, tokens_BT = build(name), tokens(lengths)
     output = truncation.read(model, tokens_BT, lengths, depth=depth)
-    assert_same(gradients(model, (loss_weights(lengths) * output.logits).sum()), windowed_gradients(model, tokens_BT, lengths, depth))
+    assert_same(
+        gradients(model, (loss_weights(lengths) * output.logits).sum()),
+        windowed_gradients(model, tokens_BT, lengths, depth),
+    )
 
 
 @pytest.mark.parametrize("name", ["rmt", "full"])
 def test_depths_differ_in_their_gradients(name: str) -> None:
     """Or else the comparison with the definition, above, would say nothing about depth."""
     model, tokens_BT = build(name), tokens(EQUAL)
-    found = [windowed_gradients(model, tokens_BT, EQUAL, depth)["embed.weight"] for depth in range(len(EQUAL))]
+    found = [
+        windowed_gradients(model, tokens_BT, EQUAL, depth)["embed.weight"] for depth in range(len(EQUAL))
+    ]
     for shallow, deep in itertools.pairwise(found):
         assert (shallow - deep).abs().max() > 1e-6
 
@@ -140,9 +167,11 @@ def test_a_model_that_carries_nothing_has_the_same_gradients_at_every_depth() ->
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("name", ["rmt", "full"])
 def test_horizon_on_the_input_embeddings(name: str, depth: int | None, lengths: tuple[int, ...]) -> None:
-    """The loss of segment s moves the embeddings that segments s-k .. s read, and leaves all others at a gradient of exactly 0.
+    """The loss of segment s moves the embeddings that segments s-k .. s read, and leaves all others at a
+    gradient of exactly 0.
 
-    Each segment reads token ids of its own, so that the rows of the embedding's gradient tell the segments apart.
+    Each segment reads token ids of its own, so that the rows of the embedding's gradient tell the segments
+    apart.
     """
     model = build(name)
     ids = torch.arange(VOCABULARY).view(len(lengths), -1)  # [S, 4]
@@ -156,11 +185,15 @@ def test_horizon_on_the_input_embeddings(name: str, depth: int | None, lengths: 
             for source, row_ids in enumerate(ids):
                 size = gradient[row_ids].abs().max().item()
                 within = source <= s and (depth is None or s - source <= depth)
-                assert size > 1e-9 if within else size == 0.0, f"loss of segment {s}, inputs of segment {source}: {size}"
+                assert size > 1e-9 if within else size == 0.0, (
+                    f"loss of segment {s}, inputs of segment {source}: {size}"
+                )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_the_learned_initial_memory_receives_gradient_while_segment_0_is_within_the_horizon(depth: int | None) -> None:
+def test_the_learned_initial_memory_receives_gradient_while_segment_0_is_within_the_horizon(
+    depth: int | None,
+) -> None:
     model = build("rmt")
     for s in range(len(EQUAL)):
         output = truncation.read(model, tokens(EQUAL), EQUAL, depth=depth)
@@ -170,14 +203,20 @@ def test_the_learned_initial_memory_receives_gradient_while_segment_0_is_within_
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_a_carried_state_that_wants_gradient_receives_it_while_segment_0_is_within_the_horizon(depth: int | None) -> None:
+def test_a_carried_state_that_wants_gradient_receives_it_while_segment_0_is_within_the_horizon(
+    depth: int | None,
+) -> None:
     """And the learned initial memory, which has no part in the continuation of a document, receives none."""
     model = build("rmt")
-    memory_BMD = torch.randn(BATCH, 3, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+    memory_BMD = torch.randn(
+        BATCH, 3, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).requires_grad_()
     for s in range(len(EQUAL)):
         output = truncation.read(model, tokens(EQUAL), EQUAL, RMTState(memory_BMD), depth)
         loss = (loss_weights(EQUAL) * output.logits).split(EQUAL, 1)[s].sum()
-        gradient, initial = torch.autograd.grad(loss, [memory_BMD, model.initial_memory_MD], allow_unused=True)
+        gradient, initial = torch.autograd.grad(
+            loss, [memory_BMD, model.initial_memory_MD], allow_unused=True
+        )
         assert initial is None
         if depth is None or s <= depth:
             assert gradient is not None and gradient.abs().max() > 1e-9, f"loss of segment {s}"
@@ -192,7 +231,10 @@ def test_wanted_leaves_the_gradients_of_the_wanted_losses_unchanged(name: str, d
     model, tokens_BT = build(name), tokens(UNEQUAL)
     logits = truncation.read(model, tokens_BT, UNEQUAL, depth=depth).logits
     losses = [part.sum() for part in (loss_weights(UNEQUAL) * logits).split(UNEQUAL, 1)]
-    alone = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True) for loss in losses]
+    alone = [
+        torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+        for loss in losses
+    ]
     for wanted in itertools.product([False, True], repeat=len(UNEQUAL)):
         if not any(wanted):
             continue
@@ -205,7 +247,9 @@ def test_wanted_leaves_the_gradients_of_the_wanted_losses_unchanged(name: str, d
         assert_same(actual, expected)
 
 
-def graphs_of_segments_read(monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None) -> list[bool]:
+def graphs_of_segments_read(
+    monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None
+) -> list[bool]:
     """For each time that one of six segments is read: whether a graph is built."""
     built: list[bool] = []
     segment = RMT.segment
@@ -229,14 +273,17 @@ LAST, SECOND = [False] * 5 + [True], [False, True] + [False] * 4
         (None, None, 6, 6),
         (5, None, 6, 6),
         (0, None, 6, 6),  # nothing is read twice
-        (2, None, 3 + 3 * 3, 3 + 3 * 3),  # the first k + 1 in one chain, then a window of k + 1 for each segment
+        # the first k + 1 in one chain, then a window of k + 1 for each segment
+        (2, None, 3 + 3 * 3, 3 + 3 * 3),
         (2, LAST, 3 + 1 + 1 + 3, 3),  # segments whose loss is not wanted are read once, without a graph
         (0, LAST, 6, 1),
         (2, SECOND, 6, 2),  # the first is read with a graph for the sake of the second
         (2, [False] * 6, 6, 0),
     ],
 )
-def test_what_a_depth_costs(monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None, reads: int, graphs: int) -> None:
+def test_what_a_depth_costs(
+    monkeypatch: pytest.MonkeyPatch, depth: int | None, wanted: list[bool] | None, reads: int, graphs: int
+) -> None:
     """Segments read, and segments whose activations are kept, as the module's description promises."""
     built = graphs_of_segments_read(monkeypatch, depth, wanted)
     assert (len(built), sum(built)) == (reads, graphs)

@@ -1,4 +1,6 @@
-"""Run under torchrun: trains some models in one pair of processes, and writes what each logged. See test_together.py.
+"""Run under torchrun: trains some models in one pair of processes, and writes what each logged.
+
+See test_together.py.
 
 torchrun --nproc-per-node 2 -m tests.training.together DIRECTORY double|single
 """
@@ -16,9 +18,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from memlab import launch
-from memlab.config import Config, check
-from memlab.paths import config_dir
+from memlab.config import launch
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config
 
 WHERE = {"cpu": "single", "ddp": "ddp", "fsdp": "fsdp"}  # trainer=...: trainer.strategy
 
@@ -38,8 +41,10 @@ COMMON = [
     "optim.warmup_steps=1",
     "tracking=off",
 ]
-SAMPLES = ["task.validation_size=15", "task.test_size=15", "curriculum.stage_steps=8"]  # uneven, and shared by two processes
-COPY = ["task=copy", "task.length=9", "task.num_segments=3", *SAMPLES]  # the first stage has one segment: not all parameters take part
+# uneven, and shared by two processes
+SAMPLES = ["task.validation_size=15", "task.test_size=15", "curriculum.stage_steps=8"]
+# the first stage has one segment: not all parameters take part
+COPY = ["task=copy", "task.length=9", "task.num_segments=3", *SAMPLES]
 PAIRS = ["task=associative_retrieval", "task.num_segments=2", *SAMPLES]
 SMALL = {
     "rmt": ["model.memory_tokens=3"],
@@ -50,23 +55,37 @@ SMALL = {
 
 
 # What is trained in the default run of the tests, and in the slow one.
-DDP = (["rmt", "infini_delta", "text rmt"], ["transformer", "transformer_xl", "rmt_encoder", "memorizing", "text transformer_xl"])
+DDP = (
+    ["rmt", "infini_delta", "text rmt"],
+    ["transformer", "transformer_xl", "rmt_encoder", "memorizing", "text transformer_xl"],
+)
 PARTS = (["text rmt"], ["rmt"])  # with trainer.accumulate
 RECOMPUTED = ([("text rmt", "segment")], [("rmt", "segment"), ("infini_delta", "block")])
 MOVED = (["text rmt"], ["rmt"])  # from one to another of these, after so many steps:
 STATIONS = ["cpu", "ddp", "fsdp", "cpu", "fsdp", "ddp", "cpu"]
 STOPS = [2, 5, 9, 12, 14, 18]
-ISSUE = ["transformer", "transformer_xl", "rmt", "rmt_encoder", "infini_delta", "memorizing"]  # in single precision, in rows of 32
+# in single precision, in rows of 32
+ISSUE = ["transformer", "transformer_xl", "rmt", "rmt_encoder", "infini_delta", "memorizing"]
 
 
 def trainings(corpus: Path) -> dict[str, list[str]]:
     """The overrides of each, by name: every model there is, and some on text."""
     names = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
-    every = {name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if "encoder" in name else COPY)] for name in names}
-    text = ["task=text", f"task.data_dir={corpus}", "task.segment_length=8", "task.num_segments=2", "trainer.stop_at_accuracy=null"]
+    every = {
+        name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if "encoder" in name else COPY)]
+        for name in names
+    }
+    text = [
+        "task=text",
+        f"task.data_dir={corpus}",
+        "task.segment_length=8",
+        "task.num_segments=2",
+        "trainer.stop_at_accuracy=null",
+    ]
     every["rmt in windows"] = [*every["rmt"], "model.bptt_depth=1"]
     every["text rmt"] = ["model=rmt", *SMALL["rmt"], *text]
-    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]  # the same sizes in all processes
+    # the same sizes in all processes
+    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]
     every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
     every["text rmt mixed"] = ["model=rmt", *SMALL["rmt"], *text, *mixed]
     every["infini_delta blocks"] = ["model=infini_delta", *COPY, "trainer.recompute=block"]
@@ -77,15 +96,27 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
 def config(words: list[str], run_dir: Path, trainer: str, *more: str, **values: Any) -> Config:
     """Of a training in one process (trainer=cpu) or in two; `values` are other keys of the trainer."""
     found = _composed(*words, *more)
-    changed = {"accelerator": "cpu", "strategy": WHERE[trainer], "devices": 1 if trainer == "cpu" else 2, **values}
-    return found.model_copy(update={"run_dir": str(run_dir), "trainer": found.trainer.model_copy(update=changed)})
+    changed = {
+        "accelerator": "cpu",
+        "strategy": WHERE[trainer],
+        "devices": 1 if trainer == "cpu" else 2,
+        **values,
+    }
+    return found.model_copy(
+        update={"run_dir": str(run_dir), "trainer": found.trainer.model_copy(update=changed)}
+    )
 
 
 @functools.cache
 def _composed(*words: str) -> Config:
     keys = {word.partition("=")[0] for word in words}
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        return check(compose("train", [*(word for word in COMMON if word.partition("=")[0] not in keys), "trainer=ddp", *words]))
+        return check(
+            compose(
+                "train",
+                [*(word for word in COMMON if word.partition("=")[0] not in keys), "trainer=ddp", *words],
+            )
+        )
 
 
 def train(config: Config, join: Any = None) -> None:
@@ -198,7 +229,9 @@ def held(file: Path, processes: Any) -> Iterator[None]:
     shares = []
 
     def optimizer_state(self: Any, optimizer: Any) -> Any:
-        states = [value for values in optimizer.state.values() for name, value in values.items() if name != "step"]
+        states = [
+            value for values in optimizer.state.values() for name, value in values.items() if name != "step"
+        ]
         for tensors in ([p for group in optimizer.param_groups for p in group["params"]], states):
             assert all(isinstance(t, DTensor) for t in tensors)
             shares.append(sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors))

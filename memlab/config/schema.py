@@ -1,7 +1,8 @@
 """What values a configuration key may take.
 
-The annotations of a model's or a task's constructor are the schema of its YAML: `memory_tokens: Positive` both documents and checks.
-They are read from the source text, so that a mistake is told in a second, before torch is imported.
+The annotations of a model's or a task's constructor are the schema of its YAML: `memory_tokens: Positive`
+both documents and checks. They are read from the source text, so that a mistake is told in a second, before
+torch is imported.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import annotated_types
 from pydantic import TypeAdapter, ValidationError
 
+from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from memlab.errors import ConfigError
 
-Positive = Annotated[int, annotated_types.Ge(1)]
-NonNegative = Annotated[int, annotated_types.Ge(0)]
-PositiveFloat = Annotated[float, annotated_types.Gt(0)]
-NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
-Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
-Dropout = Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
-
-_BUILTINS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
+_BUILTINS: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "tuple": tuple,
+}
 _NAMES: dict[str, Any] = {
     "Positive": Positive,
     "NonNegative": NonNegative,
@@ -53,12 +55,14 @@ def load(target: str) -> Any:
 
 
 def parameters(target: str) -> dict[str, Parameter]:
-    """The constructor arguments of the class that a dotted path names, read from its source without importing it.
+    """The constructor arguments of the class that a dotted path names, read from its source without importing
+    it.
 
     Arguments that an `__init__` passes on as `**name` are those of the class's base.
 
     Raises:
-        ConfigError: there is no such module or class, or no `__init__` in it or in the class it imports as its base.
+        ConfigError: there is no such module or class, or no `__init__` in it or in the class it imports as
+            its base.
     """
     module, _, class_name = target.rpartition(".")
     try:
@@ -68,7 +72,9 @@ def parameters(target: str) -> dict[str, Parameter]:
     if spec is None or spec.origin is None:
         raise ConfigError(f"_target_: {target!r} is not a class in a module that can be imported")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), None)
+    found = next(
+        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), None
+    )
     if found is None:
         raise ConfigError(f"_target_: {spec.origin} has no class {class_name!r}")
     own: dict[str, Parameter] = {}
@@ -92,7 +98,8 @@ def _parameter(argument: ast.arg) -> Parameter:
         return Parameter(eval(words, {"__builtins__": _BUILTINS}, _NAMES), words)
     except NameError as error:
         raise ConfigError(
-            f"argument {argument.arg!r} is annotated {words!r}: {error.name!r} is not one of {sorted(_NAMES | _BUILTINS)}"
+            f"argument {argument.arg!r} is annotated {words!r}: {error.name!r} is not one of "
+            f"{sorted(_NAMES | _BUILTINS)}"
         ) from None
 
 
@@ -105,5 +112,6 @@ def check_value(key: str, value: Any, annotation: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
-        reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())  # each once, in order
+        # each once, in order
+        reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
         raise ConfigError(f"{key}={value!r}: {', or '.join(reasons)}") from None

@@ -1,4 +1,5 @@
-"""Presets of training, `experiment=NAME`: one word for a comparison of several memories, with what each of them needs of its own.
+"""Presets of training, `experiment=NAME`: one word for a comparison of several memories, with what each of
+them needs of its own.
 
 A preset is a file of `configs/experiment/`. It sets keys like any file of configuration, and
 
@@ -6,8 +7,8 @@ A preset is a file of `configs/experiment/`. It sets keys like any file of confi
     experiment.name          the MLflow experiment of its runs
     experiment.per_model     keys that only some models have, such as `transformer_xl: {model.mem_len: 12}`
 
-The command line goes before all of them. `experiment` is gone from the configuration when it is checked: a run does not depend on the
-name by which it was asked for.
+The command line goes before all of them. `experiment` is gone from the configuration when it is checked: a
+run does not depend on the name by which it was asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def settle(composed: DictConfig, given: Collection[str], models: Collection[str]
             raise ConfigError(f"experiment.per_model: no model is named {name!r}.{suggestion(name, models)}")
     for key, value in (per_model.get(composed.model.name) or {}).items():
         if key not in given:
-            OmegaConf.update(composed, key, value, force_add=True)  # an unknown key is found with all others, when this is checked
+            # an unknown key is found with all others, when this is checked
+            OmegaConf.update(composed, key, value, force_add=True)
     OmegaConf.resolve(composed)
     with open_dict(composed):
         composed.pop(GROUP)

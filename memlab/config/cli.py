@@ -1,7 +1,9 @@
-"""How a command starts: the command line is checked as a whole before Hydra, torch or a tracker begin their work.
+"""How a command starts: the command line is checked as a whole before Hydra, torch or a tracker begin their
+work.
 
-Hydra's own messages name neither the valid keys nor a near one, it takes the last of two contradicting overrides in silence, and
-`+key=value` adds keys that nothing reads. Here each of these is one line, and nothing has been written when it appears.
+Hydra's own messages name neither the valid keys nor a near one, it takes the last of two contradicting
+overrides in silence, and `+key=value` adds keys that nothing reads. Here each of these is one line, and
+nothing has been written when it appears.
 """
 
 from __future__ import annotations
@@ -27,36 +29,48 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab import experiment, launch, presets
-from memlab.config import unknown_key
+from memlab.config import launch, override_file, presets
+from memlab.config.checks import unknown_key
+from memlab.config.jobs import Jobs
+from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.jobs import Jobs
-from memlab.paths import config_dir
 from memlab.tracking import multirun
 
 EXIT_USER_ERROR = 2
 Check = Callable[[DictConfig], Any]
 
 
-def run(command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = (), groups: bool = True) -> NoReturn:
+def run(
+    command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = (), groups: bool = True
+) -> NoReturn:
     """Run a command and end the process.
 
     Args:
-        command: `train`, ...; its root is `configs/<command>.yaml` and it is started as `python -m memlab.<command>`.
-        check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write nothing.
+        command: `train`, ...; its root is `configs/<command>.yaml` and it is started as `python -m
+            memlab.<command>`.
+        check: turns a composed configuration into a typed one or raises ConfigError; must be quick and write
+            nothing.
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
-        unused: keys that are in the configuration because tasks say how they are trained, and that this command does not read.
-        groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own, not the group of presets.
+        unused: keys that are in the configuration because tasks say how they are trained, and that this
+            command does not read.
+        groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own,
+            not the group of presets.
     """
     if not groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     place = config_dir() if groups else None
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
-    words = _or_exit(command, lambda: experiment.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], told=launch.rank() == 0)
+    words = _or_exit(
+        command,
+        lambda: override_file.expand(sys.argv[1:]) if command == "train" else sys.argv[1:],
+        told=launch.rank() == 0,
+    )
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     if not (arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion):
-        _or_exit(command, lambda: _preflight(command, arguments, check, unused, place), told=launch.rank() == 0)
+        _or_exit(
+            command, lambda: _preflight(command, arguments, check, unused, place), told=launch.rank() == 0
+        )
 
     if arguments.multirun:  # its jobs know that they belong together
         multirun.announce(command, words)
@@ -100,10 +114,18 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
         ConfigError: for the first mistake.
     """
     if arguments.config_name or arguments.config_path:
-        raise ConfigError(f"--config-name and --config-path: memlab.{command} has one root; add your own files with --config-dir")
+        raise ConfigError(
+            f"--config-name and --config-path: memlab.{command} has one root; add your own files with "
+            "--config-dir"
+        )
     if arguments.multirun and launch.by_torchrun():
-        raise ConfigError("--multirun under torchrun: every process would go through all jobs; leave torchrun out and use trainer=ddp")
-    search = [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
+        raise ConfigError(
+            "--multirun under torchrun: every process would go through all jobs; leave torchrun out and use "
+            "trainer=ddp"
+        )
+    search = (
+        [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
+    )
     with initialize_config_dir(place, version_base="1.3") if place else initialize(None, version_base="1.3"):
         try:
             overrides = OverridesParser.create().parse_overrides(arguments.overrides)
@@ -114,7 +136,9 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
         _check_twice(overrides)
         for override in overrides:
             if override.key_or_group.partition(".")[0] in unused:
-                raise ConfigError(f"{override.input_line}: memlab.{command} does not train, so nothing reads this key")
+                raise ConfigError(
+                    f"{override.input_line}: memlab.{command} does not train, so nothing reads this key"
+                )
         if arguments.multirun and place:
             overrides = _with_preset(command, overrides, search)
         given = any(o.key_or_group == "run_dir" for o in overrides)  # the default differs for each run
@@ -126,7 +150,10 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
                 continue
             directory = os.path.abspath(composed.run_dir)
             if directory in directories:
-                raise ConfigError(f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as run_dir='x/${{seed}}'")
+                raise ConfigError(
+                    f"run_dir={composed.run_dir} is the same for several runs; make it differ, such as "
+                    "run_dir='x/${seed}'"
+                )
             directories.add(directory)
 
 
@@ -139,7 +166,8 @@ def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
     Raises:
         ConfigError: for the first mistake.
     """
-    outside = GlobalHydra.instance().is_initialized()  # a command is composing its own configuration: Hydra has one at a time
+    # a command is composing its own configuration: Hydra has one at a time
+    outside = GlobalHydra.instance().is_initialized()
     saved = copy.copy(GlobalHydra.instance().hydra) if outside else None
     GlobalHydra.instance().clear()
     try:
@@ -158,7 +186,8 @@ def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
 
 
 def _with_preset(command: str, overrides: list[Override], search: list[str]) -> list[Override]:
-    """What a preset sweeps comes first, as in Hydra's sweeper; a key on the command line replaces the preset's.
+    """What a preset sweeps comes first, as in Hydra's sweeper; a key on the command line replaces the
+    preset's.
 
     Raises:
         ConfigError: several presets are asked for, or this one does not exist or cannot be read.
@@ -202,7 +231,9 @@ def _check_twice(overrides: list[Override]) -> None:
 
 
 def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
-    """The configuration of one job; its groups first, so that a wrong key is told with the keys of the chosen group."""
+    """The configuration of one job; its groups first, so that a wrong key is told with the keys of the
+    chosen group.
+    """
     loader = GlobalHydra.instance().config_loader()
     groups, values = [], []
     for override in OverridesParser.create().parse_overrides(job):
@@ -212,7 +243,9 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
         elif options := loader.get_group_options(key):
             if override.value() not in options and not search:
                 near = suggestion(str(override.value()), options)
-                raise ConfigError(f"no {key} is named {override.value()!r}.{near} There are: {', '.join(sorted(options))}")
+                raise ConfigError(
+                    f"no {key} is named {override.value()!r}.{near} There are: {', '.join(sorted(options))}"
+                )
             groups.append(override)
         else:
             values.append(override)
@@ -230,8 +263,15 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
 
 def _models(search: list[str]) -> set[str]:
     """Names of all files of `model/`, those in the user's own --config-dir too."""
-    own = Path("".join(search).removeprefix("hydra.searchpath=[file://").removesuffix("]"), "model") if search else None
-    return {*GlobalHydra.instance().config_loader().get_group_options("model"), *(f.stem for f in (own.glob("*.yaml") if own else ()))}
+    own = (
+        Path("".join(search).removeprefix("hydra.searchpath=[file://").removesuffix("]"), "model")
+        if search
+        else None
+    )
+    return {
+        *GlobalHydra.instance().config_loader().get_group_options("model"),
+        *(f.stem for f in (own.glob("*.yaml") if own else ())),
+    }
 
 
 def _check_key(override: Override, chosen: DictConfig) -> None:
@@ -245,4 +285,6 @@ def _check_key(override: Override, chosen: DictConfig) -> None:
             raise unknown_key(".".join([*path[:depth], part]), known)
         node = node._get_node(part)
     if isinstance(node, DictConfig) and not path:
-        raise ConfigError(f"{override.input_line}: {last} is a group of keys; there are: {', '.join(str(k) for k in node)}")
+        raise ConfigError(
+            f"{override.input_line}: {last} is a group of keys; there are: {', '.join(str(k) for k in node)}"
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memlab import jobs
+from memlab.config import jobs
 from tests.commands.test_train import SMALL
 from tests.training.resuming import wait_for
 
@@ -20,17 +20,27 @@ REPOSITORY = Path(__file__).parents[2]
 def test_sigterm_reaches_the_job_that_runs(tmp_path: Path) -> None:
     """It saves; the driver names it and the others, and ends with 143."""
     keys = ["trainer.max_steps"]
-    words = [*(w for w in SMALL if w.partition("=")[0] not in keys), "trainer.max_steps=100000", "trainer.stop_at_accuracy=null"]
+    words = [
+        *(w for w in SMALL if w.partition("=")[0] not in keys),
+        "trainer.max_steps=100000",
+        "trainer.stop_at_accuracy=null",
+    ]
     words += ["tracking=off", "--multirun", "seed=0,1,2", "run_dir='here/${seed}'"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "memlab.train", *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "memlab.train", *words],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for((tmp_path / "here" / "0" / "checkpoints" / "last.ckpt").exists)
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 143, err
-    assert err.count("SIGTERM: saved; continue with: python -m memlab.train") == 1 and "Traceback" not in err, err
+    assert (
+        err.count("SIGTERM: saved; continue with: python -m memlab.train") == 1 and "Traceback" not in err
+    ), err
     told = err[err.index("memlab.train: SIGTERM: 3 of the jobs not done:") :]
     assert [f"seed={seed}" in line for seed, line in enumerate(told.splitlines()[1:])] == [True] * 3, told
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["0"]
@@ -55,7 +65,9 @@ class Job:
         return self.status
 
 
-def test_a_job_that_finishes_all_the_same_is_done(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_finishes_all_the_same_is_done(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
     every = jobs.Jobs("train")
     for name, job in (("a", Job(1)), ("b", Job(0, signal.SIGTERM)), ("c", Job(0))):

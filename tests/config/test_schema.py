@@ -1,4 +1,6 @@
-"""The schema of a class's YAML is read from the annotations of its constructor, as text, and says what a value may be."""
+"""The schema of a class's YAML is read from the annotations of its constructor, as text,
+and says what a value may be.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from memlab import schema
+from memlab import bounds
+from memlab.config import schema
 from memlab.errors import ConfigError
 
 MODULE = """
 import torch_that_is_not_there
-from memlab.schema import Positive
+from memlab.bounds import Positive
 from {base} import Grandparent
 
 class Parent(Grandparent):
@@ -68,7 +71,13 @@ def test_what_cannot_be_read_is_told(module: str, target: str, message: str) -> 
 
 @pytest.mark.parametrize(
     ("value", "annotation"),
-    [(3, schema.Positive), (0, schema.NonNegative), (1, schema.PositiveFloat), (0.5, schema.Dropout), (None, schema.Positive | None)],
+    [
+        (3, bounds.Positive),
+        (0, bounds.NonNegative),
+        (1, bounds.PositiveFloat),
+        (0.5, bounds.Dropout),
+        (None, bounds.Positive | None),
+    ],
 )
 def test_values_that_fit(value: Any, annotation: Any) -> None:
     assert schema.check_value("key", value, annotation) == value
@@ -77,15 +86,15 @@ def test_values_that_fit(value: Any, annotation: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "annotation", "why"),
     [
-        (0, schema.Positive, "greater than or equal to 1"),
-        (True, schema.Positive, "integer"),
-        (2.0, schema.Positive, "integer"),
-        ("3", schema.Positive, "integer"),
-        (None, schema.Positive, "integer"),
-        (-0.1, schema.NonNegativeFloat, "greater than or equal to 0"),
-        (1.0, schema.Dropout, "less than 1"),
-        (1.1, schema.Fraction, "less than or equal to 1"),
-        ([1, 0], list[schema.Positive] | None, "greater than or equal to 1"),
+        (0, bounds.Positive, "greater than or equal to 1"),
+        (True, bounds.Positive, "integer"),
+        (2.0, bounds.Positive, "integer"),
+        ("3", bounds.Positive, "integer"),
+        (None, bounds.Positive, "integer"),
+        (-0.1, bounds.NonNegativeFloat, "greater than or equal to 0"),
+        (1.0, bounds.Dropout, "less than 1"),
+        (1.1, bounds.Fraction, "less than or equal to 1"),
+        ([1, 0], list[bounds.Positive] | None, "greater than or equal to 1"),
     ],
 )
 def test_values_that_do_not_fit_are_named_with_the_reason(value: Any, annotation: Any, why: str) -> None:
@@ -95,5 +104,8 @@ def test_values_that_do_not_fit_are_named_with_the_reason(value: Any, annotation
 
 
 def test_checking_a_configuration_imports_no_torch() -> None:
-    code = "import sys, memlab.cli, memlab.config, memlab.train, memlab.bench; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    code = (
+        "import sys, memlab.config.cli, memlab.config.checks, memlab.train, memlab.bench; sys.exit('torch' "
+        "in sys.modules or 'mlflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

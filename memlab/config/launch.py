@@ -1,9 +1,11 @@
-"""Which processes train together: those that torchrun started, or others of this command that this process starts.
+"""Which processes train together: those that torchrun started, or others of this command that this process
+starts.
 
-The first process of a node starts the others itself, before anything heavy is imported, as `python -m memlab.train <the same overrides>`.
-Lightning would do so later and in ways that lose work: it hands `--multirun` on, so that each process goes through a sweep of its own;
-each process dates its own run directory; and when a run ends by Ctrl-C or by an error, its observer kills the first process while that
-still writes down how it ended. This file imports no torch.
+The first process of a node starts the others itself, before anything heavy is imported, as `python -m
+memlab.train <the same overrides>`. Lightning would do so later and in ways that lose work: it hands
+`--multirun` on, so that each process goes through a sweep of its own; each process dates its own run
+directory; and when a run ends by Ctrl-C or by an error, its observer kills the first process while that still
+writes down how it ended. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Place:
         size: all of them.
         local_rank, local_size: the same on this machine.
         nodes, node: machines, and which of them this one is.
-        address, port: where the first one listens; port 0 = it has a socket that listens already, or there is no other process.
+        address, port: where the first one listens; port 0 = it has a socket that listens already, or there is
+            no other process.
         outside: torchrun started the processes.
     """
 
@@ -66,36 +69,52 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
 
     Args:
         name: how the user chose them, such as `trainer=ddp`, for messages.
-        strategy, devices, num_nodes: as in `memlab.config.TrainerConfig`.
+        strategy, devices, num_nodes: as in `memlab.config.sections.TrainerConfig`.
 
     Raises:
-        ConfigError: there are more or fewer than the strategy takes, or torchrun started another number than these say.
+        ConfigError: there are more or fewer than the strategy takes, or torchrun started another number than
+            these say.
     """
     if strategy == "single":
         if (devices, num_nodes) != (1, 1):
             key, value = ("trainer.num_nodes", num_nodes) if devices == 1 else ("trainer.devices", devices)
-            raise ConfigError(f"{key}={value}: {name} is one process; use trainer=ddp or trainer=fsdp for several")
+            raise ConfigError(
+                f"{key}={value}: {name} is one process; use trainer=ddp or trainer=fsdp for several"
+            )
         if by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
-            raise ConfigError(f"{name} is one process, and torchrun started {os.environ['WORLD_SIZE']}; use trainer=ddp")
+            raise ConfigError(
+                f"{name} is one process, and torchrun started {os.environ['WORLD_SIZE']}; use trainer=ddp"
+            )
         return 1
     if not by_torchrun():
-        return None if devices is None else _enough(strategy, devices * num_nodes, f"trainer.devices={devices}")
+        return (
+            None if devices is None else _enough(strategy, devices * num_nodes, f"trainer.devices={devices}")
+        )
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if devices not in (None, local):
-        raise ConfigError(f"trainer.devices={devices}: torchrun started {local} processes on this node; leave the key out, or give {local}")
+        raise ConfigError(
+            f"trainer.devices={devices}: torchrun started {local} processes on this node; leave the key out, "
+            f"or give {local}"
+        )
     if num_nodes * local != size:
-        raise ConfigError(f"trainer.num_nodes={num_nodes}: torchrun started {size} processes, {local} of them on this node")
+        raise ConfigError(
+            f"trainer.num_nodes={num_nodes}: torchrun started {size} processes, {local} of them on this node"
+        )
     return _enough(strategy, size, "torchrun --nproc-per-node 1")
 
 
 def _enough(strategy: str, size: int, said: str) -> int:
     if strategy == "fsdp" and size == 1:
-        raise ConfigError(f"{said} with trainer=fsdp, which shares out the weights among several processes: use trainer=cpu or trainer=gpu")
+        raise ConfigError(
+            f"{said} with trainer=fsdp, which shares out the weights among several processes: use "
+            "trainer=cpu or trainer=gpu"
+        )
     return size
 
 
 def find(strategy: str, devices: int | None, num_nodes: int, accelerator: str) -> Place:
-    """This process's place. Without torchrun this is the first process of its node, and `others` starts the rest.
+    """This process's place. Without torchrun this is the first process of its node, and `others` starts the
+    rest.
 
     Raises:
         ConfigError: there is one GPU, which is too few for the strategy.
@@ -104,10 +123,13 @@ def find(strategy: str, devices: int | None, num_nodes: int, accelerator: str) -
     if strategy == "single":
         return Place()
     env = os.environ
-    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP advises against looking for unused parameters wherever it finds none
+    # or DDP advises against looking for unused parameters wherever it finds none
+    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if by_torchrun() or _PARENT in env:
         local, size = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
-        place = Place(int(env["RANK"]), size, int(env["LOCAL_RANK"]), local, size // local, int(env["GROUP_RANK"]))
+        place = Place(
+            int(env["RANK"]), size, int(env["LOCAL_RANK"]), local, size // local, int(env["GROUP_RANK"])
+        )
         return _at(place, env["MASTER_ADDR"], int(env["MASTER_PORT"]), outside=by_torchrun())
     local = devices or _gpus(accelerator) or 2
     _enough(strategy, local * num_nodes, "one GPU")
@@ -117,14 +139,26 @@ def find(strategy: str, devices: int | None, num_nodes: int, accelerator: str) -
         node, address, port = int(env["NODE_RANK"]), env["MASTER_ADDR"], int(env["MASTER_PORT"])
     except (KeyError, ValueError):
         raise UserError(
-            f"trainer.num_nodes={num_nodes}: start the command with torchrun on each node, or set NODE_RANK (0 .. {num_nodes - 1}), "
-            "MASTER_ADDR and MASTER_PORT (of node 0) in its environment"
+            f"trainer.num_nodes={num_nodes}: start the command with torchrun on each node, or set NODE_RANK "
+            f"(0 .. {num_nodes - 1}), MASTER_ADDR and MASTER_PORT (of node 0) in its environment"
         ) from None
-    return _at(Place(node * local, num_nodes * local, 0, local, num_nodes, node), address, port, outside=False)
+    return _at(
+        Place(node * local, num_nodes * local, 0, local, num_nodes, node), address, port, outside=False
+    )
 
 
 def _at(place: Place, address: str, port: int, outside: bool) -> Place:
-    return Place(place.rank, place.size, place.local_rank, place.local_size, place.nodes, place.node, address, port, outside)
+    return Place(
+        place.rank,
+        place.size,
+        place.local_rank,
+        place.local_size,
+        place.nodes,
+        place.node,
+        address,
+        port,
+        outside,
+    )
 
 
 def _gpus(accelerator: str) -> int:
@@ -153,14 +187,23 @@ class Others:
         while True:
             for at, process in enumerate(self.started, 1):
                 if status := process.poll():
-                    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-                    return f"process {at} of {len(self.started) + 1} (id {process.pid}) {how}, and the training with it"
+                    how = (
+                        f"was ended by {signal.Signals(-status).name}"
+                        if status < 0
+                        else f"ended with status {status}"
+                    )
+                    return (
+                        f"process {at} of {len(self.started) + 1} (id {process.pid}) {how}, and the training "
+                        "with it"
+                    )
             if time.monotonic() >= deadline:
                 return None
             time.sleep(0.05)
 
     def watch(self) -> None:
-        """End this process if another one is gone and it does not notice, as it waits for that one where Python cannot interrupt it."""
+        """End this process if another one is gone and it does not notice, as it waits for that one where
+        Python cannot interrupt it.
+        """
         while not self.over.wait(1):
             if told := self.lost():
                 if not self.over.wait(_SECONDS):
@@ -171,7 +214,9 @@ class Others:
 
 @contextlib.contextmanager
 def others(place: Place, words: Sequence[str], threads: int | None) -> Iterator[Others]:
-    """Start the other processes of this node, if this one is to do that. They end with this context, or with this process.
+    """Start the other processes of this node, if this one is to do that.
+
+    They end with this context, or with this process.
 
     Args:
         words: the command line behind `memlab.train`.
@@ -223,19 +268,26 @@ def others(place: Place, words: Sequence[str], threads: int | None) -> Iterator[
 
 
 def _end_with_parent() -> None:
-    """However the process that started this one ends, kill -9 too, this one does not stay behind (on Linux)."""
+    """However the process that started this one ends, kill -9 too, this one does not stay behind (on
+    Linux).
+    """
     parent = os.environ.get(_PARENT)
     if parent is not None and sys.platform.startswith("linux"):
         _end_with(int(parent))
 
 
 def end_quickly() -> None:
-    """Called last: the interpreter's end then does not search all that torch and MLflow made for garbage, which takes up to a second."""
+    """Called last: the interpreter's end then does not search all that torch and MLflow made for garbage,
+    which takes up to a second.
+    """
     gc.freeze()
 
 
 def end_with_starter() -> None:
-    """The same for a process whose starter asked for it in the environment, on every system. What this one starts is not meant."""
+    """The same for a process whose starter asked for it in the environment, on every system.
+
+    What this one starts is not meant.
+    """
     parent = os.environ.pop(DIES_WITH, None)
     if parent is None:
         return

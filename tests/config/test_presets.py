@@ -1,4 +1,6 @@
-"""Every preset of `configs/experiment/` is a sweep that can be trained, and the command line goes before it."""
+"""Every preset of `configs/experiment/` is a sweep that can be trained,
+and the command line goes before it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memlab import cli
-from memlab.config import Config, MLflowTracking, check
-from memlab.paths import config_dir
+from memlab.config import cli
+from memlab.config.checks import check
+from memlab.config.paths import config_dir
+from memlab.config.sections import Config, MLflowTracking
 
 PRESETS = sorted(file.stem for file in Path(config_dir(), "experiment").glob("*.yaml"))
 
@@ -59,12 +62,19 @@ def test_a_preset_compares_models_over_seeds(preset: str, jobs: Callable[..., li
     params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
     assert list(params) == ["seed", "model"], "every model is seen once before a second seed begins"
     assert len(params["seed"].split(",")) == 3 and set(params["model"].split(",")) == models
-    assert f"{3 * len(found)} runs" in text and any(word in text for word in ("minute", "hour")), "how long it takes is said"
-    assert f"memlab.train --multirun experiment={preset}" in text and f"memlab.compare experiment={preset}" in text
+    assert f"{3 * len(found)} runs" in text and any(word in text for word in ("minute", "hour")), (
+        "how long it takes is said"
+    )
+    assert (
+        f"memlab.train --multirun experiment={preset}" in text
+        and f"memlab.compare experiment={preset}" in text
+    )
 
 
 def test_settings_of_one_model_and_the_command_line(jobs: Callable[..., list[Config]]) -> None:
-    found = jobs("-m", "experiment=copy", "model=transformer_xl,rmt", "seed=5", "trainer.max_steps=7", "tracking=off")
+    found = jobs(
+        "-m", "experiment=copy", "model=transformer_xl,rmt", "seed=5", "trainer.max_steps=7", "tracking=off"
+    )
     assert [(c.model["name"], c.seed, c.model.get("mem_len"), c.trainer.max_steps) for c in found] == [
         ("transformer_xl", 5, 9, 7),
         ("rmt", 5, None, 7),
@@ -84,7 +94,9 @@ OWN = {
 
 
 @pytest.mark.parametrize("content", OWN)
-def test_mistakes_in_a_preset(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_a_preset(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A preset of the user's own, beside the shipped ones."""
     own = tmp_path / "configs"
     (own / "experiment").mkdir(parents=True)
@@ -100,9 +112,14 @@ def test_mistakes_in_a_preset(content: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [("experiment=revers", "Did you mean 'reverse'"), ("-m experiment=copy,reverse", "each is a sweep of its own")],
+    [
+        ("experiment=revers", "Did you mean 'reverse'"),
+        ("-m experiment=copy,reverse", "each is a sweep of its own"),
+    ],
 )
-def test_mistakes(words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["memlab.train", *words.split()])
     with pytest.raises(SystemExit) as ended:
         cli.run("train", check, lambda config: pytest.fail("the job began"))

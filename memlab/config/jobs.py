@@ -1,4 +1,7 @@
-"""The jobs of `--multirun`: a process for each, one after another. Signals to this process reach the one that runs, and no other begins."""
+"""The jobs of `--multirun`: a process for each, one after another.
+
+Signals to this process reach the one that runs, and no other begins.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ class Jobs:
             return
         print(f"\nmemlab.{self.command} {words}", flush=True)
         if not self._before:  # from the first job on, until `end`
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         self._process = subprocess.Popen([sys.executable, "-m", f"memlab.{self.command}", *overrides])
         if number := self._told():  # while it was being started
             self._pass_on(number)
@@ -55,10 +60,16 @@ class Jobs:
             signal.signal(number, handler)
         told = []
         if self.failed:
-            told.append(f"memlab.{self.command}: {len(self.failed)} of the jobs failed:\n  " + "\n  ".join(self.failed))
+            told.append(
+                f"memlab.{self.command}: {len(self.failed)} of the jobs failed:\n  "
+                + "\n  ".join(self.failed)
+            )
         if self.waiting:
             name = signal.Signals(self.asked or signal.SIGTERM).name
-            told.append(f"memlab.{self.command}: {name}: {len(self.waiting)} of the jobs not done:\n  " + "\n  ".join(self.waiting))
+            told.append(
+                f"memlab.{self.command}: {name}: {len(self.waiting)} of the jobs not done:\n  "
+                + "\n  ".join(self.waiting)
+            )
         if self.asked is None:
             return told[0] if told else 0
         print("\n".join(told), file=sys.stderr, flush=True)
@@ -74,7 +85,8 @@ class Jobs:
 
     def _pass_on(self, number: int) -> None:
         process = self._process
-        if process is None or (number == signal.SIGINT and _at_keyboard()):  # the terminal tells Ctrl-C to both
+        # the terminal tells Ctrl-C to both
+        if process is None or (number == signal.SIGINT and _at_keyboard()):
             return
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)

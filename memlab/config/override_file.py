@@ -1,4 +1,6 @@
-"""Overrides in a file: `experiment_file=best.yaml` on the command line of `memlab.train`, and how such a file is written."""
+"""Overrides in a file: `experiment_file=best.yaml` on the command line of `memlab.train`,
+and how such a file is written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _WORDS = {"null", "true", "false", "nan", "inf"}  # but for these
 
 
 def expand(words: Sequence[str]) -> list[str]:
-    """A command line with the lines of its `experiment_file` put in front; keys that it gives itself are left out of the file's.
+    """A command line with the lines of its `experiment_file` put in front; keys that it gives itself are left
+    out of the file's.
 
     Raises:
         ConfigError: the file cannot be read, or is not a list of keys and values.
@@ -101,4 +104,5 @@ def _value(value: Any) -> str:
         return text
     if text.startswith("${") and text.endswith("}"):
         return text  # an interpolation
-    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"  # Hydra reads backslashes only before a quote
+    # Hydra reads backslashes only before a quote
+    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"

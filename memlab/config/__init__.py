@@ -1,0 +1,1 @@
+"""How a command line becomes a typed configuration, and how the processes of a command are started."""

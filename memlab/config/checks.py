@@ -1,0 +1,175 @@
+"""Checks of what Hydra composed, key by key and across groups, before anything is started or written."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from memlab.bounds import NonNegative
+from memlab.config import schema
+from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
+from memlab.errors import ConfigError, suggestion
+from memlab.tasks import growth
+from memlab.tasks.base import SyntheticTask, Task
+
+# a task's file may say how it is best trained, which is of no use to `memlab.show`
+NOT_SHOWN = ("optim", "trainer", "curriculum")
+RunT = TypeVar("RunT", bound=Config)
+
+
+def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ignore[assignment]
+    """The typed configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
+    """
+    config = typed(OmegaConf.to_container(composed, resolve=True), kind)
+    _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": NonNegative | None})
+    _check_group("task", config.task, provided=set(), extra={})
+    _check_together(config, build_task(config))
+    return config
+
+
+def check_show(composed: DictConfig) -> ShowConfig:
+    """The typed configuration of `memlab.show`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    config = typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
+    _check_group("task", config.task, provided=set(), extra={})
+    build_task(config)
+    return config
+
+
+def check_compare(composed: DictConfig) -> CompareConfig:
+    """The typed configuration of `memlab.compare`.
+
+    Raises:
+        ConfigError: as `check`, or keys contradict each other.
+    """
+    config = typed(OmegaConf.to_container(composed, resolve=True), CompareConfig)
+    if config.runs is not None and config.experiment is not None:
+        raise ConfigError(
+            "experiment and runs are both given: runs=[..] names each run, so leave experiment out"
+        )
+    if config.runs is not None and config.filter is not None:
+        raise ConfigError(
+            "filter chooses among the runs of an experiment; with runs=[..] there is nothing to choose"
+        )
+    return config
+
+
+def build_task(config: Config | ShowConfig) -> Task:
+    """The task of a configuration.
+
+    Raises:
+        ConfigError: the task's values do not go together.
+    """
+    task: Task = schema.load(config.task["_target_"])(**config.arguments("task"))
+    return task
+
+
+def _check_together(config: Config, task: Task) -> None:
+    """Combinations across groups."""
+    trainer = config.trainer
+    if trainer.recompute_together is not None and trainer.recompute != "segment":
+        raise ConfigError(
+            f"trainer.recompute_together={trainer.recompute_together} counts segments, and "
+            f"trainer.recompute={trainer.recompute} has none; use null, or trainer.recompute=segment"
+        )
+    depth = config.bptt_depth
+    if depth is not None and depth >= task.num_segments:
+        allowed = f"0..{task.num_segments - 1} or null"
+        raise ConfigError(
+            f"model.bptt_depth={depth}: a training step reads {task.num_segments} segments, so it may be "
+            f"{allowed}"
+        )
+    if (size := config.trainer.known_size) is not None:
+        check_shares(config, task, size)
+    if isinstance(config.curriculum, GrowingCurriculum):
+        growth.stages(task, config.curriculum.by, config.curriculum.sizes)
+    if isinstance(task, SyntheticTask):
+        return
+    if isinstance(config.curriculum, GrowingCurriculum):
+        name = config.task["name"]
+        if config.curriculum.threshold is not None:
+            raise ConfigError(
+                f"curriculum.threshold={config.curriculum.threshold}: task={name} is text and has no "
+                "accuracy; use null"
+            )
+        if config.curriculum.stage_steps is None:
+            raise ConfigError(
+                f"curriculum.stage_steps=null: task={name} is text and has no accuracy at which a stage "
+                "could end; give the steps of a stage, or use curriculum=off"
+            )
+    if config.trainer.stop_at_accuracy is not None:
+        raise ConfigError(
+            f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right "
+            "about; use null"
+        )
+
+
+def check_shares(config: Config, task: Task, size: int) -> None:
+    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many
+    processes, and read in parts.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if task.batch_size % size:
+        raise ConfigError(
+            f"task.batch_size={task.batch_size} counts the rows of all processes, and {size} cannot share "
+            "them evenly"
+        )
+    parts = config.trainer.accumulate
+    if task.batch_size // size % parts:
+        rows = f"the {task.batch_size // size} rows of each process" if size > 1 else "the rows of a step"
+        raise ConfigError(
+            f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into "
+            f"{parts} parts"
+        )
+    if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2:
+        where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
+        where += f" with trainer.accumulate={parts}" * (parts > 1)
+        raise ConfigError(f"model.memory=shuffled reads the memory of another sample of the batch; {where}")
+    if isinstance(task, SyntheticTask):
+        for name in ("validation_size", "test_size"):
+            if getattr(task, name) < size:
+                raise ConfigError(
+                    f"task.{name}={getattr(task, name)}: each of the {size} processes reads at least one "
+                    "sample"
+                )
+
+
+def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:
+    for key in ("_target_", "name"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(
+                f"{group}.{key} is missing from configs/{group}/*.yaml: it names the class, and the {group} "
+                "in reports"
+            )
+    arguments = schema.parameters(values["_target_"])
+    for key, value in values.items():
+        if key in ("_target_", "name"):
+            continue
+        if key in provided or key not in arguments.keys() | extra:
+            raise unknown_key(
+                f"{group}.{key}", [k for k in values if k in arguments.keys() - provided | extra.keys()]
+            )
+        schema.check_value(
+            f"{group}.{key}", value, arguments[key].annotation if key in arguments else extra[key]
+        )
+    for key in arguments.keys() - provided - values.keys():
+        raise ConfigError(f"{group}.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
+
+
+def unknown_key(key: str, known: list[str]) -> ConfigError:
+    """The error for a key that nothing reads, with the keys that are there instead."""
+    group, _, name = key.rpartition(".")
+    near = suggestion(name, known)
+    return ConfigError(
+        f"unknown key {key!r}.{near} Keys of {group or 'the root'}: {', '.join(sorted(known))}"
+    )
