@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,6 +10,7 @@ from memlab.bounds import NonNegative
 from memlab.config import schema
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
+from memlab.models import choices
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
@@ -25,8 +26,8 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
     config = typed(OmegaConf.to_container(composed, resolve=True), kind)
-    _check_group("model", config.model, provided={"vocab_size"}, extra={"bptt_depth": NonNegative | None})
-    _check_group("task", config.task, provided=set(), extra={})
+    _check_model(config.model)
+    _check_task(config.task)
     _check_together(config, build_task(config))
     return config
 
@@ -39,7 +40,7 @@ def check_show(composed: DictConfig) -> ShowConfig:
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     config = typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
-    _check_group("task", config.task, provided=set(), extra={})
+    _check_task(config.task)
     build_task(config)
     return config
 
@@ -144,26 +145,75 @@ def check_shares(config: Config, task: Task, size: int) -> None:
                 )
 
 
-def _check_group(group: str, values: dict[str, Any], provided: set[str], extra: dict[str, Any]) -> None:
+def _check_model(values: dict[str, Any]) -> None:
+    """Whether each key is an option of a part that was chosen, and has a value that it accepts."""
+    if "_target_" in values:
+        raise ConfigError(
+            f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of backbone, "
+            "layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use memlab 0.1"
+        )
+    for key, annotation in _OF_EVERY_MODEL.items():
+        if key not in values:
+            raise ConfigError(f"model.{key} is missing: every model has it")
+        schema.check_value(f"model.{key}", values[key], annotation)
+    backbone = schema.parameters(choices.BACKBONE)
+    if isinstance(values.get("layers"), int):
+        schema.check_value("model.layers", values["layers"], backbone["layers"].annotation)
+    else:
+        raise ConfigError(f"model.layers={values.get('layers')!r}: a number of layers is needed")
+    chosen = choices.choose(values)
+    options = {**backbone, **schema.parameters(chosen.tokens)}
+    for memory in dict.fromkeys(chosen.memories):
+        options |= schema.parameters(memory)
+    given = {"width"} - backbone.keys() | set(choices.GIVEN)
+    options = {name: option for name, option in options.items() if name not in given} | {
+        "width": backbone["width"]
+    }
+    if "attention" in _listed(values["layer_memory"]):
+        options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
+    for key, value in values.items():
+        if key in _OF_EVERY_MODEL:
+            continue
+        if key not in options:
+            parts = f"backbone={values['backbone']}, layer_memory={values['layer_memory']}, tokens={values['tokens']}"
+            raise ConfigError(f"{unknown_key(f'model.{key}', list(options))} (as composed: {parts})")
+        schema.check_value(f"model.{key}", value, options[key].annotation)
+    for key, option in options.items():
+        if option.required and key not in values:
+            raise ConfigError(f"model.{key} is missing: it has to be {option.words}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+# The keys of a model that are no options of its parts.
+_OF_EVERY_MODEL: dict[str, Any] = {
+    "name": str,
+    "backbone": str,
+    "layer_memory": str | list[str],
+    "tokens": str,
+    "memory": Literal["on", "off", "shuffled"],
+    "bptt_depth": NonNegative | None,
+}
+
+
+def _check_task(values: dict[str, Any]) -> None:
+    """Whether the keys are those of the task's constructor, and have values that it accepts."""
     for key in ("_target_", "name"):
         if not isinstance(values.get(key), str):
             raise ConfigError(
-                f"{group}.{key} is missing from configs/{group}/*.yaml: it names the class, and the {group} "
-                "in reports"
+                f"task.{key} is missing from configs/task/*.yaml: it names the class, and the task in reports"
             )
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
         if key in ("_target_", "name"):
             continue
-        if key in provided or key not in arguments.keys() | extra:
-            raise unknown_key(
-                f"{group}.{key}", [k for k in values if k in arguments.keys() - provided | extra.keys()]
-            )
-        schema.check_value(
-            f"{group}.{key}", value, arguments[key].annotation if key in arguments else extra[key]
-        )
-    for key in arguments.keys() - provided - values.keys():
-        raise ConfigError(f"{group}.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
+        if key not in arguments:
+            raise unknown_key(f"task.{key}", [k for k in values if k in arguments])
+        schema.check_value(f"task.{key}", value, arguments[key].annotation)
+    for key in arguments.keys() - values.keys():
+        raise ConfigError(f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from memlab.errors import ConfigError
+from memlab.models import choices
 
 _BUILTINS: dict[str, Any] = {
     "int": int,
@@ -42,10 +43,11 @@ _NAMES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a constructor: what it accepts, as a type and as the words of the source."""
+    """One argument of a constructor: what it accepts, as a type and as the words of the source; whether it is needed."""
 
     annotation: Any
     words: str
+    required: bool = True
 
 
 def load(target: str) -> Any:
@@ -80,7 +82,11 @@ def parameters(target: str) -> dict[str, Parameter]:
     own: dict[str, Parameter] = {}
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            own = {a.arg: _parameter(a) for a in [*node.args.args[1:], *node.args.kwonlyargs]}
+            positional = node.args.args[1:]
+            fixed = len(positional) - len(node.args.defaults)
+            own = {a.arg: _parameter(a, required=i < fixed) for i, a in enumerate(positional)}
+            both = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            own |= {a.arg: _parameter(a, required=default is None) for a, default in both}
             if node.args.kwarg is None:
                 return own
     base = ast.unparse(found.bases[0]) if found.bases else ""
@@ -92,10 +98,12 @@ def parameters(target: str) -> dict[str, Parameter]:
     raise ConfigError(f"_target_: {target} has no __init__ whose arguments could be read")
 
 
-def _parameter(argument: ast.arg) -> Parameter:
+def _parameter(argument: ast.arg, required: bool) -> Parameter:
     words = ast.unparse(argument.annotation) if argument.annotation else "Any"
+    if argument.arg in choices.GIVEN:  # not from the configuration
+        return Parameter(Any, words, required)
     try:  # the source is an importable module's own annotation, evaluated with the few names above
-        return Parameter(eval(words, {"__builtins__": _BUILTINS}, _NAMES), words)
+        return Parameter(eval(words, {"__builtins__": _BUILTINS}, _NAMES), words, required)
     except NameError as error:
         raise ConfigError(
             f"argument {argument.arg!r} is annotated {words!r}: {error.name!r} is not one of "

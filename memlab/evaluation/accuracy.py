@@ -14,7 +14,8 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from memlab.models.base import Decoder, Open
+from memlab.models.base import Open
+from memlab.models.decoder import Decoder
 
 
 @torch.no_grad()

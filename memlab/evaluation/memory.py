@@ -94,10 +94,9 @@ def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> Memor
 
 def kv_full_bytes(model: Model, tokens: int) -> int:
     """KV_full: keys and values of so many tokens in all layers."""
-    stack = model.stack
-    return (
-        2 * len(stack.blocks) * stack.kv_heads * stack.head_width * tokens * model.embed.weight.element_size()
-    )
+    backbone = model.backbone
+    numbers = 2 * len(backbone.blocks) * backbone.kv_heads * backbone.head_width * tokens
+    return numbers * backbone.embed.weight.element_size()
 
 
 @torch.no_grad()

@@ -85,7 +85,9 @@ class State:
         """
         names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
         if set(saved) != set(names):
-            raise ValueError(f"saved {type(self).__name__} has the fields {sorted(saved)}, expected {sorted(names)}")
+            raise ValueError(
+                f"saved {type(self).__name__} has the fields {sorted(saved)}, expected {sorted(names)}"
+            )
 
         def restore(template: Any, value: Any) -> Any:
             if isinstance(template, State):

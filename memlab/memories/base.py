@@ -61,10 +61,10 @@ class Where:
     batch_size: int
     device: torch.device
     first: int = 0
-    tokens: slice = ALL
+    tokens: slice = field(default_factory=lambda: ALL)
     mask: Tensor | None = None
     memory_tokens_read: bool = False
-    wanted: slice = ALL
+    wanted: slice = field(default_factory=lambda: ALL)
     segments: int = 1
     offset_B: Tensor | None = None
     rotary: Rotary | None = None
@@ -84,7 +84,9 @@ class Where:
         if rotary is None:
             return None
         accurate = torch.promote_types(dtype, torch.float32)
-        return self.once(("turn", start, count), lambda: rotary.rotation(self.positions(start, count), accurate))
+        return self.once(
+            ("turn", start, count), lambda: rotary.rotation(self.positions(start, count), accurate)
+        )
 
     def positions(self, start: int, count: int) -> Tensor:
         """Integer positions of `count` rows from position `start` of the segment on: [T], or [B, T] within documents."""
@@ -209,7 +211,9 @@ class LayerMemory(nn.Module, abc.ABC):
         mask = where.mask if mask is None else mask
 
         def mass(values_BGLK: Tensor) -> Tensor:
-            return self.attention.attend(q, k, values_BGLK, mask, where.relative, where.mask is not None, where.wanted)
+            return self.attention.attend(
+                q, k, values_BGLK, mask, where.relative, where.mask is not None, where.wanted
+            )
 
         observing.offer("attention", memory=self, remembered=remembered, where=where, mass=mass, key=k)
         return mass(v)

@@ -56,7 +56,9 @@ class Full(LayerMemory):
     def extend(self, x_BTD: Tensor, open: FullOpen, where: Where) -> tuple[Tensor, FullOpen]:
         q, k, v = self.project(x_BTD, where.turn(where.start, where.count, x_BTD.dtype))
         seen = open.seen.then(k, v)
-        before = seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count  # rows written before the segment
+        before = (
+            seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count
+        )  # rows written before the segment
         mask = where.once(("full", before), lambda: where.look(windows.filled(before, self._offset(where))))
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=before)
         if where.first == 0 and where.only_tokens:

@@ -63,7 +63,11 @@ class Infini(LayerMemory):
     """
 
     def __init__(
-        self, description: Description, *, update: Literal["linear", "delta"] = "linear", gate_init: float = 0.0
+        self,
+        description: Description,
+        *,
+        update: Literal["linear", "delta"] = "linear",
+        gate_init: float = 0.0,
     ) -> None:
         super().__init__(description)
         self.update = update
@@ -125,7 +129,9 @@ class Infini(LayerMemory):
         with accurate(q_BHSNK):
             features = _feature(q_BHSNK).unflatten(1, (before.shape[1], -1))  # [B, G, H / G, S, N, K]
             remembered = _retrieve(features, before.unsqueeze(2)).flatten(1, 2)
-            written = (before[..., -1].amax(-1) > 0).repeat_interleave(features.shape[2], dim=1)  # features are positive
+            written = (before[..., -1].amax(-1) > 0).repeat_interleave(
+                features.shape[2], dim=1
+            )  # features are positive
             gate_BHS11 = self.gate_H.sigmoid().view(-1, 1, 1, 1) * written[..., None, None]
             if not where.only_tokens:
                 gate_BHS11 = gate_BHS11 * where.readers()[where.wanted, None]

@@ -85,7 +85,9 @@ class Memorizing(LayerMemory):
     ) -> None:
         super().__init__(description)
         if memory_layer is not None and memory_layer > description.layers:
-            raise ConfigError(f"model.memory_layer={memory_layer}: the model has model.layers={description.layers}")
+            raise ConfigError(
+                f"model.memory_layer={memory_layer}: the model has model.layers={description.layers}"
+            )
         self.mem_len, self.memory_size, self.top_k = mem_len, memory_size, top_k
         self.memorizes = memory_layer in (None, description.layer)
         if self.memorizes:
@@ -108,19 +110,27 @@ class Memorizing(LayerMemory):
     def begin(self, state: MemorizingState, where: Where) -> MemorizingOpen:
         keys, values = state.cache.keys_BGLK, state.cache.values_BGLK
         turn = where.turn(where.first - self.mem_len, self.mem_len, keys.dtype)
-        return MemorizingOpen(state, KeyValues(rotate(keys, turn), values), keys[:, :, :0], self.mem_len - where.first)
+        return MemorizingOpen(
+            state, KeyValues(rotate(keys, turn), values), keys[:, :, :0], self.mem_len - where.first
+        )
 
     def extend(self, x_BTD: Tensor, open: MemorizingOpen, where: Where) -> tuple[Tensor, MemorizingOpen]:
         before = open.before
         q, k, v = self._project(x_BTD)
         turn = where.turn(where.start, where.count, q.dtype)
         seen = open.seen.then(rotate(k, turn), v)
-        mask = where.once(("cache", self.mem_len), lambda: where.look(windows.filled(self.mem_len, before.tokens_B)))
-        y = self.attend(rotate(q, turn), seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=self.mem_len)
+        mask = where.once(
+            ("cache", self.mem_len), lambda: where.look(windows.filled(self.mem_len, before.tokens_B))
+        )
+        y = self.attend(
+            rotate(q, turn), seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=self.mem_len
+        )
         if self.state_grows:
             stored = before.memory.keys_BGLK.shape[2]
             low_B1 = (stored - before.tokens_B).clamp(min=0)[:, None]
-            y = self._read(q[:, :, where.wanted], y, before.memory, low_B1, torch.full_like(low_B1, stored), where)
+            y = self._read(
+                q[:, :, where.wanted], y, before.memory, low_B1, torch.full_like(low_B1, stored), where
+            )
         keys = torch.cat([open.keys_BGnK, self.stored(k, where, 2)], dim=2)
         return self.merge(y), MemorizingOpen(before, seen, keys, open.first)
 
@@ -155,14 +165,18 @@ class Memorizing(LayerMemory):
             return old.then(new.keys_BGLK, new.values_BGLK).rows(slice(-size, None)) if size else old
 
         memory = longer(state.memory, self.memory_size if self.memorizes else 0)
-        return MemorizingState(longer(state.cache, self.mem_len), memory, state.tokens_B + new.keys_BGLK.shape[2])
+        return MemorizingState(
+            longer(state.cache, self.mem_len), memory, state.tokens_B + new.keys_BGLK.shape[2]
+        )
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values without positions; with the memory, queries and keys of length 1 and the learned scale."""
         q, k, v = self.project(x_BTD)
         if not self.memorizes:
             return q, k, v
-        scale = self.scale_H.to(q.dtype).view(-1, 1, 1) * self.description.head_width**0.5  # attention divides by this
+        scale = (
+            self.scale_H.to(q.dtype).view(-1, 1, 1) * self.description.head_width**0.5
+        )  # attention divides by this
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
 
     def _read(

@@ -56,7 +56,9 @@ class TransformerXL(RowMemory):
     ) -> None:
         super().__init__(description)
         if same_length and 0 in (mem_len, eval_mem_len):
-            raise ConfigError("model.same_length=true needs model.mem_len and model.eval_mem_len of at least 1")
+            raise ConfigError(
+                "model.same_length=true needs model.mem_len and model.eval_mem_len of at least 1"
+            )
         self.mem_len, self.eval_mem_len = mem_len, mem_len if eval_mem_len is None else eval_mem_len
         self.same_length = same_length
 
@@ -92,7 +94,9 @@ class TransformerXL(RowMemory):
         # What a segment reads of itself (q, k, v), and what later ones read of it (again: no gradient to x)
         (q, k, v), again = self.attention.project_twice(x_BTD, self.norm, turn)
         memory = self.keys_values(self.rows(state)[0], turn_memory)
-        before = (torch.cat([first, rows[:, :, : t - n]], dim=2) for first, rows in zip(memory, again, strict=True))
+        before = (
+            torch.cat([first, rows[:, :, : t - n]], dim=2) for first, rows in zip(memory, again, strict=True)
+        )
         k, v = (windows.cut(rows, own, s) for rows, own in zip(before, (k, v), strict=True))
         mask = where.once(
             (type(self), size, s), lambda: windows.visible_all(size, state.filled_B, s, n, self.reach)

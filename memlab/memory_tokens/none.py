@@ -8,7 +8,7 @@ from memlab.layers.state import Empty
 from memlab.memory_tokens.base import MemoryTokens
 
 
-class NoTokens(MemoryTokens):
+class None_(MemoryTokens):
     """Nothing stands beside a segment."""
 
     def __init__(self, width: int) -> None:

@@ -63,7 +63,9 @@ class RMT(MemoryTokens):
         super().__init__()
         # Distinct vectors of a token embedding's size; the published code repeats one vector M times.
         self.initial_memory_MD = nn.Parameter(torch.randn(memory_tokens, width))
-        self.write_memory_MD = nn.Parameter(torch.randn(memory_tokens, width)) if write_memory == "learned" else None
+        self.write_memory_MD = (
+            nn.Parameter(torch.randn(memory_tokens, width)) if write_memory == "learned" else None
+        )
         self.read_mem_from_cache = read_mem_from_cache
 
     @property
@@ -81,7 +83,11 @@ class RMT(MemoryTokens):
         return state.memory_BMD
 
     def after(self, state: RMTState) -> Tensor:
-        return state.memory_BMD if self.write_memory_MD is None else self.write_memory_MD.expand_as(state.memory_BMD)
+        return (
+            state.memory_BMD
+            if self.write_memory_MD is None
+            else self.write_memory_MD.expand_as(state.memory_BMD)
+        )
 
     def written(self, state: RMTState, top_BWD: Tensor) -> RMTState:
         return RMTState(top_BWD)

@@ -96,27 +96,45 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if head_width is None and width % heads:
-            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+            raise ConfigError(
+                f"model.width={width} does not divide into model.heads={heads} heads of even width"
+            )
         self.head_width = head_width or width // heads
         if self.head_width % 2:
-            raise ConfigError(f"model.width={width} does not divide into model.heads={heads} heads of even width")
+            raise ConfigError(
+                f"model.width={width} does not divide into model.heads={heads} heads of even width"
+            )
         if kv_heads is not None and heads % kv_heads:
-            raise ConfigError(f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}")
+            raise ConfigError(
+                f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}"
+            )
         if positions != "transformer_xl" and (untie or clamp_len is not None):
             option = "model.untie=true" if untie else f"model.clamp_len={clamp_len}"
-            raise ConfigError(f"{option} is about the positions of Transformer-XL; found model.positions={positions}")
+            raise ConfigError(
+                f"{option} is about the positions of Transformer-XL; found model.positions={positions}"
+            )
         if (positions == "learned") != (max_positions is not None):
-            needs = "needs model.max_positions, the rows of its table" if positions == "learned" else "has no table"
-            raise ConfigError(f"model.positions={positions} {needs}; found model.max_positions={max_positions}")
+            needs = (
+                "needs model.max_positions, the rows of its table"
+                if positions == "learned"
+                else "has no table"
+            )
+            raise ConfigError(
+                f"model.positions={positions} {needs}; found model.max_positions={max_positions}"
+            )
         self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
         self.positions, self.clamp_len = positions, clamp_len
         self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
-        self.recompute = False  # whether a block's activations are made again for the gradient, and only its input is kept
+        self.recompute = (
+            False  # whether a block's activations are made again for the gradient, and only its input is kept
+        )
         self.embed = nn.Embedding(vocab_size, width)
         self.learned_positions = nn.Embedding(max_positions, width) if max_positions is not None else None
         # u and v of Transformer-XL, shared by all layers as in its PyTorch code; [layers, 2, H, K] if each has its own.
         biases_shape = (layers if untie else 1, 2, heads, self.head_width)
-        self.distance_biases = nn.Parameter(torch.empty(biases_shape)) if positions == "transformer_xl" else None
+        self.distance_biases = (
+            nn.Parameter(torch.empty(biases_shape)) if positions == "transformer_xl" else None
+        )
         blocks = []
         for layer in range(1, layers + 1):
             description = Description(
@@ -175,7 +193,9 @@ class Backbone(nn.Module):
             size = self.learned_positions.num_embeddings
             if positions.numel() and (last := int(positions.max())) >= size:
                 raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
-            x_BTD = x_BTD + self.learned_positions(positions).repeat(*[1] * (positions.dim() - 1), where.segments, 1)
+            x_BTD = x_BTD + self.learned_positions(positions).repeat(
+                *[1] * (positions.dim() - 1), where.segments, 1
+            )
         return x_BTD
 
     def read(

@@ -131,7 +131,9 @@ class Model(nn.Module, abc.ABC):
     @property
     def carries(self) -> bool:
         """Whether anything passes a segment boundary; only then does a back-propagation depth mean anything."""
-        return self.memory != "off" and (self.tokens.carries or any(m.carries for m in self.backbone.memories))
+        return self.memory != "off" and (
+            self.tokens.carries or any(m.carries for m in self.backbone.memories)
+        )
 
     @property
     def state_grows(self) -> bool:
@@ -150,7 +152,9 @@ class Model(nn.Module, abc.ABC):
     def init_state(self, batch_size: int) -> ModelState:
         """The state at the start of a document; learned parts of it carry gradient."""
         nothing_B0 = torch.zeros(batch_size, 0, device=self.device)
-        return ModelState(self.tokens.init_state(batch_size), self.backbone.init_state(batch_size), nothing_B0)
+        return ModelState(
+            self.tokens.init_state(batch_size), self.backbone.init_state(batch_size), nothing_B0
+        )
 
     def exchanged(self, state: ModelState, from_B: Tensor) -> ModelState:
         """The state in which row b remembers what row from_B[b] does."""
@@ -190,7 +194,9 @@ class Model(nn.Module, abc.ABC):
     def _of_others(self, state: ModelState) -> ModelState:
         return self.exchanged(state, torch.arange(state.batch_size, device=self.device).roll(1))
 
-    def _where(self, state: ModelState, start: int, count: int, tokens: slice, mask: Tensor | None = None) -> Where:
+    def _where(
+        self, state: ModelState, start: int, count: int, tokens: slice, mask: Tensor | None = None
+    ) -> Where:
         """Where `count` rows stand that begin at position `start` of their segment."""
         return Where(
             start=start,
@@ -231,7 +237,9 @@ class Model(nn.Module, abc.ABC):
         while at < tokens_BT.shape[1]:
             read = 0 if isinstance(state, ModelState) else state.read
             if read >= segment_length:
-                raise UserError(f"segment_length={segment_length}: the open segment has {read} tokens already")
+                raise UserError(
+                    f"segment_length={segment_length}: the open segment has {read} tokens already"
+                )
             piece_Bn = tokens_BT[:, at : at + segment_length - read].to(self.device, torch.long)
             piece = self._stream_piece(piece_Bn, state, ends=read + piece_Bn.shape[1] == segment_length)
             yield piece

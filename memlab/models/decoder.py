@@ -44,7 +44,9 @@ class Decoder(Model):
         Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over layers, and each
         layer reads all segments.
         """
-        if self.memory == "off" or not (self.tokens.carries or any(m.carries for m in self.backbone.memories)):
+        if self.memory == "off" or not (
+            self.tokens.carries or any(m.carries for m in self.backbone.memories)
+        ):
             return self._apart
         in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
         return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCORES = 1 << 22  # most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
+_SCORES = (
+    1 << 22
+)  # most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
 _ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 _SIEVE = 8  # scores of which the largest alone is compared first
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memlab.config.sections import Config
 from memlab.evaluation.accuracy import Score, free_running
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 from memlab.splits import Held
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
@@ -52,7 +52,7 @@ class AnsweringModule(MemoryModule):
 
         def score(logits_BnV: Tensor, start: int) -> tuple[Tensor, Tensor]:
             now = slice(start, start + logits_BnV.shape[1])
-            if isinstance(self.model, Decoder):
+            if not self.model.answers_once:
                 logits_BaV, targets_Ba = (
                     logits_BnV[:, answer_T[now]],
                     batch.targets_BT[:, now][:, answer_T[now]],
@@ -83,7 +83,7 @@ class AnsweringModule(MemoryModule):
         sample.
         """
         answer_T = batch.answer_BT[0]
-        return logits[:, answer_T] if isinstance(self.model, Decoder) else logits[:, -1:], batch.targets_BT[
+        return logits[:, answer_T] if not self.model.answers_once else logits[:, -1:], batch.targets_BT[
             :, answer_T
         ]
 
@@ -94,7 +94,7 @@ class AnsweringModule(MemoryModule):
         assert self.batch is not None
         kept = self.score_answers(self.batch.part(rows))
         nats_BA, right_BA = (
-            kept.values if isinstance(self.model, Decoder) else (value[:, -1:] for value in kept.values)
+            kept.values if not self.model.answers_once else (value[:, -1:] for value in kept.values)
         )
         # every row of every process has as many targets: means of means are the mean over the whole batch
         loss = nats_BA.mean()
@@ -127,7 +127,7 @@ class AnsweringModule(MemoryModule):
             (F.cross_entropy(logits_BAV.flatten(0, 1), truth_BA.flatten()).item(), truth_BA.numel())
         )
         self.scores["forced"].add(logits_BAV.argmax(-1), truth_BA)
-        if not isinstance(self.model, Decoder):  # its one answer has no tokens to be forced
+        if self.model.answers_once:  # its one answer has no tokens to be forced
             self.scores["free"] = self.scores["forced"]
             return
         predicted_BA = free_running(

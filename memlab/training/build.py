@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from memlab.config import schema
 from memlab.config.checks import build_task, check_shares
 from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
-from memlab.models.base import Encoder, Model
+from memlab.models.base import Model
+from memlab.models.compose import compose
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 from memlab.tasks.text import TextTask
@@ -63,9 +63,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
-    model: Model = schema.load(config.model["_target_"])(
-        vocab_size=task.vocab_size, **config.arguments("model")
-    )
+    model = compose(config.model, task.vocab_size)
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "
@@ -74,7 +72,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     if config.trainer.precision == "64-true":
         # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
         model = model.double()
-    model.stack.recompute = config.trainer.recompute == "block"
+    model.backbone.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
     if isinstance(task, TextTask):
@@ -85,7 +83,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
 
 def _reading(config: Config, task: TextTask, model: Model, processes: Processes) -> Parts:
     name, text = config.model["name"], config.task["name"]
-    if isinstance(model, Encoder):
+    if model.answers_once:
         raise ConfigError(
             f"model={name} answers once for each sample and does not predict text; task={text} needs a "
             "decoder"
@@ -108,7 +106,7 @@ def _reading(config: Config, task: TextTask, model: Model, processes: Processes)
 
 
 def _answering(config: Config, task: SyntheticTask, model: Model, processes: Processes) -> Parts:
-    answers_once = isinstance(model, Encoder)
+    answers_once = model.answers_once
     if answers_once and task.answer_tokens > 1:
         raise ConfigError(
             f"model={config.model['name']} answers once for each sample, and the answer of "

@@ -134,7 +134,7 @@ class ShardedStrategy(DDPStrategy):
         module: Any = self.lightning_module
         self.precision_plugin.convert_module(module)
         if not isinstance(module, FSDPModule):
-            shard(module, module.model.stack.blocks, self.root_device, self.world_size)
+            shard(module, module.model.backbone.blocks, self.root_device, self.world_size)
             self.model_to_device()  # it is there, block by block; Lightning is to know
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)

@@ -1,0 +1,89 @@
+"""Which classes a configuration's choices name. No torch is imported here, so that a wrong name is reported at once.
+
+    layer_memory   a file of `memlab/memories/`, or a list of them from the bottom layer to the top
+    tokens         a file of `memlab/memory_tokens/`
+
+The class of a file is the one of the same name: `transformer_xl.py` has `TransformerXL`. A class of your own is named by its
+module, `my_module.MyMemory`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memlab.errors import ConfigError, suggestion
+
+Group = Literal["layer_memory", "tokens"]
+_PACKAGES: dict[Group, str] = {"layer_memory": "memories", "tokens": "memory_tokens"}
+BACKBONE = "memlab.models.backbone.Backbone"
+GIVEN = ("vocab_size", "memories", "description")  # constructor arguments that are no keys
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Dotted names of classes: one layer memory for each layer, from the bottom, and the memory tokens."""
+
+    memories: tuple[str, ...]
+    tokens: str
+
+
+def choose(values: Mapping[str, Any]) -> Choices:
+    """What the keys `layer_memory`, `tokens`, `context` and `layers` of a model name.
+
+    Raises:
+        ConfigError: there is no such memory, or the layers cannot be shared out among the list.
+    """
+    asked = values["layer_memory"]
+    pattern = [asked] if isinstance(asked, str) else list(asked)
+    layers = values["layers"]
+    if not pattern or layers % len(pattern):
+        raise ConfigError(
+            f"model.layer_memory={pattern} has {len(pattern)} entries, and model.layers={layers} cannot be shared out "
+            "evenly among them; each entry is for as many layers, from the bottom to the top"
+        )
+    if values.get("context") == "full":  # what layers without a memory look at
+        pattern = ["full" if name == "attention" else name for name in pattern]
+    each = layers // len(pattern)
+    memories = tuple(target("layer_memory", name) for name in pattern for _ in range(each))
+    return Choices(memories, target("tokens", values["tokens"]))
+
+
+def target(group: Group, name: str) -> str:
+    """The dotted name of the class that a choice names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if "." in name:
+        return name
+    package = _PACKAGES[group]
+    file = _folder(package) / f"{name}.py"
+    found = _class_of(file) if file.is_file() else None
+    if found is None:
+        known = names(group)
+        near = suggestion(name, known)
+        raise ConfigError(
+            f"model.{group}={name}: there is no such choice.{near} There are: {', '.join(known)}"
+        )
+    return f"memlab.{package}.{name}.{found}"
+
+
+def names(group: Group) -> Sequence[str]:
+    """The choices that memlab has."""
+    return sorted(file.stem for file in _folder(_PACKAGES[group]).glob("*.py") if _class_of(file))
+
+
+def _folder(package: str) -> Path:
+    return Path(__file__).resolve().parent.parent / package
+
+
+def _class_of(file: Path) -> str | None:
+    """The class that has the file's name, but for capitals and underscores."""
+    wanted = file.stem.replace("_", "")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    return next((name for name in classes if name.replace("_", "").lower() == wanted), None)

@@ -1,0 +1,50 @@
+"""How the three choices of a configuration, backbone, layer memory and memory tokens, become one model."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from memlab.layers.description import Description
+from memlab.memories.base import LayerMemory
+from memlab.models import choices
+from memlab.models.backbone import Backbone
+from memlab.models.base import Model
+from memlab.models.decoder import Decoder
+from memlab.models.encoder import Encoder
+
+
+def compose(values: Mapping[str, Any], vocab_size: int) -> Model:
+    """Build the model that a configuration describes.
+
+    Args:
+        values: the keys of `model`: `layer_memory`, `tokens` and their options, those of `Backbone`, `memory`.
+        vocab_size: V, of the task.
+
+    Raises:
+        ConfigError: values do not go together, or a name is unknown.
+    """
+    chosen = choices.choose(values)
+
+    def memory(description: Description) -> LayerMemory:
+        kind = _load(chosen.memories[description.layer - 1])
+        made: LayerMemory = kind(description, **_options(kind, values))
+        return made
+
+    backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
+    kind = _load(chosen.tokens)
+    tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
+    return (Encoder if tokens.bidirectional else Decoder)(backbone, tokens, values.get("memory", "on"))
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _options(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that are arguments of a constructor."""
+    arguments = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    return {key: value for key, value in values.items() if key in arguments}
