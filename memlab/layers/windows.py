@@ -68,13 +68,14 @@ def visible(filled_BC: Tensor, read: int, queries: int, reach: int | None = None
         reach: how far back a token looks at most, itself counted; None = as far as there are rows.
 
     Returns:
-        bool [B, 1, n, C + read + n], True = may look.
+        bool [B, 1, n, C + read + n], True = may look; [n, read + n] if there are no remembered rows.
     """
-    b, size = filled_BC.shape
-    device = filled_BC.device
-    key_L = torch.arange(-size, read + queries, device=device)
-    behind_nL = torch.arange(read, read + queries, device=device)[:, None] - key_L
-    look_nL = behind_nL >= 0 if reach is None else (behind_nL >= 0) & (behind_nL < reach)
+    before = filled_BC.shape[1] + read
+    look_nL = torch.ones(queries, before + queries, dtype=torch.bool, device=filled_BC.device).tril(before)
+    if reach is not None:
+        look_nL = look_nL.triu(before - reach + 1)
+    if not filled_BC.shape[1]:
+        return look_nL
     there_BL = F.pad(filled_BC, (0, read + queries), value=True)
     return (look_nL & there_BL[:, None])[:, None]
 

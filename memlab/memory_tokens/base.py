@@ -68,10 +68,9 @@ class MemoryTokens(nn.Module, abc.ABC):
         Vectors before a segment see each other; a token sees them, earlier tokens and itself; vectors after it see all rows.
         """
         m, total = self.reads, self.reads + tokens + self.writes
-        may_look = torch.ones(total, total, dtype=torch.bool, device=device)
         if self.bidirectional:
-            return may_look
-        may_look = may_look.tril()
+            return torch.ones(1, 1, dtype=torch.bool, device=device).expand(total, total)
+        may_look = torch.ones(total, total, dtype=torch.bool, device=device).tril()
         may_look[:m, :m] = True
         may_look[m + tokens :] = True
         return may_look

@@ -211,8 +211,8 @@ class Backbone(nn.Module):
             x_BTD = self.embed_norm(x_BTD)
         handed_on = []
         for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
-            top = layer == len(self.blocks)  # below the top, other rows look at all
-            here = dataclasses.replace(where, relative=self.relative(layer), wanted=wanted if top else ALL)
+            asked = wanted if layer == len(self.blocks) else ALL  # below the top, other rows look at all
+            here = self.at(where, layer, asked)
             if self.recompute and torch.is_grad_enabled():
                 x_BTD, kept = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
             else:
@@ -223,14 +223,17 @@ class Backbone(nn.Module):
     def begin(self, states: Sequence[Any], where: Where) -> tuple[Any, ...]:
         """Open a segment in each layer."""
         both = zip(self.memories, states, strict=True)
-        return tuple(
-            memory.begin(state, dataclasses.replace(where, relative=self.relative(layer)))
-            for layer, (memory, state) in enumerate(both, 1)
-        )
+        return tuple(memory.begin(state, self.at(where, n, ALL)) for n, (memory, state) in enumerate(both, 1))
 
     def close(self, opens: Sequence[Any]) -> tuple[Any, ...]:
         """End it in each layer."""
         return tuple(memory.close(open) for memory, open in zip(self.memories, opens, strict=True))
+
+    def at(self, where: Where, layer: int, wanted: slice) -> Where:
+        """`where` for one layer, counted from 1."""
+        if self.distance_biases is None and wanted == ALL:
+            return where
+        return dataclasses.replace(where, relative=self.relative(layer), wanted=wanted)
 
     def relative(self, layer: int) -> Relative | None:
         """u and v of a layer, counted from 1; None = positions are not Transformer-XL's."""
