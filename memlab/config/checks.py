@@ -169,8 +169,12 @@ def _check_model(values: dict[str, Any]) -> None:
     options = {name: option for name, option in options.items() if name not in given} | {
         "width": backbone["width"]
     }
-    if "attention" in _listed(values["layer_memory"]):
-        options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
+    options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
+    if values.get("context") == "full" and "attention" not in _listed(values["layer_memory"]):
+        raise ConfigError(
+            f"model.context=full: it says what layers without a memory look at, and layer_memory={values['layer_memory']} "
+            "has none; use layer_memory=full"
+        )
     for key, value in values.items():
         if key in _OF_EVERY_MODEL:
             continue

@@ -123,9 +123,7 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
             "--multirun under torchrun: every process would go through all jobs; leave torchrun out and use "
             "trainer=ddp"
         )
-    search = (
-        [f"hydra.searchpath=[file://{os.path.abspath(arguments.config_dir)}]"] if arguments.config_dir else []
-    )
+    search = _search(arguments.config_dir)
     with initialize_config_dir(place, version_base="1.3") if place else initialize(None, version_base="1.3"):
         try:
             overrides = OverridesParser.create().parse_overrides(arguments.overrides)
@@ -157,11 +155,12 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
             directories.add(directory)
 
 
-def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
+def compose_checked(command: str, words: Sequence[str], check: Check, folder: Path | None = None) -> Any:
     """What `check` makes of a command line, as the command itself would; nothing is written.
 
     Args:
         words: overrides, `KEY=VALUE`, of one job.
+        folder: of further YAML files, as `--config-dir` gives it.
 
     Raises:
         ConfigError: for the first mistake.
@@ -179,7 +178,7 @@ def compose_checked(command: str, words: Sequence[str], check: Check) -> Any:
             if swept := next((o for o in overrides if o.is_sweep_override()), None):
                 raise ConfigError(f"{swept.input_line}: several values; a training takes one")
             _check_twice(overrides)
-            return check(_compose(command, list(words), []))
+            return check(_compose(command, list(words), _search(folder)))
     finally:
         if saved is not None:
             GlobalHydra.instance().hydra = saved
@@ -261,6 +260,11 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
     return composed
 
 
+def _search(folder: Path | str | None) -> list[str]:
+    """The override by which Hydra also looks for files in a folder of the user's."""
+    return [f"hydra.searchpath=[file://{os.path.abspath(folder)}]"] if folder else []
+
+
 def _models(search: list[str]) -> set[str]:
     """Names of all files of `model/`, those in the user's own --config-dir too."""
     own = (
@@ -281,6 +285,8 @@ def _check_key(override: Override, chosen: DictConfig) -> None:
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{override.input_line}: {'.'.join(path[:depth])} is a value, it has no keys")
         if part not in node:
+            if override.is_add() and depth == 1 and path == ["model"]:
+                return  # an option of a part that the chosen files do not list; `check` knows them all
             known = [str(k) for k in node if not str(k).startswith("_")]
             raise unknown_key(".".join([*path[:depth], part]), known)
         node = node._get_node(part)

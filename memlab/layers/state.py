@@ -57,10 +57,15 @@ class State:
             A state whose chosen rows are the initial ones and whose other rows are untouched.
         """
 
-        def pick(current: Tensor, fresh: Tensor) -> Tensor:
+        def pick(current: Any, fresh: Any) -> Any:
+            if isinstance(current, State):
+                return current.reset(rows_B, fresh)
+            if isinstance(current, tuple):
+                return tuple(pick(c, f) for c, f in zip(current, fresh, strict=True))
             return torch.where(rows_B.view(-1, *[1] * (current.dim() - 1)), fresh, current)
 
-        return pytree.tree_map(pick, self, initial)
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return type(self)(**{name: pick(getattr(self, name), getattr(initial, name)) for name in names})
 
     @property
     def nbytes(self) -> int:

@@ -219,9 +219,10 @@ class LayerMemory(nn.Module, abc.ABC):
         return mass(v)
 
     def mix(self, local: Tensor, remembered: Tensor, gate: Tensor) -> Tensor:
-        """(1 - gate) local + gate remembered, in the wider of their types: [B, H, .., K]; `gate` is broadcastable to it."""
+        """(1 - gate) local + gate remembered, [B, H, .., K]; `gate` is broadcastable to it."""
         observing.offer("mix", memory=self, gate=gate, remembered=remembered, local=local)
-        return torch.lerp(local.to(remembered.dtype), remembered, gate).to(local.dtype)
+        wide = torch.promote_types(remembered.dtype, gate.dtype)
+        return torch.lerp(local.to(wide), remembered.to(wide), gate.to(wide)).to(local.dtype)
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
         """The heads' outputs together: [B, T, D]."""

@@ -14,6 +14,7 @@ Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T token
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -165,7 +166,8 @@ class Model(nn.Module, abc.ABC):
         if self.memory == "on":
             return self._segment(tokens_BN, state)
         if self.memory == "off":
-            return self._segment(tokens_BN, self.init_state(state.batch_size))
+            initial = self.init_state(state.batch_size)
+            return dataclasses.replace(self._segment(tokens_BN, initial), state=initial)
         own = self._segment(tokens_BN, state)
         other = self._segment(tokens_BN, self._of_others(state))
         return Output(other.logits, own.state, own.diagnostics)

@@ -56,7 +56,7 @@ class Decoder(Model):
         b, s = tokens_BSN.shape[:2]
         output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
         diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
-        after = self.init_state(b) if self.carries or self.memory == "off" else state
+        after = self.init_state(b) if self.memory == "off" else state
         return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
 
     def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:
@@ -88,6 +88,8 @@ class Decoder(Model):
 
     def close(self, open: Open) -> ModelState:
         """End the segment: write memory, and return the state that the next segment needs."""
+        if self.memory == "off":
+            return open.state
         tokens, layers = open.state.tokens, open.layers
         if w := self.tokens.writes:
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
