@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memlab.version import __version__
+
 if TYPE_CHECKING:
     from memlab.api import Run, load
 
-__version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load"]
 
 

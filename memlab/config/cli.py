@@ -35,6 +35,7 @@ from memlab.config.jobs import Jobs
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.tracking import multirun
+from memlab.version import __version__
 
 EXIT_USER_ERROR = 2
 Check = Callable[[DictConfig], Any]
@@ -56,6 +57,9 @@ def run(
         groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own,
             not the group of presets.
     """
+    if "--version" in sys.argv[1:]:  # Hydra would say its own
+        print(f"memlab {__version__}")
+        sys.exit(0)
     if not groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     place = config_dir() if groups else None

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from memlab import __version__
 from memlab.config import schema
 from memlab.config.checks import build_task, check
 from memlab.config.sections import Config
@@ -19,6 +18,7 @@ from memlab.models.base import Model
 from memlab.tasks.base import Task
 from memlab.tracking import checkpoint_file
 from memlab.tracking.finished_runs import Found
+from memlab.version import __version__
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from memlab import __version__
 from memlab.config.sections import CompareConfig
 from memlab.errors import UserError, suggestion
 from memlab.reports import comparison_tables as tables
@@ -23,6 +22,7 @@ from memlab.reports.comparison import compare as sort
 from memlab.tracking import mlflow_client, mlflow_store, multirun, stored_runs
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun
+from memlab.version import __version__
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _BEGIN = "python -m memlab.train --multirun experiment=copy"

@@ -282,7 +282,7 @@ def _trial_seconds(arms: Sequence[Arm]) -> float:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    from memlab import __version__
+    from memlab.version import __version__
 
     return {
         "memlab": __version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
-from memlab import __version__
+from memlab.version import __version__
 
 
 def versions() -> dict[str, str]:

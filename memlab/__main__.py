@@ -1,0 +1,78 @@
+"""`memlab COMMAND ...`, also `python -m memlab COMMAND ...`: lists the commands, or runs one of them in this
+process.
+
+A command that is run from here gets its arguments, signals and exit status exactly as `python -m
+memlab.COMMAND` would. Listing them imports nothing but this file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from memlab.errors import suggestion
+from memlab.version import __version__
+
+COMMANDS = {
+    "train": "train a model on a task: validate, keep the best checkpoint, test it once",
+    "evaluate": "read a trained run at other lengths, under controls, or on an endless stream",
+    "generate": "let a run on text continue a prompt",
+    "sweep": "search hyperparameters; the search survives kills and runs on many machines",
+    "compare": "put runs over seeds into tables, figures and one HTML page",
+    "bench": "measure speed and memory, interleaved and with spread",
+    "show": "print a few samples of a task as a person reads them",
+}
+HELP = ("-h", "--help", "help")
+EXIT_USER_ERROR = 2
+
+
+def main() -> None:
+    """List the commands, say the version, or run a command with the rest of the command line."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in HELP:
+        print(listing())
+    elif name == "--version":
+        print(f"memlab {__version__}")
+    elif name in COMMANDS:
+        _run(name, rest)
+    else:
+        _unknown(name)
+
+
+def listing() -> str:
+    """All commands, a line each."""
+    widest = max(map(len, COMMANDS))
+    lines = [f"  {name:{widest}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"memlab {__version__} compares memory architectures of Transformers.",
+            "",
+            "usage: memlab COMMAND [KEY=VALUE ...]",
+            "",
+            *lines,
+            "",
+            "memlab COMMAND --help lists the keys of a command. Without installing: python -m memlab.COMMAND",
+        ]
+    )
+
+
+def _run(name: str, rest: list[str]) -> None:
+    command = importlib.import_module(f"memlab.{name}")
+    # the words that `python -m memlab.COMMAND` sees; argparse takes the program's name from the first
+    sys.argv = [str(Path(command.__file__ or name)), *rest]
+    command.main()
+
+
+def _unknown(name: str) -> NoReturn:
+    print(
+        f"memlab: error: no command is named {name!r}.{suggestion(name, COMMANDS)} There are: "
+        f"{', '.join(COMMANDS)}",
+        file=sys.stderr,
+    )
+    sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()
