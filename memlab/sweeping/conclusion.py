@@ -8,13 +8,8 @@ import csv
 import io
 import json
 import os
-import queue
-import statistics
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +17,13 @@ import yaml
 
 from memlab.errors import UserError
 from memlab.files import write_whole
-from memlab.sweeping import figures, tracking
-from memlab.sweeping.claims import Arm
+from memlab.sweeping import figures, labels
 from memlab.sweeping.ending import Asked
+from memlab.sweeping.final import train_final
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
-from memlab.sweeping.table import duration, state
-from memlab.sweeping.training import Following
+from memlab.sweeping.study import Arm
+from memlab.sweeping.table import state
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -79,7 +74,7 @@ def conclude(
     if spec.arms:
         _write_best(directory / "best.yaml", plan, first["best"])
     drawn = figures.draw(spec, arms, directory / "figures")
-    _final(plan, order, shares, arms, chosen, by_arm, asked)
+    train_final(plan, order, shares, arms, chosen, by_arm, asked)
     total = {
         name: sum(own["trials"][name] for own in by_arm.values()) for name in ("complete", "pruned", "failed")
     }
@@ -100,7 +95,7 @@ def conclude(
         "mlflow_run_id": order.parent_run,
     }
     if order.tracking_uri is not None and order.parent_run is not None:
-        tracking.finish(order.tracking_uri, order.parent_run, result, directory)
+        labels.finish(order.tracking_uri, order.parent_run, result, directory)
     write_whole(directory / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
@@ -161,116 +156,6 @@ def _write_csv(file: Path, spec: Any, arms: Sequence[Arm]) -> None:
                 [trial.number, arm.value or "", state(trial), *values, *parameters, *(last or [""]), *facts]
             )
     write_whole(file, out.getvalue())
-
-
-def _final(
-    plan: Plan,
-    order: Order,
-    shares: Sequence[Sequence[str]],
-    arms: Sequence[Arm],
-    chosen: Mapping[Any, FrozenTrial],
-    by_arm: dict[str, dict[str, Any]],
-    asked: Asked,
-) -> None:
-    """Train the best of each arm, and its base alone, with fresh seeds; here the test is read.
-
-    Adds to `by_arm`.
-    """
-    final = plan.spec.final
-    if not final.seeds:
-        return
-    jobs: list[tuple[Any, str, dict[str, Any], int, Path]] = []
-    for seed in final.seeds:
-        for arm in arms:
-            place = Path(order.run_dir) / "final" / ("" if arm.value is None else str(arm.value))
-            best = chosen[arm.value]
-            jobs.append(
-                (
-                    arm.value,
-                    "final",
-                    dict(best.params),
-                    seed,
-                    place / f"trial_{best.number:04d}" / f"seed_{seed}",
-                )
-            )
-            if final.default:
-                jobs.append((arm.value, "final_default", {}, seed, place / "default" / f"seed_{seed}"))
-    print(
-        f"memlab: the best is trained anew with seeds {final.seeds}, and tested: {len(jobs)} trainings",
-        file=sys.stderr,
-    )
-    failed = threading.Event()
-    slots: queue.Queue[Sequence[str]] = queue.Queue()
-    for share in shares:
-        slots.put(share)
-
-    def work(job: tuple[Any, str, dict[str, Any], int, Path]) -> dict[str, Any]:
-        arm, what, parameters, seed, run_dir = job
-        share = slots.get()
-        environment = {**order.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
-        try:
-            words = order.words(arm, parameters, seed, run_dir, test=True)
-            began = time.monotonic()
-            training = Following(
-                order.command, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts
-            )
-            ended = training.run(lambda: failed.is_set() or bool(asked.number), lambda step, metrics: False)
-        finally:
-            slots.put(share)
-        name = f"{'' if arm is None else f'{arm} '}{'best' if what == 'final' else 'default'}, seed {seed}"
-        if ended.result is None:
-            if ended.error:
-                print(f"final  {name}  failed: {ended.error.splitlines()[-1]}", file=sys.stderr, flush=True)
-            raise UserError(
-                f"the final training of {name} failed ({run_dir}): {ended.error or 'it was told to end'}"
-            )
-        print(
-            f"final  {name}  {_headline(ended.result)}  {duration(time.monotonic() - began)}",
-            file=sys.stderr,
-            flush=True,
-        )
-        tracking.label_final(order, run_dir, what, name)
-        return ended.result
-
-    with ThreadPoolExecutor(len(shares)) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
-        try:
-            results = [future.result() for future in futures]
-        except UserError:
-            failed.set()
-            for future in futures:
-                future.cancel()
-            asked.leave()
-            raise
-    for arm in arms:
-        for what in ("final", "final_default"):
-            own = [
-                result
-                for job, result in zip(jobs, results, strict=True)
-                if job[0] == arm.value and job[1] == what
-            ]
-            if own:
-                by_arm[str(arm.value)][what] = summary(own)
-
-
-def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics over seeds: mean, standard deviation (of the sample; null for one seed), and each."""
-    metrics: dict[str, dict[str, Any]] = {}
-    for name in results[0]["metrics"]:
-        values = [float(result["metrics"][name]) for result in results]
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        metrics[name] = {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
-    facts: dict[str, Any] = {"seeds": [result["seed"] for result in results], "metrics": metrics}
-    if "test/accuracy" in metrics:
-        facts["solve_rate"] = statistics.fmean(value >= 0.99 for value in metrics["test/accuracy"]["values"])
-    return facts
-
-
-def _headline(result: Mapping[str, Any]) -> str:
-    for name in ("test/accuracy", "test/bits_per_byte"):
-        if name in result["metrics"]:
-            return f"{name} {result['metrics'][name]:.4f}"
-    return ""
 
 
 def _trial_seconds(arms: Sequence[Arm]) -> float:

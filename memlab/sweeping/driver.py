@@ -17,13 +17,14 @@ from typing import Any
 
 from memlab.config.override_file import word
 from memlab.errors import UserError
-from memlab.sweeping import conclusion, figures, tracking
-from memlab.sweeping.claims import Arm, Claims
+from memlab.sweeping import conclusion, figures, labels
 from memlab.sweeping.ending import Asked, Interrupted
+from memlab.sweeping.leases import Leases
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan, gpus
 from memlab.sweeping.pool import Pool
-from memlab.sweeping.store import Store, open_study
+from memlab.sweeping.store import Store
+from memlab.sweeping.study import Arm, open_study
 
 
 def run(plan: Plan) -> int:
@@ -83,7 +84,7 @@ def _run(plan: Plan, asked: Asked) -> int:
 
 def _end_tracking(order: Order | None, status: str) -> None:
     if order is not None:
-        tracking.stop(order.tracking_uri, order.parent_run, status)
+        labels.stop(order.tracking_uri, order.parent_run, status)
 
 
 def _open(plan: Plan) -> tuple[Store, list[Arm]]:
@@ -157,13 +158,13 @@ def _parent_run(plan: Plan, store: Store, arms: Sequence[Arm], uri: str, experim
     with store.lock("mlflow"):
         known = study.user_attrs.get("mlflow_run_id")
         if known is not None and mlflow_client.holds(uri, known):
-            tracking.go_on(uri, known)
+            labels.go_on(uri, known)
             return str(known)
         if known is not None:
             print(
                 f"memlab: the sweep's MLflow run {known} is not in {uri}; another one begins", file=sys.stderr
             )
-        run_id = tracking.begin(
+        run_id = labels.begin(
             uri, experiment, plan.config.study, plan.spec.model_dump(exclude={"description"})
         )
         study.set_user_attr("mlflow_run_id", run_id)
@@ -201,8 +202,8 @@ def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
         return
     if late:
         raise UserError("the sweep's hours were over before a trial was complete; give it more, hours=…")
-    claims = Claims(order.spec, store, arms, order.trials, order.since, order.grace, deadline=0)
-    claims.next()  # raises what stopped the workers
+    leases = Leases(order.spec, store, arms, order.trials, order.since, order.grace, deadline=0)
+    leases.next()  # raises what stopped the workers
     raise UserError(
         f"the workers ended with {sum(counts)} of {order.trials * len(arms)} trials; see "
         f"{order.run_dir}/workers"

@@ -15,7 +15,7 @@ from memlab.sweeping.spec import Spec
 if TYPE_CHECKING:
     import optuna
 
-    from memlab.sweeping.claims import Arm
+    from memlab.sweeping.study import Arm
 
 
 def load() -> None:

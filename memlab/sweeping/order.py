@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from memlab.config.override_file import word
-from memlab.sweeping.claims import Arm
+from memlab.sweeping.dimensions import Scalar
 from memlab.sweeping.space import pruner
-from memlab.sweeping.spec import Scalar, Spec
-from memlab.sweeping.store import Store, open_study
+from memlab.sweeping.spec import Spec
+from memlab.sweeping.store import Store
+from memlab.sweeping.study import Arm, open_study
 
 
 class Order(BaseModel):

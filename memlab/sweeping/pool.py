@@ -16,10 +16,10 @@ from pathlib import Path
 from memlab.config import launch
 from memlab.errors import UserError
 from memlab.sweeping import table
-from memlab.sweeping.claims import Arm
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
+from memlab.sweeping.study import Arm
 from memlab.sweeping.worker import FAILED, STOPPED
 
 _QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memlab.sweeping.spec import AnyDimension, CategoricalDimension, Scalar, Spec
+from memlab.sweeping.dimensions import AnyDimension, CategoricalDimension, Scalar
+from memlab.sweeping.spec import Spec
 
 if TYPE_CHECKING:
     import optuna

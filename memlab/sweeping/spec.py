@@ -5,7 +5,6 @@ and for how long.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,97 +13,14 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from memlab.bounds import NonNegative, Positive, PositiveFloat
-from memlab.config.override_file import flatten_overrides, number
+from memlab.config.override_file import flatten_overrides
 from memlab.config.paths import sweep_dir
 from memlab.config.sections import Section
 from memlab.errors import ConfigError, suggestion
+from memlab.sweeping.dimensions import AnyDimension, CategoricalDimension, Scalar
 
-Scalar = bool | int | float | str | None
 # the sweep itself sets them
 RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra")
-
-
-class Dimension(Section):
-    """One hyperparameter. `when` says for which values of others it exists: {model: [rmt, rmt_xl]}."""
-
-    when: dict[str, list[Scalar]] = Field(default_factory=dict)
-
-    @field_validator("when", mode="before")
-    @classmethod
-    def _lists(cls, when: Any) -> Any:
-        return (
-            {k: v if isinstance(v, list) else [v] for k, v in when.items()}
-            if isinstance(when, dict)
-            else when
-        )
-
-
-class FloatDimension(Dimension):
-    type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-    step: PositiveFloat | None = None
-
-    @field_validator("low", "high", "step", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return number(value)
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        _check_bounds(self.low, self.high, self.log, self.step)
-        return self
-
-    def examples(self) -> list[Any]:
-        return [self.low, self.high]
-
-
-class IntDimension(Dimension):
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: Positive = 1
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        _check_bounds(self.low, self.high, self.log, None if self.step == 1 else self.step)
-        return self
-
-    def examples(self) -> list[Any]:
-        return [self.low, self.low + (self.high - self.low) // self.step * self.step]
-
-
-class CategoricalDimension(Dimension):
-    type: Literal["categorical"]
-    choices: Annotated[list[Scalar], Field(min_length=1)]
-
-    @field_validator("choices", mode="before")
-    @classmethod
-    def _numbers(cls, choices: Any) -> Any:
-        return [number(choice) for choice in choices] if isinstance(choices, list) else choices
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
-            raise ValueError("a choice is there twice")
-        return self
-
-    def examples(self) -> list[Any]:
-        return list(self.choices)
-
-
-def _check_bounds(low: float, high: float, log: bool, step: float | None) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"low={low:g} and high={high:g} are no range")
-    if log and low <= 0:
-        raise ValueError(f"low={low:g} has no logarithm")
-    if log and step is not None:
-        raise ValueError("a range has a step or is logarithmic, not both")
-
-
-AnyDimension = Annotated[FloatDimension | IntDimension | CategoricalDimension, Field(discriminator="type")]
 
 
 class Objective(Section):

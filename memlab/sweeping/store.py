@@ -14,17 +14,13 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from memlab.errors import ConfigError, UserError
 
-if TYPE_CHECKING:
-    import optuna
-
 T = TypeVar("T")
-Direction = Literal["maximize", "minimize"]
 PATIENCE = 600.0  # seconds that a worker waits for a store that has gone away
 # a lock of a machine that is gone ends
 _KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
@@ -172,7 +168,7 @@ class Store:
         return words if len(words) < 300 else words[:300] + "…"
 
     @contextlib.contextmanager
-    def lock(self, what: str = "claims", wait: bool = True) -> Iterator[bool]:
+    def lock(self, what: str = "leases", wait: bool = True) -> Iterator[bool]:
         """Hold a lock that one process at a time holds, on all machines that share the storage; True if it is
         held.
 
@@ -251,63 +247,3 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def open_study(
-    store: Store, name: str, directions: Sequence[Direction], identity: dict[str, Any], create: bool = True
-) -> optuna.Study | None:
-    """The study of a name, made if it is not there.
-
-    Args:
-        identity: what must be the same for its trials to be comparable.
-        create: False = None if it is not there.
-
-    Raises:
-        ConfigError: there is one of that name with another space, base, objective or seeds.
-    """
-    import optuna
-
-    if not store.exists() and not create:
-        return None
-    backend = store.backend()
-    with store.lock():
-        names = {
-            study.study_name for study in optuna.get_all_study_summaries(backend, include_best_trial=False)
-        }
-        if name not in names:
-            if not create:
-                return None
-            made = optuna.create_study(storage=backend, study_name=name, directions=directions)
-            made.set_user_attr("memlab", identity)
-            return made
-        found = optuna.load_study(study_name=name, storage=backend)
-        before = found.user_attrs.get("memlab")
-        if before is None and not found.get_trials(deepcopy=False):  # its maker died in between
-            found.set_user_attr("memlab", identity)
-            before = identity
-    if before != identity:
-        raise ConfigError(
-            f"the study {name!r} in {store.name} is of another sweep: {_difference(before or {}, identity)}. "
-            "Its trials could not be compared with these; give another name, study=NAME, or another run_dir"
-        )
-    return found
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    for part in dict.fromkeys([*now, *before]):
-        old, new = before.get(part), now.get(part)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            for key in dict.fromkeys([*new, *old]):
-                if old.get(key) != new.get(key):
-                    return f"{part}.{key} was {_brief(old.get(key))} and is {_brief(new.get(key))} now"
-        return f"{part} was {_brief(old)} and is {_brief(new)} now"
-    return "it was not made by memlab"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):
-        value = {k: v for k, v in value.items() if v not in ({}, None, False)}
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
-    return "nothing" if value is None else str(value)

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from memlab.sweeping.claims import LEASE, Arm
+from memlab.sweeping.leases import LEASE
 from memlab.sweeping.order import Order
+from memlab.sweeping.study import Arm
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

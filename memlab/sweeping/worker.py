@@ -18,11 +18,11 @@ from typing import Any
 
 from memlab.config import launch
 from memlab.errors import UserError
-from memlab.sweeping.claims import Beats, Claim, Claims, Nothing, TooManyFailedError
+from memlab.sweeping.labels import Labels
+from memlab.sweeping.leases import Beats, Lease, Leases, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
-from memlab.sweeping.tracking import Labels
-from memlab.sweeping.training import Ended, Following
+from memlab.sweeping.training_process import Ended, Following
 
 STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
 _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
@@ -40,7 +40,7 @@ class Worker:
         self.order = order
         self.store = Store(order.storage, order.study)
         arms = self.store.patiently(lambda: order.arms(self.store))
-        self.claims = Claims(
+        self.leases = Leases(
             order.spec, self.store, arms, order.trials, order.since, order.grace, order.deadline
         )
         self.ending = False
@@ -49,31 +49,31 @@ class Worker:
         """Work; returns the exit status."""
         with Labels(self.order) as labels:
             while not self.ending:
-                claimed = self.store.patiently(self.claims.next)
-                if claimed is Nothing.DONE:
+                leased = self.store.patiently(self.leases.next)
+                if leased is Nothing.DONE:
                     return 0
-                if isinstance(claimed, Nothing):
+                if isinstance(leased, Nothing):
                     time.sleep(1.0)
                     continue
-                self.work(claimed, labels)
+                self.work(leased, labels)
         return 128 + signal.SIGTERM
 
-    def work(self, claim: Claim, labels: Labels) -> None:
+    def work(self, lease: Lease, labels: Labels) -> None:
         """One trial, all its seeds."""
-        order, number = self.order, claim.trial.number
-        place = order.trial_dir(claim.arm.value, number)
+        order, number = self.order, lease.trial.number
+        place = order.trial_dir(lease.arm.value, number)
         results: list[dict[str, Any]] = []
-        with Beats(self.claims, claim, order.heartbeat) as beats:
+        with Beats(self.leases, lease, order.heartbeat) as beats:
 
             def asked() -> bool:
                 return self.ending or beats.lost.is_set()
 
-            self._note(claim, run_dir=str(place))
+            self._note(lease, run_dir=str(place))
             labels.load()
             began = time.time()
             for seed in order.spec.seeds:
                 run_dir = place / f"seed_{seed}"
-                words = order.words(claim.arm.value, claim.parameters, seed, run_dir)
+                words = order.words(lease.arm.value, lease.parameters, seed, run_dir)
                 training = Following(
                     order.command,
                     words,
@@ -87,53 +87,53 @@ class Worker:
 
                 def validated(step: int, metrics: dict[str, float], first: bool = first) -> bool:
                     nonlocal pruned
-                    pruned = first and self._reported(claim, step, metrics)
+                    pruned = first and self._reported(lease, step, metrics)
                     return pruned
 
                 ended = training.run(asked, validated, order.look_every)
                 if pruned and ended == Ended():  # at its last validation it is complete
-                    self._end(claim, "PRUNED", seconds=time.time() - began)
-                    labels.put(claim, "pruned")
+                    self._end(lease, "PRUNED", seconds=time.time() - began)
+                    labels.put(lease, "pruned")
                     return
                 if ended.error is not None:
-                    self._end(claim, "FAIL", error=ended.error, seconds=time.time() - began)
-                    labels.put(claim, "failed", ended.error)
+                    self._end(lease, "FAIL", error=ended.error, seconds=time.time() - began)
+                    labels.put(lease, "failed", ended.error)
                     return
                 if ended.result is None:
                     with contextlib.suppress(UserError):
-                        self.store.patiently(lambda: self.claims.release(claim), patience=5)
+                        self.store.patiently(lambda: self.leases.release(lease), patience=5)
                     return
                 results.append(ended.result)
             try:
                 values = [self._value(objective.metric, results) for objective in order.spec.objectives]
             except UserError as error:
-                self._end(claim, "FAIL", error=str(error), seconds=time.time() - began)
-                labels.put(claim, "failed", str(error))
+                self._end(lease, "FAIL", error=str(error), seconds=time.time() - began)
+                labels.put(lease, "failed", str(error))
                 return
-            self._end(claim, "COMPLETE", values, seconds=time.time() - began, steps=results[0].get("steps"))
-            labels.put(claim, "complete", values=values)
+            self._end(lease, "COMPLETE", values, seconds=time.time() - began, steps=results[0].get("steps"))
+            labels.put(lease, "complete", values=values)
 
-    def _note(self, claim: Claim, **facts: Any) -> None:
+    def _note(self, lease: Lease, **facts: Any) -> None:
         def write() -> None:
             for key, value in facts.items():
-                claim.trial.set_user_attr(key, value)
+                lease.trial.set_user_attr(key, value)
 
         self.store.patiently(write)
 
-    def _reported(self, claim: Claim, step: int, metrics: dict[str, float]) -> bool:
+    def _reported(self, lease: Lease, step: int, metrics: dict[str, float]) -> bool:
         """Report a validation; whether the trial is to be pruned."""
         objectives = self.order.spec.objectives
         value = metrics.get(objectives[0].metric)
         if len(objectives) > 1 or value is None or not math.isfinite(value):
             return False
-        known = self.store.patiently(lambda: self.claims.intermediate(claim))
+        known = self.store.patiently(lambda: self.leases.intermediate(lease))
         # a training that goes on from a checkpoint measures some again, with the same result
         if step not in known:
-            self.store.patiently(lambda: claim.trial.report(value, step))
-        return self.store.patiently(claim.trial.should_prune)
+            self.store.patiently(lambda: lease.trial.report(value, step))
+        return self.store.patiently(lease.trial.should_prune)
 
-    def _end(self, claim: Claim, state: str, values: Sequence[float] | None = None, **facts: Any) -> None:
-        self.store.patiently(lambda: self.claims.end(claim, state, values, **facts))
+    def _end(self, lease: Lease, state: str, values: Sequence[float] | None = None, **facts: Any) -> None:
+        self.store.patiently(lambda: self.leases.end(lease, state, values, **facts))
 
     def _value(self, metric: str, results: Sequence[dict[str, Any]]) -> float:
         """A metric over the seeds of a trial.

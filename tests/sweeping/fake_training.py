@@ -1,4 +1,4 @@
-"""Stands in for `memlab.train` where a sweep's claims, retries and endings are tested: same words, files,
+"""Stands in for `memlab.train` where a sweep's leases, retries and endings are tested: same words, files,
 lock and signals, no torch.
 
 Each validation takes `pause` seconds and is a checkpoint: a run that is killed goes on behind the last one.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memlab.sweeping import figures
-from memlab.sweeping.claims import Arm
+from memlab.sweeping.study import Arm
 from tests.sweeping import sweeps
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from memlab.sweeping import tracking
+from memlab.sweeping.labels import Labels
 from tests.sweeping import sweeps
 
 
@@ -23,15 +23,15 @@ def test_labels_are_written_beside_the_worker_and_all_of_them(
     written: list[tuple[int, str]] = []
     go_on = threading.Event()
 
-    def write(order: Any, claim: Any, state: str, *_: Any) -> None:
+    def write(order: Any, lease: Any, state: str, *_: Any) -> None:
         assert go_on.wait(10)
         if state == "failed":
             raise RuntimeError("the store is full\nsecond line")
-        written.append((claim.trial.number, state))
+        written.append((lease.trial.number, state))
 
-    monkeypatch.setattr(tracking, "_label", write)
+    monkeypatch.setattr("memlab.sweeping.labels._label", write)
     order = sweeps.order(tmp_path, tracking_uri="sqlite:///nothing.db", parent_run="a run")
-    with tracking.Labels(order) as labels:
+    with Labels(order) as labels:
         for number, state in enumerate(("complete", "failed", "pruned")):
             labels.put(SimpleNamespace(trial=SimpleNamespace(number=number)), state)  # type: ignore[arg-type]
         assert not written, "the worker does not wait for MLflow"
@@ -44,9 +44,9 @@ def test_labels_are_written_beside_the_worker_and_all_of_them(
 
 def test_nothing_is_labelled_without_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(tracking, "_label", lambda *given: written.append(given))
-    monkeypatch.setattr(tracking, "client", written.append)
-    with tracking.Labels(sweeps.order(tmp_path)) as labels:
+    monkeypatch.setattr("memlab.sweeping.labels._label", lambda *given: written.append(given))
+    monkeypatch.setattr("memlab.sweeping.labels.client", written.append)
+    with Labels(sweeps.order(tmp_path)) as labels:
         labels.load()
         labels.put(SimpleNamespace(trial=SimpleNamespace(number=0)), "complete")  # type: ignore[arg-type]
     assert not written

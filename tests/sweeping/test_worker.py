@@ -1,4 +1,4 @@
-"""The worker's loop on stand-in trainings: claims, pruning, failures, endings,
+"""The worker's loop on stand-in trainings: leases, pruning, failures, endings,
 and kills at random moments.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from memlab.config.launch import DIES_WITH
-from memlab.sweeping.claims import LEASE, Claim, Nothing, TooManyFailedError
+from memlab.sweeping.leases import LEASE, Lease, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
 from memlab.sweeping.worker import Worker, aggregate
@@ -139,48 +139,48 @@ def test_a_sweep_whose_first_trials_all_fail_stops_and_may_be_started_again(tmp_
     sweeps.check_whole(mended, failed=3)
 
 
-def claim(worker: Worker) -> Claim:
-    claimed = worker.claims.next()
-    assert isinstance(claimed, Claim)
-    return claimed
+def lease(worker: Worker) -> Lease:
+    leased = worker.leases.next()
+    assert isinstance(leased, Lease)
+    return leased
 
 
 def test_who_may_have_a_trial(tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, trials=1, grace=0.3)
     first, second = Worker(order), Worker(order)
-    mine = claim(first)
-    assert second.claims.next() is Nothing.LATER, "its worker, this process, is alive"
-    first.claims.release(mine)
-    again = claim(second)
+    mine = lease(first)
+    assert second.leases.next() is Nothing.LATER, "its worker, this process, is alive"
+    first.leases.release(mine)
+    again = lease(second)
     assert (
         again.taken_over and again.trial.number == mine.trial.number and again.parameters == mine.parameters
     )
-    assert not first.claims.beat(mine) and not first.claims.end(mine, "COMPLETE", [1.0]), (
+    assert not first.leases.beat(mine) and not first.leases.end(mine, "COMPLETE", [1.0]), (
         "it is another one's now"
     )
-    assert second.claims.end(again, "COMPLETE", [0.5])
-    assert not second.claims.end(again, "COMPLETE", [0.7]), "once"
-    assert second.claims.next() is Nothing.DONE and sweeps.trials(order)[0].values == [0.5]
+    assert second.leases.end(again, "COMPLETE", [0.5])
+    assert not second.leases.end(again, "COMPLETE", [0.7]), "once"
+    assert second.leases.next() is Nothing.DONE and sweeps.trials(order)[0].values == [0.5]
 
 
 def test_a_worker_of_another_machine_is_dead_when_its_beats_stop(tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, trials=1, grace=0.5)
     first, second = Worker(order), Worker(order)
-    mine = claim(first)
+    mine = lease(first)
     elsewhere = {**mine.trial.user_attrs[LEASE], "place": "another machine", "pid": 1}
     for beat in range(4):  # its clock may be wrong: only that the beat changes counts
         mine.trial.set_user_attr(LEASE, {**elsewhere, "beat": -beat})
-        assert second.claims.next() is Nothing.LATER
+        assert second.leases.next() is Nothing.LATER
         time.sleep(0.3)
     time.sleep(0.3)
-    assert claim(second).trial.number == mine.trial.number
+    assert lease(second).trial.number == mine.trial.number
 
 
 def test_a_trial_without_a_lease_is_anyones(tmp_path: Path) -> None:
     order = sweeps.order(tmp_path, trials=1)
     first, second = Worker(order), Worker(order)
-    first.claims.arms[0].study.ask()  # and died
-    assert claim(second).trial.number == 0
+    first.leases.arms[0].study.ask()  # and died
+    assert lease(second).trial.number == 0
 
 
 def test_two_claims_at_one_moment_are_two_trials(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_two_claims_at_one_moment_are_two_trials(tmp_path: Path) -> None:
     workers = [Worker(order) for _ in range(4)]
     got: list[Any] = []
     threads = [
-        threading.Thread(target=lambda w=w: got.extend(w.claims.next() for _ in range(1))) for w in workers
+        threading.Thread(target=lambda w=w: got.extend(w.leases.next() for _ in range(1))) for w in workers
     ]  # type: ignore[misc]
     for thread in threads:
         thread.start()

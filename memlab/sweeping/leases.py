@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from memlab.errors import UserError
 from memlab.sweeping import space
-from memlab.sweeping.spec import Scalar, Spec
+from memlab.sweeping.spec import Spec
 from memlab.sweeping.store import Store
+from memlab.sweeping.study import Arm
 
 if TYPE_CHECKING:
     import optuna
@@ -47,15 +48,7 @@ class Nothing(Enum):
 
 
 @dataclass
-class Arm:
-    """A study, and what it is for."""
-
-    value: Scalar
-    study: optuna.Study
-
-
-@dataclass
-class Claim:
+class Lease:
     """A trial that is this worker's."""
 
     arm: Arm
@@ -87,7 +80,7 @@ def began(pid: int) -> str | None:
 
 
 @dataclass
-class Claims:
+class Leases:
     """One worker's view of the trials.
 
     Args:
@@ -109,7 +102,7 @@ class Claims:
     worker: str = field(default_factory=lambda: uuid.uuid4().hex)
     _seen: dict[tuple[str, int], tuple[Any, float]] = field(default_factory=dict)
 
-    def next(self) -> Claim | Nothing:
+    def next(self) -> Lease | Nothing:
         """A trial that its worker left behind, else a new one, else why not.
 
         Raises:
@@ -134,20 +127,20 @@ class Claims:
             running = any(t.state.name == "RUNNING" for trials in lists for t in trials)
             return Nothing.LATER if running else Nothing.DONE
 
-    def _begin(self, arm: Arm, number: int) -> Claim:
+    def _begin(self, arm: Arm, number: int) -> Lease:
         arm.study.sampler = space.sampler(self.spec, number)
         trial = arm.study.ask()
-        self._lease(trial)  # before anything else; if this worker dies before, the trial is anyone's
-        return Claim(arm, trial, space.suggest(self.spec, arm.value, trial), taken_over=False)
+        self._sign(trial)  # before anything else; if this worker dies before, the trial is anyone's
+        return Lease(arm, trial, space.suggest(self.spec, arm.value, trial), taken_over=False)
 
-    def _take_over(self, arm: Arm, frozen: FrozenTrial) -> Claim:
+    def _take_over(self, arm: Arm, frozen: FrozenTrial) -> Lease:
         import optuna
 
         arm.study.sampler = space.sampler(self.spec, frozen.number)
         trial = optuna.trial.Trial(arm.study, frozen._trial_id)
-        self._lease(trial)
+        self._sign(trial)
         trial.set_user_attr("taken_over", int(frozen.user_attrs.get("taken_over", 0)) + 1)
-        return Claim(arm, trial, space.suggest(self.spec, arm.value, trial), taken_over=True)
+        return Lease(arm, trial, space.suggest(self.spec, arm.value, trial), taken_over=True)
 
     def _check_failures(self, lists: Sequence[Sequence[FrozenTrial]]) -> None:
         own = [
@@ -170,60 +163,60 @@ class Claims:
                 f"{own[-1].user_attrs.get('error', 'nothing it said')}"
             )
 
-    def _lease(self, trial: optuna.Trial, **more: Any) -> None:
+    def _sign(self, trial: optuna.Trial, **more: Any) -> None:
         pid = os.getpid()
-        lease = {
+        noted = {
             "worker": self.worker,
             "host": socket.gethostname(),
             "pid": pid,
             "place": place(),
             "began": began(pid),
         }
-        trial.set_user_attr(LEASE, {**lease, "beat": time.time(), **more})
+        trial.set_user_attr(LEASE, {**noted, "beat": time.time(), **more})
 
     def _is_left(self, arm: Arm, frozen: FrozenTrial) -> bool:
         """Whether a running trial has no living worker. No clock but this process's own is asked."""
-        lease = frozen.user_attrs.get(LEASE)
-        if lease is None or lease.get("released"):
+        noted = frozen.user_attrs.get(LEASE)
+        if noted is None or noted.get("released"):
             return True
-        if lease["worker"] == self.worker:
+        if noted["worker"] == self.worker:
             return True  # this worker asks for a trial, so it has none: an answer of the storage was lost
-        if lease["place"] is not None and lease["place"] == place():
-            return began(lease["pid"]) != lease["began"]
+        if noted["place"] is not None and noted["place"] == place():
+            return began(noted["pid"]) != noted["began"]
         key, now = (arm.study.study_name, frozen.number), time.monotonic()
-        beat, since = self._seen.setdefault(key, (lease["beat"], now))
-        if beat != lease["beat"]:
-            self._seen[key] = (lease["beat"], now)
+        beat, since = self._seen.setdefault(key, (noted["beat"], now))
+        if beat != noted["beat"]:
+            self._seen[key] = (noted["beat"], now)
             return False
         return now - since > self.grace
 
-    def is_mine(self, claim: Claim) -> bool:
+    def is_mine(self, lease: Lease) -> bool:
         """Whether nobody took the trial over, as happens to a worker that was stopped for longer than its
         grace.
         """
-        frozen = claim.arm.study._storage.get_trial(claim.trial._trial_id)
-        lease = frozen.user_attrs.get(LEASE) or {}
-        return not frozen.state.is_finished() and lease.get("worker") == self.worker
+        frozen = lease.arm.study._storage.get_trial(lease.trial._trial_id)
+        noted = frozen.user_attrs.get(LEASE) or {}
+        return not frozen.state.is_finished() and noted.get("worker") == self.worker
 
-    def intermediate(self, claim: Claim) -> dict[int, float]:
+    def intermediate(self, lease: Lease) -> dict[int, float]:
         """What has been reported of a trial, by step."""
-        return claim.arm.study._storage.get_trial(claim.trial._trial_id).intermediate_values
+        return lease.arm.study._storage.get_trial(lease.trial._trial_id).intermediate_values
 
-    def beat(self, claim: Claim) -> bool:
+    def beat(self, lease: Lease) -> bool:
         """Say that this worker lives; False if the trial is another one's now."""
         with self.store.lock():
-            if not self.is_mine(claim):
+            if not self.is_mine(lease):
                 return False
-            self._lease(claim.trial)
+            self._sign(lease.trial)
             return True
 
-    def release(self, claim: Claim) -> None:
+    def release(self, lease: Lease) -> None:
         """Leave a trial for whoever comes next, at once."""
         with self.store.lock():
-            if self.is_mine(claim):
-                self._lease(claim.trial, released=True)
+            if self.is_mine(lease):
+                self._sign(lease.trial, released=True)
 
-    def end(self, claim: Claim, state: str, values: Sequence[float] | None = None, **facts: Any) -> bool:
+    def end(self, lease: Lease, state: str, values: Sequence[float] | None = None, **facts: Any) -> bool:
         """Write down how a trial ended, once.
 
         Args:
@@ -236,12 +229,12 @@ class Claims:
         from optuna.trial import TrialState
 
         with self.store.lock():
-            if not self.is_mine(claim):
+            if not self.is_mine(lease):
                 return False
             for key, value in facts.items():
-                claim.trial.set_user_attr(key, value)
-            claim.arm.study.tell(
-                claim.trial, list(values) if values is not None else None, state=TrialState[state]
+                lease.trial.set_user_attr(key, value)
+            lease.arm.study.tell(
+                lease.trial, list(values) if values is not None else None, state=TrialState[state]
             )
             return True
 
@@ -251,8 +244,8 @@ class Beats:
     `lost` is set when the trial is another one's.
     """
 
-    def __init__(self, claims: Claims, claim: Claim, every: float) -> None:
-        self.claims, self.claim, self.every = claims, claim, every
+    def __init__(self, leases: Leases, lease: Lease, every: float) -> None:
+        self.leases, self.lease, self.every = leases, lease, every
         self.lost = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -268,7 +261,7 @@ class Beats:
     def _run(self) -> None:
         while not self._over.wait(self.every):
             try:
-                if not self.claims.store.patiently(lambda: self.claims.beat(self.claim)):
+                if not self.leases.store.patiently(lambda: self.leases.beat(self.lease)):
                     self.lost.set()
                     return
             except UserError:

@@ -19,7 +19,7 @@ from memlab.errors import first_line
 from memlab.tracking.resume import flatten
 
 if TYPE_CHECKING:
-    from memlab.sweeping.claims import Claim
+    from memlab.sweeping.leases import Lease
     from memlab.sweeping.order import Order
 
 STATE, TRIAL, SWEEP = "memlab.sweep.state", "memlab.sweep.trial", "memlab.sweep"
@@ -81,40 +81,40 @@ class Labels:
             self._writer.submit(client, uri)
 
     def put(
-        self, claim: Claim, state: str, error: str | None = None, values: Sequence[float] | None = None
+        self, lease: Lease, state: str, error: str | None = None, values: Sequence[float] | None = None
     ) -> None:
         """Label a trial. One that failed before its training had a run of its own gets one here."""
         if self.order.tracking_uri is not None and self.order.parent_run is not None:
-            self._writer.submit(self._write, claim, state, error, values)
+            self._writer.submit(self._write, lease, state, error, values)
 
-    def _write(self, claim: Claim, state: str, error: str | None, values: Sequence[float] | None) -> None:
+    def _write(self, lease: Lease, state: str, error: str | None, values: Sequence[float] | None) -> None:
         try:
-            _label(self.order, claim, state, error, values)
+            _label(self.order, lease, state, error, values)
         except Exception as problem:  # whatever goes wrong with the store, the sweep goes on
             print(
-                f"memlab: warning: trial {claim.trial.number} is not labelled in MLflow: "
+                f"memlab: warning: trial {lease.trial.number} is not labelled in MLflow: "
                 f"{first_line(problem)}",
                 flush=True,
             )
 
 
-def _label(order: Order, claim: Claim, state: str, error: str | None, values: Sequence[float] | None) -> None:
+def _label(order: Order, lease: Lease, state: str, error: str | None, values: Sequence[float] | None) -> None:
     assert order.tracking_uri is not None
-    store, number = client(order.tracking_uri), claim.trial.number
-    place = order.trial_dir(claim.arm.value, number)
+    store, number = client(order.tracking_uri), lease.trial.number
+    place = order.trial_dir(lease.arm.value, number)
     tags = {TRIAL: str(number), STATE: state, SWEEP: order.study, "mlflow.parentRunId": str(order.parent_run)}
-    if claim.arm.value is not None:
-        tags["memlab.sweep.arm"] = str(claim.arm.value)
+    if lease.arm.value is not None:
+        tags["memlab.sweep.arm"] = str(lease.arm.value)
     if error is not None:
         tags["memlab.sweep.error"] = error[:500]
-    name = f"trial {number}" if claim.arm.value is None else f"{claim.arm.value} trial {number}"
+    name = f"trial {number}" if lease.arm.value is None else f"{lease.arm.value} trial {number}"
     runs = {seed: run_id for seed in order.spec.seeds if (run_id := run_of(place / f"seed_{seed}"))}
     if not runs:
         parent = store.get_run(order.parent_run)
         run = store.create_run(
             parent.info.experiment_id, run_name=name, tags={**tags, "memlab.run_dir": str(place)}
         )
-        for key, value in claim.parameters.items():
+        for key, value in lease.parameters.items():
             store.log_param(run.info.run_id, key, value)
         store.set_terminated(run.info.run_id, _STATUS[state])
         return
