@@ -10,7 +10,7 @@ from memlab.config.sections import CompareConfig
 
 
 def job(config: CompareConfig) -> int:
-    from memlab.reports.compare import compare
+    from memlab.reports.comparison.command import compare
 
     compare(config)
     return 0

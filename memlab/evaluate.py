@@ -11,7 +11,7 @@ from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 
 
 def job(config: EvaluateConfig) -> int:
-    from memlab.evaluation.run import evaluate
+    from memlab.reports.evaluation.command import evaluate
 
     try:
         evaluate(config)

@@ -31,10 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memlab.config import launch, override_file, presets
 from memlab.config.checks import unknown_key
-from memlab.config.jobs import Jobs
+from memlab.config.jobs import Jobs, announce
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.tracking import multirun
 from memlab.version import __version__
 
 EXIT_USER_ERROR = 2
@@ -77,7 +76,7 @@ def run(
         )
 
     if arguments.multirun:  # its jobs know that they belong together
-        multirun.announce(command, words)
+        announce(command, words)
 
     @hydra.main(version_base="1.3", config_path=place, config_name=command)
     def main(composed: DictConfig) -> None:

@@ -11,9 +11,26 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
+
+_MULTIRUN = "MEMLAB_MULTIRUN"  # which multirun a process is a job of, and its command line
+
+
+def announce(command: str, words: Sequence[str]) -> None:
+    """Say to the processes that are started from now on that they are jobs of this command."""
+    identity = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+    os.environ[_MULTIRUN] = shlex.join([identity, "python", "-m", f"memlab.{command}", *words])
+
+
+def multirun() -> tuple[str, list[str]] | None:
+    """The identity and the command line of the multirun that this process is a job of, if it is one."""
+    if not (said := os.environ.get(_MULTIRUN)):
+        return None
+    identity, *words = shlex.split(said)
+    return identity, words
 
 
 class Jobs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from memlab.reports.drawing import new_figure, save
+
 _PANELS: dict[str, tuple[str, dict[str, str]]] = {  # by headline: the axis and the series of the lower panel
     "accuracy": (
         "accuracy",
@@ -100,22 +102,3 @@ def activations(result: dict[str, Any], directory: Path) -> None:
         axes.set_xlabel("segments")
     grid[0, 0].legend(title="recompute", fontsize=8)
     save(figure, directory / "memory.png")
-
-
-def new_figure(panels: int, width: float = 7.0, height: float | None = None) -> tuple[Any, Any]:
-    """A figure of so many panels above each other, and their axes; sizes in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height or 2.5 * panels + (panels == 1)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-    for panel in axes:
-        panel.grid(alpha=0.3)
-    return figure, axes
-
-
-def save(figure: Any, file: Path) -> None:
-    """Write a figure, and the directory it lies in."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memlab.reports.curves import new_figure, save
+from memlab.reports.drawing import new_figure, save
 
 LOCAL, MEMORY, MIXER = 0.1, 0.9, (0.4, 0.6)  # at most, at least, and between
 _NAME = re.compile(r"gate/layer(\d+)_head(\d+)")

@@ -27,6 +27,7 @@ from urllib.parse import quote
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from memlab.config import jobs
 from memlab.errors import first_line
 from memlab.tracking import multirun
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri, holds, lock, prepare
@@ -209,7 +210,7 @@ class Tracker(MLFlowLogger):
 
     def _end_parent(self) -> None:
         run = self.experiment.get_run(self.run_id)
-        if multirun.is_job() and (parent := run.data.tags.get(multirun.PARENT)):
+        if jobs.multirun() is not None and (parent := run.data.tags.get(multirun.PARENT)):
             with lock(self.uri):
                 multirun.child_ended(self.experiment, run.info.experiment_id, parent)
 

@@ -1,43 +1,31 @@
 """The jobs of one `--multirun` under one parent run in MLflow.
 
-Each job is a process of its own, so the command that starts them only says in their environment that they
-belong together. The first job makes the parent, the others find it; as each job ends, the parent gets the
-state of them all. A sweep over several tasks has one parent in each task's experiment. Jobs of a multirun
-come one after another; those that are started beside each other take turns by the store's lock.
+Each job is a process of its own, and knows from its environment that it belongs to the others (see
+`memlab.config.jobs.announce`). The first job makes the parent, the others find it; as each job ends, the
+parent gets the state of them all. A sweep over several tasks has one parent in each task's experiment. Jobs
+of a multirun come one after another; those that are started beside each other take turns by the store's lock.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
-import time
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-_VARIABLE = "MEMLAB_MULTIRUN"
+from memlab.config import jobs
+
 KIND = "memlab.kind"  # tag of runs that are no trainings: `multirun`, `comparison`
 _ID = "memlab.multirun"
 PARENT = "mlflow.parentRunId"  # MLflow's own, by which its UI nests runs
 
 
-def announce(command: str, words: Sequence[str]) -> None:
-    """Tell the processes that are started from now on that they are jobs of this command."""
-    identity = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-    os.environ[_VARIABLE] = shlex.join([identity, "python", "-m", f"memlab.{command}", *words])
-
-
-def is_job(environment: Mapping[str, str] = os.environ) -> bool:
-    return _VARIABLE in environment
-
-
 def parent(client: Any, experiment_id: str, lock: AbstractContextManager[Any]) -> str | None:
     """The run id of the parent of this process's multirun, made if this job is the first;
-    None = it is no job of one.
+    None = it is not a job of one.
     """
-    if not is_job():
+    if (multirun := jobs.multirun()) is None:
         return None
-    identity, *words = shlex.split(os.environ[_VARIABLE])
+    identity, words = multirun
     with lock:
         found = client.search_runs([experiment_id], f"tags.`{_ID}` = '{identity}'", max_results=1)
         if found:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from memlab.config import cli
+from memlab.config import cli, jobs
 from memlab.config.checks import check_compare
 from memlab.tracking import mlflow_store, multirun
 from memlab.tracking.mlflow_store import Tracker
@@ -203,7 +203,7 @@ def test_jobs_of_a_multirun_have_one_parent(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     mlflow_store.prepare(uri, "copy")
     monkeypatch.setenv("MEMLAB_MULTIRUN", "")
-    multirun.announce("train", ["-m", "experiment=copy", "seed=0,1"])
+    jobs.announce("train", ["-m", "experiment=copy", "seed=0,1"])
     children = [track(uri, "rmt", seed, 1.0) for seed in (0, 1)]
     client = MlflowClient(uri)
     (parent,) = {client.get_run(child).data.tags["mlflow.parentRunId"] for child in children}

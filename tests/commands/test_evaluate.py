@@ -21,8 +21,8 @@ from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
-from memlab.evaluation.run import evaluate
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
+from memlab.reports.evaluation.command import evaluate
 from memlab.training.build import build
 from memlab.training.run import train
 from tests.evaluation.test_documents import text

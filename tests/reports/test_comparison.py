@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from memlab.reports import comparison_tables as tables
-from memlab.reports.comparison import Comparison, compare
+from memlab.reports.comparison import tables
+from memlab.reports.comparison.groups import Comparison
+from memlab.reports.comparison.runs import sort
 from memlab.tracking.stored_runs import LeftOut, StoredRun, below, from_directory
 from tests.reports.runs import run, text_run
 
 
 def compared(place: Path) -> Comparison:
-    return compare("a name", "a command", [from_directory(directory) for directory in below(place)])
+    return sort("a name", "a command", [from_directory(directory) for directory in below(place)])
 
 
 def test_groups_over_seeds_by_hand(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_failed_seed_is_not_solved(tmp_path: Path) -> None:
     assert isinstance(good, StoredRun)
     lost = LeftOut("lost", "failed", failed=True, config={**good.config, "seed": 1})
     again = LeftOut("again", "failed", failed=True, config={**good.config, "seed": 0})
-    (table,) = compare("a", "b", [good, lost, again]).tables
+    (table,) = sort("a", "b", [good, lost, again]).tables
     assert table.groups[0].solve_rate == "1/2" and table.groups[0].scores.n == 1
     assert "1 (+1 failed)" in tables.cells(table, table.groups[0]), "seed 0 failed once and finished then"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from memlab.reports import page
-from memlab.reports.comparison import Comparison, compare
-from memlab.reports.comparison_figures import MARKERS, PALETTE, look
+from memlab.reports.comparison import page
+from memlab.reports.comparison.canvas import MARKERS, PALETTE, look
+from memlab.reports.comparison.groups import Comparison
+from memlab.reports.comparison.runs import sort
 from memlab.tracking.stored_runs import LeftOut, below, from_directory
 from tests.reports.runs import run, text_run
 
@@ -37,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
         run(place / f"e{seed}", NASTY, seed, 0.3)
     text_run(place / "t", "transformer", 0, 2.5)
     found = [from_directory(directory) for directory in below(place)]
-    comparison = compare(
+    comparison = sort(
         NASTY, f"python -m memlab.compare 'experiment={NASTY}'", [*found, LeftOut(NASTY, f"is {NASTY}")]
     )
     return comparison, page.write(comparison, tmp_path_factory.mktemp("page"), "today")

@@ -15,10 +15,9 @@ from rich.console import Console
 
 from memlab.config.sections import CompareConfig
 from memlab.errors import UserError, suggestion
-from memlab.reports import comparison_tables as tables
-from memlab.reports import page
-from memlab.reports.comparison import Comparison
-from memlab.reports.comparison import compare as sort
+from memlab.reports.comparison import page, tables
+from memlab.reports.comparison.groups import Comparison
+from memlab.reports.comparison.runs import sort
 from memlab.tracking import mlflow_client, mlflow_store, multirun, stored_runs
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun

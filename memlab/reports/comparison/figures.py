@@ -1,45 +1,16 @@
-"""The figures of a comparison.
-
-Each is drawn for a phone's width, so that its text stays readable there; a group has a colour and a marker.
-
-Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart, without its yellow
-and black, which one of white and dark pages hides. In the page a figure takes its colours from the page's
-style (light, dark, print), as a file it has those of paper.
-"""
+"""The figures of a comparison, each drawn for a phone's width, so that its text stays readable there."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
-import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memlab.reports.comparison import Table, words
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-_INK, _GRID = "#1b1b1b", "#d0d0d0"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 9,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _GRID,
-    "svg.hashsalt": "memlab",  # the same figure is the same file
-    "svg.fonttype": "path",
-}
-_STYLED = {
-    _INK: "var(--ink)",
-    _GRID: "var(--grid)",
-    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)},
-}
+from memlab.reports.comparison.canvas import INK, look, paint, plain
+from memlab.reports.comparison.groups import Table, metric_name
 
 
 @dataclass(frozen=True)
@@ -63,12 +34,12 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
     Returns:
         The figures, and sentences that say which ones there are not and why.
     """
-    wanted: list[tuple[str, str, str | None, Callable[[Any, Table], None]]] = [
-        ("seeds", f"Test {words(table.metric)} of every seed; the bar is the mean.", None, _seeds),
+    wanted: list[tuple[str, str, str | None, Callable[[Table, Any], None]]] = [
+        ("seeds", f"Test {metric_name(table.metric)} of every seed; the bar is the mean.", None, _seeds),
         (
             "pareto",
-            f"{words(table.metric).capitalize()} against the bytes that are carried for one document. The "
-            f"line joins the groups that no other one beats in both ({_better(table)} is better).",
+            f"{metric_name(table.metric).capitalize()} against the bytes that are carried for one document. "
+            f"The line joins the groups that no other one beats in both ({_better(table)} is better).",
             None,
             _pareto,
         ),
@@ -109,11 +80,13 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
             else ""
         )
         said = f"Validation loss against {axis} of training, a line for each seed.{note}{machine}"
-        wanted.append((f"loss_by_{axis}", said, why, functools.partial(_loss, axis=axis)))
+        wanted.append((f"loss_by_{axis}", said, why, partial(_loss, axis=axis)))
+    labels = [group.label for group in table.groups]
     drawn, missing = [], []
     for name, caption, why, fill in wanted:
         if why is None:
-            drawn.append(Drawn(name, caption, _one(table, fill, directory / f"{prefix}{name}.png")))
+            svg = paint(labels, partial(fill, table), directory / f"{prefix}{name}.png")
+            drawn.append(Drawn(name, caption, svg))
         else:
             missing.append(f"No figure {name}: {why}.")
     return drawn, missing
@@ -125,96 +98,11 @@ _NOT_EVALUATED = (
 )
 
 
-def look(at: int) -> dict[str, Any]:
-    """Colour and marker of the group at a place in its table."""
-    return {"color": PALETTE[at % len(PALETTE)], "marker": MARKERS[at % len(MARKERS)]}
-
-
-def swatch(at: int) -> str:
-    """A group's line and marker as a small SVG, for a legend in the page."""
-
-    def fill(figure: Any) -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.axis("off")
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.plot([0.05, 0.5, 0.95], [0.5] * 3, markevery=[1], markersize=7, **look(at))
-
-    figure = _figure((0.36, 0.18), layout=None)
-    fill(figure)
-    return _svg(figure)
-
-
 def _better(table: Table) -> str:
     return "up and left" if table.higher_is_better else "down and left"
 
 
-def _one(table: Table, fill: Callable[[Any, Table], None], file: Path) -> str:
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):
-        figure = _figure((4.2, 3.2))
-        axes = figure.subplots()
-        axes.grid(alpha=0.6, linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        fill(axes, table)
-        svg = _svg(figure)
-        handles = [_handle(at, group.label) for at, group in enumerate(table.groups)]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=2 if max(len(g.label) for g in table.groups) < 24 else 1,
-            frameon=False,
-        )
-        figure.set_size_inches(4.2, 3.2 + 0.2 * len(table.groups))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-    return svg
-
-
-def _handle(at: int, label: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], label=_text(label), linewidth=1.4, markersize=5, **look(at))
-
-
-def _text(label: str) -> str:
-    """A label that matplotlib does not read as mathematics."""
-    return label.replace("$", r"\$")
-
-
-def _figure(inches: tuple[float, float], layout: Any = "constrained") -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _svg(figure: Any) -> str:
-    """The drawing alone, its colours those of the page."""
-    out = io.StringIO()
-    figure.savefig(
-        out,
-        format="svg",
-        transparent=True,
-        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-    )
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # not needed within a page, and addresses of the network by their looks
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _STYLED.get(m[0].lower(), m[0]), svg)
-    svg = svg.replace("xlink:href", "href").replace("<svg ", '<svg aria-hidden="true" ', 1)
-    # several figures share a page, and their names for parts must not
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    return re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>f{own}-", svg)
-
-
-def _seeds(axes: Any, table: Table) -> None:
+def _seeds(table: Table, axes: Any) -> None:
     count = len(table.groups)
     for at, group in enumerate(table.groups):
         values, y = group.scores.values, count - 1 - at
@@ -224,25 +112,23 @@ def _seeds(axes: Any, table: Table) -> None:
         axes.plot(values, [y + o for o in offsets], linestyle="", markersize=6, alpha=0.9, **look(at))
         axes.plot([group.scores.mean] * 2, [y - 0.33, y + 0.33], color=look(at)["color"], linewidth=2)
     axes.set_yticks(range(count), [_shortened(group.label) for group in reversed(table.groups)])
-    axes.set(ylim=(-0.6, count - 0.4), xlabel=f"test {words(table.metric)}")
-    _accuracy_axis(axes, table, "x")
+    axes.set(ylim=(-0.6, count - 0.4), xlabel=f"test {metric_name(table.metric)}")
+    _accuracy_axis(table, axes, "x")
 
 
 def _shortened(label: str) -> str:
-    import textwrap
-
-    return _text(textwrap.fill(label, 18, max_lines=3, placeholder=" …"))
+    return plain(textwrap.fill(label, 18, max_lines=3, placeholder=" …"))
 
 
-def _accuracy_axis(axes: Any, table: Table, which: str) -> None:
+def _accuracy_axis(table: Table, axes: Any, which: str) -> None:
     if table.metric == "accuracy":
         axes.set(**{f"{which}lim": (-0.03, 1.03)})
         if table.chance is not None:
             line = axes.axvline if which == "x" else axes.axhline
-            line(table.chance, color=_INK, linewidth=0.8, linestyle=":")
+            line(table.chance, color=INK, linewidth=0.8, linestyle=":")
 
 
-def _pareto(axes: Any, table: Table) -> None:
+def _pareto(table: Table, axes: Any) -> None:
     sizes = [group.state_bytes for group in table.groups]
     least = min((s for s in sizes if s), default=1024)
     nothing = least / 8  # where those stand that carry nothing: a logarithm has no zero
@@ -253,7 +139,7 @@ def _pareto(axes: Any, table: Table) -> None:
     axes.plot(
         [place[g.label] for g in front],
         [g.scores.mean for g in front],
-        color=_INK,
+        color=INK,
         linewidth=0.9,
         drawstyle="steps-post",
         zorder=1,
@@ -272,9 +158,11 @@ def _pareto(axes: Any, table: Table) -> None:
     axes.set_xticks(ticks, labels)
     axes.minorticks_off()
     axes.set(
-        xlim=(low / 2.5, high * 2.5), xlabel="carried state, bytes", ylabel=f"test {words(table.metric)}"
+        xlim=(low / 2.5, high * 2.5),
+        xlabel="carried state, bytes",
+        ylabel=f"test {metric_name(table.metric)}",
     )
-    _accuracy_axis(axes, table, "y")
+    _accuracy_axis(table, axes, "y")
 
 
 def _powers(low: float, high: float) -> list[float]:
@@ -292,7 +180,7 @@ def _bytes(count: float) -> str:
     raise AssertionError
 
 
-def _segments(axes: Any, table: Table) -> None:
+def _segments(table: Table, axes: Any) -> None:
     tested: set[int] = set()
     for at, group in enumerate(table.groups):
         by_segments: dict[int, list[float]] = {}
@@ -321,12 +209,12 @@ def _segments(axes: Any, table: Table) -> None:
     axes.minorticks_off()
     trained = {run.config.get("task.num_segments") for group in table.groups for run in group.runs}
     for length in trained - {None}:
-        axes.axvline(float(str(length)), color=_INK, linewidth=0.8, linestyle="--")
+        axes.axvline(float(str(length)), color=INK, linewidth=0.8, linestyle="--")
     axes.set(xlabel="segments", ylabel="accuracy, free-running")
-    _accuracy_axis(axes, table, "y")
+    _accuracy_axis(table, axes, "y")
 
 
-def _position(axes: Any, table: Table) -> None:
+def _position(table: Table, axes: Any) -> None:
     for at, group in enumerate(table.groups):
         by_position: dict[int, list[float]] = {}
         for run in group.runs:
@@ -348,7 +236,7 @@ def _position(axes: Any, table: Table) -> None:
     axes.set(xlabel="position in the document, tokens", ylabel="bits per byte")
 
 
-def _loss(axes: Any, table: Table, axis: str) -> None:
+def _loss(table: Table, axes: Any, axis: str) -> None:
     for at, group in enumerate(table.groups):
         for run in group.runs:
             # earlier stages of a curriculum have easier samples, and so another loss; text has the same

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from memlab.reports import comparison_figures as figures
-from memlab.reports.comparison import Comparison, Table, score, words
-from memlab.reports.comparison_tables import SAID, cells, columns, heading
-from memlab.reports.page_style import STYLE
+from memlab.reports.comparison import figures
+from memlab.reports.comparison.canvas import swatch
+from memlab.reports.comparison.groups import Comparison, Table, metric_name, score
+from memlab.reports.comparison.page_style import STYLE
+from memlab.reports.comparison.tables import SAID, cells, columns, heading
 
 
 def write(comparison: Comparison, directory: Path, made: str) -> Path:
@@ -57,9 +58,7 @@ def _whole(title: str, body: str) -> str:
 
 def _table_section(table: Table, directory: Path, prefix: str) -> str:
     drawn, missing = figures.draw(table, directory, prefix)
-    legend = "".join(
-        f"<li>{figures.swatch(i)} {escape(group.label)}</li>" for i, group in enumerate(table.groups)
-    )
+    legend = "".join(f"<li>{swatch(i)} {escape(group.label)}</li>" for i, group in enumerate(table.groups))
     shown = "".join(
         f'<figure role="img" aria-label="{escape(f.caption)}">{f.svg}'
         f"<figcaption>{escape(f.caption)}</figcaption></figure>"
@@ -79,11 +78,10 @@ def _table_section(table: Table, directory: Path, prefix: str) -> str:
 
 
 def _pareto_words(table: Table) -> str:
-    return (
-        f" On the Pareto front of state and {escape(words(table.metric))}: {escape('; '.join(table.front))}."
-        if len(table.groups) > 1
-        else ""
-    )
+    if len(table.groups) == 1:
+        return ""
+    front = escape("; ".join(table.front))
+    return f" On the Pareto front of state and {escape(metric_name(table.metric))}: {front}."
 
 
 def _pairs(table: Table) -> str:

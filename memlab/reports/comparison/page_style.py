@@ -4,7 +4,7 @@ rows as cards where it is narrow.
 
 from __future__ import annotations
 
-from memlab.reports.comparison_figures import PALETTE
+from memlab.reports.comparison.canvas import PALETTE
 
 # the same hues, lighter
 _ON_DARK = ("#4AA3DF", "#F07F3C", "#2FBF96", "#DB93BC", "#8CCBF2", "#F2B63D", "#A6A6A6")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from memlab.reports.comparison import Comparison, Group, Table, score, words
+from memlab.reports.comparison.groups import Comparison, Group, Table, metric_name, score
 from memlab.reports.summary import size
 
 SAID = (
@@ -28,7 +28,7 @@ def columns(table: Table) -> list[str]:
     differs = ["not as the others"] if any(group.differs for group in table.groups) else []
     return [
         "model",
-        words(table.metric),
+        metric_name(table.metric),
         "±",
         *solved,
         "n",
@@ -92,7 +92,9 @@ def _rich(table: Table) -> Lines:
     """What fits 80 columns."""
     heads = columns(table)
     shown = [
-        head for head in ("model", words(table.metric), "solved", "n", "each seed", "state") if head in heads
+        head
+        for head in ("model", metric_name(table.metric), "solved", "n", "each seed", "state")
+        if head in heads
     ]
     grid = RichTable(title=escape(heading(table)), title_justify="left")
     for head in shown:
@@ -107,7 +109,7 @@ def _rich(table: Table) -> Lines:
     for group in table.groups:
         row = dict(zip(heads, cells(table, group), strict=True))
         row["model"] += " *" if group.differs else ""
-        row[words(table.metric)] += f" ± {row['±']}"
+        row[metric_name(table.metric)] += f" ± {row['±']}"
         grid.add_row(*(escape(row[head]) for head in shown))
     notes = [f"* {group.label}: {'; '.join(group.differs)}" for group in table.groups if group.differs]
     return Lines(grid, Text("\n".join([*notes, table.verdict]) + "\n"))

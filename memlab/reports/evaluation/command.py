@@ -19,9 +19,7 @@ from memlab.evaluation.record import Record, best
 from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
-from memlab.reports import evaluation_figures as figures
-from memlab.reports import evaluation_tables as tables
-from memlab.reports import inside_figures
+from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.tracking import finished_runs

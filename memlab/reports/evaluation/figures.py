@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memlab.reports.curves import new_figure, save
+from memlab.reports.drawing import new_figure, save
 
 # Okabe and Ito's colours, told apart by people who do not see all of them; markers say the same once more
 _SERIES: dict[str, tuple[str, str, str]] = {

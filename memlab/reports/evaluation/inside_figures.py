@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from memlab.reports.curves import new_figure, save
+from memlab.reports.drawing import new_figure, save
 
 _SAID = {
     "memory_tokens": "attention on read memory",

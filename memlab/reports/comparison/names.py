@@ -1,0 +1,86 @@
+"""What tests and groups are called: as little as tells them apart from the others beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from memlab.reports.comparison.identity import NOISE, test_of, value_of
+from memlab.tracking.resume import ADDED
+from memlab.tracking.stored_runs import StoredRun
+
+_PARAMETERS = 0.1  # more or fewer than the median group is said
+_MOST_WORDS = 4  # of a group's name
+
+
+def titles(runs: Sequence[StoredRun]) -> list[str]:
+    """A name for each test: the task, its size, and what else tells it from other tests of the same task."""
+    found = []
+    for run in runs:
+        same = [test_of(r) for r in runs if r.config["task.name"] == run.config["task.name"]]
+        sizes = [
+            k for k in ("task.length", "task.num_segments") if k in test_of(run) and run.config[k] is not None
+        ]
+        more = [k for k in _differing(same) if k not in sizes]
+        found.append(
+            ", ".join([str(run.config["task.name"]), *(_short(k, run.config) for k in [*sizes, *more])])
+        )
+    return found
+
+
+def labels(runs: Sequence[StoredRun]) -> list[str]:
+    """A name for each group: the model, and the settings in which it differs from other groups of this
+    model.
+    """
+    found = []
+    for run in runs:
+        name = str(run.config["model.name"])
+        same = [r.config for r in runs if r.config["model.name"] == name]
+        keys = sorted(
+            _differing(same, lambda key: key in NOISE or key.startswith("tracking.")),
+            key=lambda k: not k.startswith("model."),
+        )
+        more = [f"+{len(keys) - _MOST_WORDS} more"] if len(keys) > _MOST_WORDS else []
+        found.append(", ".join([name, *(_short(key, run.config) for key in keys[:_MOST_WORDS]), *more]))
+    seen = Counter(found)
+    numbers: Counter[str] = Counter()
+    for i, label in enumerate(found):
+        if seen[label] > 1:
+            numbers[label] += 1
+            found[i] = f"{label} ({numbers[label]})"
+    return found
+
+
+def budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
+    """For each group, which settings outside of its model are not those of most others,
+    and whether it is a model of another size.
+    """
+    configs = [run.config for run in runs]
+    keys = _differing(configs, lambda key: key.startswith(("model.", "tracking.", "run_dir")) or key in NOISE)
+    median = sorted(int(run.result.get("parameters", 0)) for run in runs)[len(runs) // 2]
+    found = []
+    for run in runs:
+        said = []
+        for key in keys:
+            usual, _ = Counter(str(config.get(key, ADDED.get(key))) for config in configs).most_common(1)[0]
+            if str(run.config.get(key, ADDED.get(key))) != usual:
+                said.append(f"{_short(key, run.config)}, others {'null' if usual == 'None' else usual}")
+        size = int(run.result.get("parameters", 0))
+        if median and abs(size / median - 1) > _PARAMETERS:
+            said.append(f"{size / median - 1:+.0%} parameters".replace("-", "−"))
+        found.append(tuple(said))
+    return found
+
+
+def _differing(
+    configs: Sequence[Mapping[str, Any]], without: Callable[[str], bool] = lambda key: False
+) -> list[str]:
+    """Keys whose values are not the same everywhere."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [k for k in keys if not without(k) and len({str(value_of(k, config)) for config in configs}) > 1]
+
+
+def _short(key: str, config: Mapping[str, Any]) -> str:
+    value = config.get(key, ADDED.get(key))
+    return f"{key.rpartition('.')[2]}={'null' if value is None else value}"
