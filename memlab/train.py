@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from memlab.config import cli, launch
+from memlab.config import cli, launch, lifetime
 from memlab.config.checks import check
 from memlab.config.sections import Config
 from memlab.tracking import resume
@@ -35,7 +35,7 @@ def job(config: Config) -> int:
 
 
 def main() -> None:
-    launch.end_with_starter()
+    lifetime.end_with_starter()
     cli.run("train", check, job)
 
 

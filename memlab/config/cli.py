@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab.config import launch, override_file, presets
+from memlab.config import launch, lifetime, override_file, presets
 from memlab.config.checks import unknown_key
 from memlab.config.jobs import Jobs, announce
 from memlab.config.paths import config_dir
@@ -90,7 +90,7 @@ def run(
 
     jobs = Jobs(command)
     main()
-    launch.end_quickly()
+    lifetime.end_quickly()
     sys.exit(jobs.end())
 
 

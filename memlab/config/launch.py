@@ -11,8 +11,6 @@ writes down how it ended. This file imports no torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import signal
 import socket
@@ -23,10 +21,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from memlab.config.lifetime import end_with
 from memlab.errors import ConfigError, UserError
 
 _PARENT = "MEMLAB_PARENT"  # process id of the one that started this one
-DIES_WITH = "MEMLAB_DIES_WITH"  # process id of the one with which this one is to end, however that ends
 _SECONDS = 20  # that the first process has to end by itself once another one is gone
 
 
@@ -273,37 +271,4 @@ def _end_with_parent() -> None:
     """
     parent = os.environ.get(_PARENT)
     if parent is not None and sys.platform.startswith("linux"):
-        _end_with(int(parent))
-
-
-def end_quickly() -> None:
-    """Called last: the interpreter's end then does not search all that torch and MLflow made for garbage,
-    which takes up to a second.
-    """
-    gc.freeze()
-
-
-def end_with_starter() -> None:
-    """The same for a process whose starter asked for it in the environment, on every system.
-
-    What this one starts is not meant.
-    """
-    parent = os.environ.pop(DIES_WITH, None)
-    if parent is None:
-        return
-    if sys.platform.startswith("linux"):
-        _end_with(int(parent))
-    else:
-        threading.Thread(target=_watch_parent, args=[int(parent)], daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+        end_with(int(parent))

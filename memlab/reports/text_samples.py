@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from memlab.tasks.text import TextTask
-from memlab.text.streams import StreamBatch
+from memlab.text.batches import StreamBatch
 
 LONGEST = 320  # characters of a segment that are printed
 STEPS = 2000  # to look through for a document's end

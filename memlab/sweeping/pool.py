@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from memlab.config import launch
+from memlab.config import lifetime
 from memlab.errors import UserError
 from memlab.sweeping import table
 from memlab.sweeping.ending import Asked, Interrupted
@@ -86,7 +86,7 @@ class Pool:
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, launch.DIES_WITH: str(os.getpid())},
+                env={**os.environ, lifetime.DIES_WITH: str(os.getpid())},
                 start_new_session=True,  # Ctrl-C is the sweep's, which tells its workers
             )
         self.started[worker] = time.monotonic()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlab.config.launch import DIES_WITH
+from memlab.config.lifetime import DIES_WITH
 
 LAST_LINES = 5  # of its log, kept as the error of a training that failed
 _PATIENCE = 120.0  # seconds that a training has to save and end after SIGTERM

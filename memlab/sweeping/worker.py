@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from memlab.config import launch
+from memlab.config import lifetime
 from memlab.errors import UserError
 from memlab.sweeping.labels import Labels
 from memlab.sweeping.leases import Beats, Lease, Leases, Nothing, TooManyFailedError
@@ -168,7 +168,7 @@ def aggregate(metric: str, results: Sequence[dict[str, Any]], how: str) -> float
 
 
 def main() -> int:
-    launch.end_with_starter()
+    lifetime.end_with_starter()
     import optuna.samplers  # what the first trial needs
     import optuna.storages  # noqa: F401
 
@@ -195,5 +195,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
-    launch.end_quickly()
+    lifetime.end_quickly()
     sys.exit(status)

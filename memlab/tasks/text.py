@@ -20,8 +20,9 @@ from memlab.errors import ConfigError, UserError
 from memlab.splits import Held
 from memlab.tasks.base import Task
 from memlab.text import corpus as corpora
+from memlab.text.batches import StreamBatch
 from memlab.text.corpus import Corpus
-from memlab.text.streams import StreamBatch, TrainingReader, evaluation_batches
+from memlab.text.streams import TrainingReader, evaluation_batches
 from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer, bpe
 
 # of a document, for the weight of a memory after it; reading more would take longer than it tells

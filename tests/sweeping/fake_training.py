@@ -18,11 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from memlab.config import launch
+from memlab.config import lifetime
 
 
 def main() -> int:
-    launch.end_with_starter()
+    lifetime.end_with_starter()
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     directory = Path(words["run_dir"].strip("'"))
     directory.mkdir(parents=True, exist_ok=True)

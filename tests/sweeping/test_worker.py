@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from memlab.config.launch import DIES_WITH
+from memlab.config.lifetime import DIES_WITH
 from memlab.sweeping.leases import LEASE, Lease, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store

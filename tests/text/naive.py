@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from memlab.tasks.text import TextTask
-from memlab.text.streams import StreamBatch, file_order
+from memlab.text.batches import StreamBatch
+from memlab.text.streams import file_order
 
 BEGIN = 256
 LENGTH, SEGMENTS = 5, 3  # of the batches read here: a step is 15 tokens

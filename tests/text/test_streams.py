@@ -11,7 +11,8 @@ import pytest
 
 from memlab.errors import UserError
 from memlab.text import streams
-from memlab.text.streams import StreamBatch, file_order
+from memlab.text.batches import StreamBatch
+from memlab.text.streams import file_order
 from tests.text.naive import (
     BEGIN,
     LENGTH,
