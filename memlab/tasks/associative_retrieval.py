@@ -35,7 +35,8 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, SyntheticTask, Words, choose_distinct
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.draws import Ints, Words, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
 

@@ -25,8 +25,8 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import PairsTask
+from memlab.tasks.draws import Ints, Words, choose, choose_distinct
 
 
 class AssociativeRewrite(PairsTask):

@@ -1,9 +1,6 @@
 """What every task gives: batches of token sequences cut into segments, and which of the targets count.
 
-Synthetic samples are generated on the fly from (seed, split, index) alone, so that any process can make any
-sample, a batch of 32 is the same as two of 16, and nothing is stored. The splits are disjoint by
-construction: a hash of a sample's content says which split it may appear in, and a draw that falls into
-another split is drawn again.
+Synthetic samples are generated on the fly from (seed, split, index) alone: see `draws.py`.
 
 Shapes: B batch, T tokens in a sample, W random words for a sample. This file and the tasks import no torch.
 """
@@ -21,15 +18,11 @@ from numpy.typing import NDArray
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.splits import SPLITS, Split
+from memlab.splits import Split
+from memlab.tasks.cutting import in_parts, share
+from memlab.tasks.draws import Ints, Words, draw
 
-Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
-
-_SHARES = 16  # of the samples, one share each is kept for validation and for test
 _FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
-# for one sample of the right split; one in 16 fits validation or test, so this is never reached
-_MAX_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -284,57 +277,30 @@ class SyntheticTask(Task):
         return possible(self.at, range(1, self.num_segments + 1))
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
-        if segment_lengths is not None:
-            if sum(segment_lengths) != self.tokens:
-                raise ConfigError(
-                    f"task.segment_lengths={segment_lengths} add up to {sum(segment_lengths)}, "
-                    f"but task.length={self.length} makes {self.tokens} tokens"
-                )
-            return tuple(segment_lengths)
-        return tuple(self._share("tokens", self.tokens, num_segments))
+        """How the T tokens are cut.
+
+        Raises:
+            ConfigError: the explicit lengths do not add up to T, or T does not divide as asked.
+        """
+        if segment_lengths is None:
+            return tuple(self._share("tokens", self.tokens, num_segments))
+        if sum(segment_lengths) != self.tokens:
+            raise ConfigError(
+                f"task.segment_lengths={segment_lengths} add up to {sum(segment_lengths)}, "
+                f"but task.length={self.length} makes {self.tokens} tokens"
+            )
+        return tuple(segment_lengths)
 
     def _in_parts(self, amount: int, longest: int) -> list[int]:
-        """`amount` in parts of `longest`, of which the last, or if right-aligned the first,
-        may be shorter.
-        """
-        lengths = [min(longest, amount - start) for start in range(0, amount, longest)]
-        return lengths[::-1] if self.align == "right" else lengths
+        """See `cutting.in_parts`."""
+        return in_parts(amount, longest, self.align)
 
     def _share(self, what: str, amount: int, parts: int) -> list[int]:
-        """`amount` cut into equal parts, or into parts of which the last or the first is shorter,
-        as `align` says.
-        """
-        size = -(-amount // parts)
-        if amount % parts and self.align is None:
-            others = self.wished_segments - parts  # segments that hold something else
-            possible = [n + others for n in range(1, amount + 1) if amount % n == 0]
-            raise ConfigError(
-                f"task.num_segments={self.wished_segments}: the {amount} {what} of task.length={self.length} "
-                f"do not divide into {parts} equal segments; possible numbers are {possible}, or give "
-                "task.align=left|right or task.segment_lengths"
-            )
-        if amount <= size * (parts - 1):
-            raise ConfigError(
-                f"task.num_segments={self.wished_segments}: {amount} {what} in segments of {size} do not "
-                f"fill {parts} of them"
-            )
-        lengths = [size] * (parts - 1) + [amount - size * (parts - 1)]
-        return lengths[::-1] if self.align == "right" else lengths
+        """See `cutting.share`; the segments beyond `parts` hold something else."""
+        return share(what, amount, parts, self.wished_segments, self.length, self.align)
 
     def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
-        index = np.arange(start, start + count)
-        group, member = index // self.members, index % self.members
-        first, groups = int(group[0]), int(group[-1] - group[0]) + 1
-        found = np.zeros((groups, self.words), dtype=np.uint64)
-        missing = np.arange(groups)
-        for attempt in range(_MAX_DRAWS):
-            words = _random_words(seed, split, attempt, first, groups, self.words)[missing]
-            fits = _split_of(self.sequences(words, np.zeros(len(missing), dtype=np.int64))) == split
-            found[missing[fits]] = words[fits]
-            missing = missing[~fits]
-            if not missing.size:
-                return self.sequences(found[group - first], member)
-        raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
+        return draw(self.sequences, self.words, self.members, split, start, count, seed)
 
 
 def possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...]:
@@ -344,35 +310,3 @@ def possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...
         with contextlib.suppress(ConfigError):
             made.append(make(size))
     return tuple(made)
-
-
-def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:
-    """uint64 [B, W]: words W*i .. W*i + W - 1 of a Philox stream belong to sample i,
-    whatever the batch it is made in.
-    """
-    blocks = -(-words // 4)  # Philox yields four words for each count of its counter
-    key = np.array([seed, SPLITS.index(split) << 32 | attempt], dtype=np.uint64)
-    generator = np.random.Philox(key=key, counter=start * blocks)
-    return generator.random_raw(count * blocks * 4).reshape(count, -1)[:, :words]
-
-
-def _split_of(sequence: Ints) -> NDArray[np.str_]:
-    """The split that each row, and all that share its words, may appear in:
-    by a multiplicative hash of its content.
-    """
-    odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
-    mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
-    mixed ^= mixed >> np.uint64(32)
-    share = (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(60)  # 0 .. 15, evenly
-    assert _SHARES == 1 << 4
-    return np.where(share == 0, "test", np.where(share == 1, "validation", "train"))
-
-
-def choose(words: Words, n: int) -> Ints:
-    """Integers 0 .. n - 1 from random words (the bias of the remainder is below n / 2**64)."""
-    return (words % np.uint64(n)).astype(np.int64)
-
-
-def choose_distinct(words_BW: Words, k: int) -> Ints:
-    """The first k of a random order of 0 .. W - 1, for each row: draws without replacement."""
-    return np.argsort(words_BW, axis=1, kind="stable")[:, :k].astype(np.int64)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from memlab.bounds import Positive
-from memlab.tasks.base import Ints, SyntheticTask, Words, choose
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.draws import Ints, Words, choose
 
 START, FIRST_SYMBOL = 1, 2
 

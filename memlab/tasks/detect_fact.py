@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.bounds import Fraction
-from memlab.tasks.base import Batch, Ints, choose
+from memlab.tasks.base import Batch
+from memlab.tasks.draws import Ints, choose
 from memlab.tasks.facts import A_PERSON, PERSONS
 from memlab.tasks.memorize_fact import MemorizeFact
 

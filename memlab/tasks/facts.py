@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.splits import Split
-from memlab.tasks.base import Ints, SyntheticTask, Words, choose
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.draws import Ints, Words, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")

@@ -17,7 +17,7 @@ import numpy as np
 
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
-from memlab.tasks.base import Ints, Words, choose
+from memlab.tasks.draws import Ints, Words, choose
 
 _FOURS = """
     old river slept quietly     grey cloud turned slowly    small bird sang again

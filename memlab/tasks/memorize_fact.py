@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from memlab.tasks.base import Ints, Words, choose
+from memlab.tasks.draws import Ints, Words, choose
 from memlab.tasks.facts import A_MOVE, A_PERSON, MOVES, PERSONS, PLACES, FactTask, phrase
 
 

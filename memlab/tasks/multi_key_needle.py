@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, possible
+from memlab.tasks.base import possible
+from memlab.tasks.draws import Ints
 from memlab.tasks.passkey import DIGITS, Passkey
 
 

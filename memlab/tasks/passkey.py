@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from memlab.bounds import Fraction, Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Batch, Ints, SyntheticTask, Words, choose, choose_distinct, possible
+from memlab.tasks.base import Batch, SyntheticTask, possible
+from memlab.tasks.draws import Ints, Words, choose, choose_distinct
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12
 

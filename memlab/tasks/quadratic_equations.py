@@ -34,7 +34,8 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, SyntheticTask, Words, choose
+from memlab.tasks.base import SyntheticTask
+from memlab.tasks.draws import Ints, Words, choose
 
 # padding, the sign, and the authors' characters in their order; ";" is never used
 ALPHABET = " >0123456789+-*/^=()xD;,"

@@ -30,7 +30,7 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, Words, choose, choose_distinct
 from memlab.tasks.facts import (
     A_PERSON,
     A_TAKE,

@@ -7,8 +7,8 @@ The symbol that was read first is asked for last.
 
 from __future__ import annotations
 
-from memlab.tasks.base import Ints
 from memlab.tasks.copy import Copy
+from memlab.tasks.draws import Ints
 
 
 class Reverse(Copy):

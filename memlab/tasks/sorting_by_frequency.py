@@ -25,8 +25,8 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, Words, choose
 from memlab.tasks.context import ContextTask
+from memlab.tasks.draws import Ints, Words, choose
 
 SEPARATOR, FIRST_SYMBOL = 0, 1
 # weights of symbols before normalising: 1000 .. 9000 (the authors': 1 .. 9, of which many are equal)

@@ -23,8 +23,8 @@ import numpy as np
 
 from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
-from memlab.tasks.base import Ints, Words, choose, choose_distinct
 from memlab.tasks.context import ContextTask, even
+from memlab.tasks.draws import Ints, Words, choose, choose_distinct
 
 NOISE = 16  # different distractors, tokens 0 .. 15; values and then variables follow
 

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from memlab.splits import SPLITS
-from memlab.tasks.base import Batch, Ints, SyntheticTask
+from memlab.tasks.base import Batch, SyntheticTask
+from memlab.tasks.draws import Ints
 
 
 def whole(batch: Batch) -> Ints:

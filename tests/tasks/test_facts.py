@@ -25,8 +25,8 @@ import memlab
 from memlab.config import schema
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
-from memlab.tasks.base import Ints
 from memlab.tasks.detect_fact import DetectFact
+from memlab.tasks.draws import Ints
 from memlab.tasks.facts import FactTask, pairs_of_gaps, stack_gaps
 from memlab.tasks.filler import FILLER_WORDS
 from memlab.tasks.memorize_fact import MemorizeFact
