@@ -49,10 +49,9 @@ def told(row: list[int], t: int) -> list[int]:
     return [row[i + 1] for i in range(0, 32, 2) if row[i] == row[t]]
 
 
-def test_who_sees_all_is_right_and_who_sees_the_last_segment_is_at_chance() -> None:
-    """The latter learns which value comes most often with the asked key and the value answered before."""
+def test_a_model_that_sees_the_last_segment_is_at_chance() -> None:
+    """It learns which value comes most often with the asked key and the value answered before."""
     task = make("associative_rewrite")
-    assert score(task, lambda row, t: told(row, t)[-1], 500) == 1.0
     blind = learned(task, lambda row, t: (row[t], row[t - 1] if t > 32 else None))
     assert sigmas(score(task, blind), task.chance, 3000 * 2) < 4
     assert sigmas(score(task, lambda row, t: 3), task.chance, 3000 * 2) < 4

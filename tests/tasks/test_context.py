@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 
 import memlab
-from memlab.config import schema
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS
 from tests.tasks.context_tasks import SMALL, make, sequences
@@ -23,53 +16,11 @@ ROOT = Path(memlab.__file__).parents[1]
 TASKS = list(SMALL)
 
 
-@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", TASKS)
-def test_targets_are_the_next_tokens_and_the_answer_is_in_the_last_segment(name: str, split: Any) -> None:
+def test_the_answer_is_in_the_last_segment(name: str) -> None:
     task = make(name)
-    batch = task.batch(split, 0, 6)
-    assert batch.tokens_BT.shape == batch.targets_BT.shape == batch.answer_BT.shape == (6, task.tokens)
-    assert batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
-    assert (batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]).all()
-    assert (batch.answer_BT == batch.answer_BT[0]).all() and batch.answer_BT[0].sum() == task.answer_tokens
-    assert (
-        not batch.answer_BT[:, : task.tokens - batch.segment_lengths[-1]].any()
-        and batch.answer_BT[:, -1].all()
-    )
-    assert batch.segment_lengths == task.segment_lengths and sum(batch.segment_lengths) == task.tokens
-    for ids in (batch.tokens_BT, batch.targets_BT):
-        assert ids.min() >= 0 and ids.max() < task.vocab_size
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_a_sample_does_not_depend_on_the_batch_it_is_made_in(name: str, split: Any) -> None:
-    task = make(name)
-    whole = sequences(task.batch(split, 0, 70, seed=1))
-    for start, count in [(0, 3), (3, 4), (7, 63), (69, 1)]:
-        assert sequences(task.batch(split, start, count, seed=1)) == whole[start : start + count]
-    assert sequences(make(name, batch_size=64).batch(split, 0, 70, seed=1)) == whole
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_sequence_is_a_function_of_its_own_words(name: str) -> None:
-    """Not of the other rows, of earlier calls or of the order of rows; and the words stay as they are."""
-    task = make(name)
-    words = np.random.Philox(key=1).random_raw(20 * task.words).reshape(20, -1)
-    before, members = words.copy(), np.zeros(20, dtype=np.int64)
-    first = task.sequences(words, members)
-    assert (task.sequences(words[::-1], members)[::-1] == first).all()
-    assert (np.concatenate([task.sequences(row, members[:1]) for row in words[:, None]]) == first).all()
-    assert (words == before).all()
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_seed_moves_the_training_stream_and_leaves_validation_and_test(name: str) -> None:
-    task = make(name)
-    for split in ("validation", "test"):
-        assert sequences(task.batch(split, 0, 30, seed=1)) == sequences(task.batch(split, 0, 30, seed=2))
-    one, other = (sequences(task.batch("train", 0, 30, seed=s)) for s in (1, 2))
-    assert not {tuple(row) for row in one} & {tuple(row) for row in other}
+    assert task.answer_positions()[0] >= task.tokens - task.segment_lengths[-1]
+    assert task.answer_positions()[-1] == task.tokens - 1
 
 
 TINY = [  # small enough that every content comes up
@@ -251,32 +202,3 @@ def test_at_is_an_error_where_it_cannot_be_had() -> None:
         match=r"task\.num_segments=7: task\.segment_lengths=\[12, 12, 8, 3\] do not say how to grow",
     ):
         make("associative_rewrite", num_segments=4, align="left").at(7)
-
-
-# Configuration files
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_configuration_file_has_every_argument(name: str) -> None:
-    values = yaml.safe_load((ROOT / "configs" / "task" / f"{name}.yaml").read_text())
-    target = values.pop("_target_")
-    assert values.pop("name") == name and schema.load(target) is SMALL[name][0]
-    arguments = schema.parameters(target)
-    assert arguments.keys() == values.keys()
-    for key, value in values.items():
-        schema.check_value(key, value, arguments[key].annotation)
-    task = SMALL[name][0](**values)
-    assert len(task.stages()) > 1 and len(set(task.segment_lengths[:-1])) == 1
-
-
-def test_tasks_import_no_torch() -> None:
-    code = (
-        f"import sys; {'; '.join(f'import memlab.tasks.{name}' for name in TASKS)}; sys.exit('torch' in "
-        "sys.modules)"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        ).returncode
-        == 0
-    )

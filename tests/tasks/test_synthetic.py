@@ -1,5 +1,5 @@
-"""The generated tasks, against plain descriptions of what a sample is,
-and the promises that all of them make about their samples.
+"""Copy, reverse and associative retrieval, against plain descriptions of what a sample is, and how samples
+are cut and grow.
 """
 
 from __future__ import annotations
@@ -7,16 +7,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import memlab
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
@@ -95,22 +90,6 @@ def test_associative_retrieval_is_pairs_then_one_of_the_keys_then_its_value(spli
         assert answer == values[keys.index(query)]
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_targets_are_the_next_tokens_and_the_last_of_them_are_the_answer(name: str, split: Any) -> None:
-    task = make(name)
-    batch = task.batch(split, 0, 6)
-    assert batch.tokens_BT.shape == batch.targets_BT.shape == batch.answer_BT.shape == (6, task.tokens)
-    assert batch.tokens_BT.dtype == batch.targets_BT.dtype == np.int64 and batch.answer_BT.dtype == np.bool_
-    assert (batch.targets_BT[:, :-1] == batch.tokens_BT[:, 1:]).all()
-    assert (
-        batch.answer_BT.tolist() == [[t >= task.tokens - task.answer_tokens for t in range(task.tokens)]] * 6
-    )
-    assert batch.segment_lengths == task.segment_lengths and sum(batch.segment_lengths) == task.tokens
-    for ids in (batch.tokens_BT, batch.targets_BT):
-        assert ids.min() >= 0 and ids.max() < task.vocab_size
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_the_answer_begins_right_after_the_sign_that_asks_for_it(name: str) -> None:
     """So the prompt of free-running evaluation, tokens up to the first answer position,
@@ -137,88 +116,6 @@ def test_chance_is_what_a_constant_guess_scores(name: str, chance: float) -> Non
 
 
 # Where samples come from
-
-IN_A_PROCESS = """
-from tests.tasks.test_synthetic import TASKS, SPLITS, digest, make
-for name in TASKS:
-    for split in SPLITS:
-        print(digest(make(name).batch(split, 11, 23, seed=5)))
-"""
-
-
-def test_another_process_makes_the_same_samples() -> None:
-    """Nothing depends on the process: not on its hash seed, not on a generator's state."""
-    np.random.seed(99)
-    own = [digest(make(name).batch(split, 11, 23, seed=5)) for name in TASKS for split in SPLITS]
-    root = Path(memlab.__file__).parents[1]
-    for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
-        done = subprocess.run(
-            [sys.executable, "-c", IN_A_PROCESS],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=root,
-            env=environment,
-        )
-        assert done.stdout.split() == own
-
-
-def test_tasks_import_no_torch() -> None:
-    """Configurations are checked with the task's own rules before torch, which takes seconds, is imported."""
-    code = (
-        "import sys, memlab.tasks.copy, memlab.tasks.reverse, memlab.tasks.associative_retrieval; "
-        "sys.exit('torch' in sys.modules)"
-    )
-    root = Path(memlab.__file__).parents[1]
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
-        ).returncode
-        == 0
-    )
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_a_sample_does_not_depend_on_the_batch_it_is_made_in(name: str, split: Any) -> None:
-    """Sample i is the same in batches of any size and start, however often draws had to be repeated."""
-    task = make(name)
-    whole = sequences(task.batch(split, 0, 70, seed=1))
-    for start, count in [(0, 3), (3, 4), (7, 63), (69, 1)]:
-        assert sequences(task.batch(split, start, count, seed=1)) == whole[start : start + count]
-    assert digest(task.batch(split, 0, 70, seed=1)) == digest(
-        make(name, batch_size=64).batch(split, 0, 70, seed=1)
-    )
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_seed_moves_the_training_stream_and_leaves_validation_and_test(name: str) -> None:
-    task = make(name)
-    for split in ("validation", "test"):
-        assert (
-            len(
-                {digest(task.batch(split, 0, 30, seed=s)) for s in range(4)}
-                | {digest(task.batch(split, 0, 30))}
-            )
-            == 1
-        )
-    streams = [sequences(task.batch("train", 0, 30, seed=s)) for s in range(4)]
-    for one, other in itertools.combinations(streams, 2):
-        assert sum(a == b for a, b in zip(one, other, strict=True)) < 3
-    assert sequences(task.batch("validation", 0, 30)) != sequences(task.batch("test", 0, 30))
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_samples_do_not_repeat(name: str, split: Any) -> None:
-    """At sizes where chance would not repeat one: neighbours, and far parts of the stream,
-    are new samples.
-    """
-    task = make(name, length={"copy": 24, "reverse": 24, "associative_retrieval": 9}[name], num_segments=1)
-    far = 10**12
-    rows = [tuple(row) for start in (0, 5_000, far) for row in sequences(task.batch(split, start, 300))]
-    assert len(set(rows)) == len(rows)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -335,11 +232,6 @@ def test_keys_values_and_queries_are_uniform(split: Any) -> None:
         (asked * 10 + values[:, 0], 40),
     ):
         assert abs(chi_square(np.bincount(joint, minlength=cells))) < 5
-
-
-def test_sizes_are_those_asked_for_and_training_is_endless() -> None:
-    task = make("copy")
-    assert (task.size("train"), task.size("validation"), task.size("test")) == (None, 50, 70)
 
 
 # How a sample is cut

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from memlab.config.paths import config_dir
-from memlab.config.schema import load, parameters
 from memlab.errors import ConfigError, UserError
 from memlab.tasks import enwik8
 from memlab.tasks.enwik8 import Enwik8
@@ -78,28 +75,6 @@ def test_training_is_not_cut(tmp_path: Path) -> None:
     assert same(
         take(task.training(0, range(3)), 20), take(corpus(tmp_path / "again").training(0, range(3)), 20)
     )
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_the_yaml_file_has_a_value_of_the_right_type_for_each_argument(name: str) -> None:
-    values = yaml.safe_load(Path(config_dir(), "task", f"{name}.yaml").read_text(encoding="utf-8"))
-    values = values.get("task", values)
-    target = values.pop("_target_")
-    assert values.pop("name") == name and values.keys() == parameters(target).keys()
-    task = load(target)(**values)
-    assert (
-        isinstance(task, TextTask)
-        and task.segment_lengths == (values["segment_length"],) * values["num_segments"]
-    )
-
-
-def test_configuring_a_text_task_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, memlab.tasks.text, memlab.tasks.wikitext, memlab.tasks.enwik8;"
-        "print(*{'torch', 'datasets', 'pyarrow', 'tokenizers', 'huggingface_hub'} & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "\n", done.stdout + done.stderr
 
 
 def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:

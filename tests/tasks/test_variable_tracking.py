@@ -56,23 +56,13 @@ def test_a_sample_is_chains_of_assignments_then_the_end_of_one_and_its_value(
     assert len(orders) > 20 and (len(places) > 2) == (noise > 0), "in any order, with noise anywhere"
 
 
-def follow(row: list[int], t: int) -> int:
-    """Back along the chain of the variable at the end of the row, to its value."""
-    source = {row[i]: row[i + 1] for i in range(0, t, 2)}
-    token = row[t]
-    while token in source:
-        token = source[token]
-    return token
-
-
 def values_told(row: list[int]) -> list[int]:
     return [row[i + 1] for i in range(0, len(row) - 1, 2) if row[i] >= 26 and 16 <= row[i + 1] < 26]
 
 
-def test_who_sees_all_is_right_and_who_sees_the_last_segment_is_at_chance() -> None:
-    """The latter learns which value comes most often with the asked variable."""
+def test_a_model_that_sees_the_last_segment_is_at_chance() -> None:
+    """It learns which value comes most often with the asked variable."""
     task = make("variable_tracking")
-    assert score(task, follow, 500) == 1.0
     assert sigmas(score(task, learned(task, lambda row, t: row[t])), task.chance, 3000) < 4
     assert sigmas(score(task, lambda row, t: 20), task.chance, 3000) < 4
 
