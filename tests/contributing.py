@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md as files: what a reader copies from there is what the tests run."""
+"""The examples of CONTRIBUTING.md as files: what a reader copies from there is what the tests run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 
 
 @functools.cache
-def example_memory() -> Path:
-    """A folder with the files of the example; it goes with the tests."""
+def examples() -> Path:
+    """A folder with the files of the examples, a memory and a task; it goes with the tests."""
     folder = Path(tempfile.mkdtemp(prefix="memlab-example-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     found = _EXAMPLE.findall(CONTRIBUTING.read_text(encoding="utf-8"))
-    assert found, "CONTRIBUTING.md has no example"
+    assert found, "CONTRIBUTING.md has no examples"
     for name, text in found:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

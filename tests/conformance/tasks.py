@@ -1,10 +1,11 @@
-"""The tasks that the conformance suites run over: every file of configs/task/, and one that a user might add
-(`own/`). There is no list to edit.
+"""The tasks that the conformance suites run over: every file of configs/task/, and the example of
+CONTRIBUTING.md, which is a user's own. There is no list to edit.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,13 @@ import yaml
 from memlab.config import schema
 from memlab.config.paths import config_dir
 from memlab.tasks.base import SyntheticTask, Task
+from tests.contributing import examples
 from tests.tasks.promises import Solve
 
 TESTS = Path(__file__).parents[1]
-OWN = Path(__file__).parent / "own"
-FILES = sorted([*Path(config_dir(), "task").glob("*.yaml"), *OWN.glob("task/*.yaml")])
+EXAMPLE = examples()  # a folder with the module, its YAML and its oracle
+sys.path.append(str(EXAMPLE))
+FILES = sorted([*Path(config_dir(), "task").glob("*.yaml"), *EXAMPLE.glob("task/*.yaml")])
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from memlab.models.base import Model, ModelState
 from memlab.models.compose import compose
 from memlab.models.decoder import Decoder
 from memlab.training import truncation
-from tests.contributing import example_memory
+from tests.contributing import examples
 
 VOCAB = 13
 SMALL = {"width": 16, "heads": 2, "memory_tokens": 3, "dropout": 0.0, "ffn_width": 24}
 COMPOSITIONS = Path(__file__).parent / "compositions"
-EXAMPLE = example_memory()  # a folder with the module and its YAML
+EXAMPLE = examples()  # a folder with the module and its YAML
 sys.path.append(str(EXAMPLE))
 
 # What a test is run with beside a model: for a file as it is, and with an option changed.

@@ -22,11 +22,12 @@ from memlab.config import schema
 from memlab.splits import SPLITS
 from memlab.tasks.base import Batch, SyntheticTask
 from memlab.tasks.draws import Ints, Words
-from tests.conformance.own.parity import Parity
-from tests.conformance.tasks import FILES, OWN, Case, cases, is_generated
+from tests.conformance.tasks import EXAMPLE, FILES, Case, cases, is_generated
 from tests.tasks import promises
 
 ROOT = Path(memlab.__file__).parents[1]
+PARITY = EXAMPLE / "task" / "parity.yaml"
+Parity: Any = Case(PARITY).kind
 CASES = cases()
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 GENERATED = [file for file in FILES if is_generated(file)]
@@ -142,13 +143,13 @@ def test_another_process_makes_the_same_samples(hash_seed: str) -> None:
 
 def test_a_task_of_a_user_is_a_file_and_a_yaml() -> None:
     """Nothing of memlab names it, and a command finds it."""
-    assert OWN / "task" / "parity.yaml" in FILES
+    assert PARITY in FILES and not list(ROOT.glob("memlab/**/parity*"))
     done = subprocess.run(
-        [sys.executable, "-m", "memlab.show", "--config-dir", str(OWN), "task=parity", "samples=1"],
+        [sys.executable, "-m", "memlab.show", "--config-dir", str(EXAMPLE), "task=parity", "samples=1"],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{EXAMPLE}"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("parity, train: 4 segments of [6, 6, 6, 6] tokens; 1 answer tokens")
@@ -157,7 +158,7 @@ def test_a_task_of_a_user_is_a_file_and_a_yaml() -> None:
 def test_a_task_without_an_oracle_is_named(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     file = tmp_path / "task" / "nobody_solves_me.yaml"
-    file.write_text((OWN / "task" / "parity.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    file.write_text(PARITY.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(AssertionError, match=r"write tests/tasks/oracles/nobody_solves_me\.py with solve"):
         Case(file).solve()
 
@@ -254,14 +255,14 @@ class Forgetful(Parity):
 
 
 def parity(kind: type[SyntheticTask], **more: Any) -> Any:
-    values = Case(OWN / "task" / "parity.yaml").values
+    values = Case(PARITY).values
     return kind(**{k: v for k, v in values.items() if k not in ("_target_", "name")}, **more)
 
 
 FAULTS: list[tuple[Any, Callable[[Any], None]]] = [
     (Leaky, promises.check_last_segment),
     (Hinting, promises.check_last_segment),
-    (Wrong, lambda task: promises.check_oracle(task, Case(OWN / "task" / "parity.yaml").solve())),
+    (Wrong, lambda task: promises.check_oracle(task, Case(PARITY).solve())),
     (Skewed, promises.check_chance),
     (OneStream, promises.check_disjoint),
     (OneStream, lambda task: promises.check_streams(task, parity(OneStream))),
