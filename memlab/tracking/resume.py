@@ -133,6 +133,7 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
             )
         differing = []
     if differing:
+        differing.sort(key=lambda k: not k.endswith(".name"))  # another model or task says most
         listed = ", ".join(f"{k}={_word(before, k)} (now {_word(now, k)})" for k in differing[:3])
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
