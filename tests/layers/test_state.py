@@ -29,6 +29,25 @@ class Whole(State):
     none: tuple[Slots, ...]
 
 
+@state
+class Growing(State):
+    """Rows of which each document owns the last few."""
+
+    rows_BPD: Tensor
+    owned_B: Tensor
+
+    def reset(self, rows_B: Tensor, initial: Growing) -> Growing:
+        return Growing(self.rows_BPD, self.owned_B.masked_fill(rows_B, 0))
+
+
+@state
+class Model(State):
+    """A state that is reset in its own way, within another and in a tuple."""
+
+    inner: Growing
+    layers: tuple[Growing | Slots, ...]
+
+
 def slots(batch: int, start: float = 0.0) -> Slots:
     values = torch.arange(batch * 6, dtype=torch.float32).view(batch, 2, 3) + start
     return Slots(values, torch.arange(batch) + int(start))
@@ -101,6 +120,19 @@ def test_reset_sends_the_gradient_of_each_row_where_the_row_came_from() -> None:
     (weights * after.values_BMD).sum().backward()
     assert torch.equal(learned.grad, weights[0] + weights[2])
     assert torch.equal(current.grad, weights * torch.tensor([0.0, 1.0, 0.0])[:, None, None])
+
+
+def test_a_state_within_another_is_reset_in_its_own_way() -> None:
+    def growing(rows: int) -> Growing:
+        return Growing(torch.ones(3, rows, 2), torch.full((3,), rows))
+
+    current = Model(growing(5), (growing(5), slots(3)))
+    initial = Model(growing(0), (growing(0), slots(3, start=1000)))
+    after = current.reset(torch.tensor([True, False, True]), initial)
+    for one in (after.inner, after.layers[0]):
+        assert isinstance(one, Growing)
+        assert one.rows_BPD.shape == (3, 5, 2) and one.owned_B.tolist() == [0, 5, 0]
+    assert after.layers[1].tensors()[1].tolist() == [1000, 1, 1002]
 
 
 def test_nbytes_counts_every_tensor_at_its_own_dtype() -> None:
