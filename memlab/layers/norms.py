@@ -17,7 +17,7 @@ def build_norm(kind: NormKind, width: int, eps: float) -> Norm:
 
 
 def fold_norm(
-    norm: Norm, x_BTD: Tensor, weight: Tensor, bias: Tensor | None
+    norm: Norm | None, x_BTD: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """linear(norm(x)) as linear(normalised x): what the normalisation learns is taken into the linear layer.
 

@@ -57,7 +57,7 @@ def distance_attention(
         [B, H, T, K].
     """
     device = q.device.type
-    autocast = torch.is_autocast_enabled(device)
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else q.dtype  # as the fused kernel's inputs
     tensors = (t.to(dtype) for t in (q, k, v, r_HWK, u_HK, v_HK))
     y: Tensor = _DistanceAttention.apply(*tensors, mask, ahead, torch.is_grad_enabled())
