@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
-M = TypeVar("M", bound=nn.Module)
 Sees = Callable[[int, int], bool]  # (row of the query, row of the key)
 
 
@@ -136,19 +134,19 @@ def block(
     and `attention`'s keys and values of all rows.
     """
     weights: Weights = dict(model.named_parameters())
-    name, biases_2HK = f"stack.blocks.{layer}", None
-    if "stack.distance_biases" in weights:  # of each layer, or one pair for all
-        each = weights["stack.distance_biases"]
+    name, biases_2HK = f"backbone.blocks.{layer}", None
+    if "backbone.distance_biases" in weights:  # of each layer, or one pair for all
+        each = weights["backbone.distance_biases"]
         biases_2HK = each[layer] if len(each) > 1 else each[0]
 
     def normed(x: Tensor, which: str) -> Tensor:
         return layer_norm(x, weights[f"{name}.{which}.weight"], weights[f"{name}.{which}.bias"])
 
-    looked_at = [normed(x, "attention_norm") for x in x_RD]
+    looked_at = [normed(x, "memory.norm") for x in x_RD]
     attended, keys, values = attention(
         weights,
-        f"{name}.attention",
-        model.stack.heads,
+        f"{name}.memory.attention",
+        model.backbone.heads,
         looked_at,
         positions,
         sees,
@@ -158,15 +156,17 @@ def block(
     )
     rows = [x + a for x, a in zip(x_RD[first:], attended, strict=True)]
     for i, x in enumerate(rows):
-        hidden = gelu(weights[f"{name}.ffn.0.weight"] @ normed(x, "ffn_norm") + weights[f"{name}.ffn.0.bias"])
-        rows[i] = x + weights[f"{name}.ffn.2.weight"] @ hidden + weights[f"{name}.ffn.2.bias"]
+        hidden = gelu(
+            weights[f"{name}.ffn.up.weight"] @ normed(x, "ffn_norm") + weights[f"{name}.ffn.up.bias"]
+        )
+        rows[i] = x + weights[f"{name}.ffn.down.weight"] @ hidden + weights[f"{name}.ffn.down.bias"]
     return rows, keys, values
 
 
 def final_norm(model: nn.Module, x_D: Tensor) -> Tensor:
-    """The normalisation behind the last block."""
+    """The normalisation after the last block."""
     weights = dict(model.named_parameters())
-    return layer_norm(x_D, weights["stack.norm.weight"], weights["stack.norm.bias"])
+    return layer_norm(x_D, weights["backbone.norm.weight"], weights["backbone.norm.bias"])
 
 
 def stack(
@@ -176,7 +176,7 @@ def stack(
     and (keys, values) of each layer.
     """
     rows, kept = list(x_RD), []
-    for layer in range(len(model.stack.blocks)):
+    for layer in range(len(model.backbone.blocks)):
         rows, keys, values = block(model, layer, rows, positions, sees)
         kept.append((keys, values))
     return [final_norm(model, x) for x in rows], kept
@@ -185,19 +185,7 @@ def stack(
 def head(model: nn.Module, y_D: Tensor) -> Tensor:
     """Logits [V]."""
     weights = dict(model.named_parameters())
-    return weights["head.weight"] @ y_D + weights["head.bias"]
-
-
-def disturb(model: M) -> M:
-    """The model in float64 with noise on every parameter: biases of 0 and gains of 1 would hide mistakes
-    in their use.
-    """
-    generator = torch.Generator().manual_seed(1)
-    model.double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return model
+    return weights["backbone.head.weight"] @ y_D + weights["backbone.head.bias"]
 
 
 def random_like(*tensors: Tensor) -> list[Tensor]:

@@ -22,36 +22,38 @@ Attend = Callable[[int, Heads, Heads, Heads], Heads]  # (layer, queries, keys, v
 def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
     """Pre-LN blocks over one segment of one document, with a reference's own attention: logits [N, V]."""
     weights = dict(model.named_parameters())
-    heads, groups = model.stack.heads, model.stack.kv_heads
+    heads, groups = model.backbone.heads, model.backbone.kv_heads
 
     def normed(name: str, x_D: Tensor) -> Tensor:
         return naive.layer_norm(x_D, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    rows = [weights["embed.weight"][t] for t in tokens_N]
-    for layer in range(len(model.stack.blocks)):
-        block = f"stack.blocks.{layer}"
+    rows = [weights["backbone.embed.weight"][t] for t in tokens_N]
+    for layer in range(len(model.backbone.blocks)):
+        block = f"backbone.blocks.{layer}"
         # none with Transformer-XL's positions
-        bias = weights.get(f"{block}.attention.qkv.bias", torch.zeros(()))
+        bias = weights.get(f"{block}.memory.attention.qkv.bias", torch.zeros(()))
         projected = [
-            weights[f"{block}.attention.qkv.weight"] @ normed(f"{block}.attention_norm", x) + bias
+            weights[f"{block}.memory.attention.qkv.weight"] @ normed(f"{block}.memory.norm", x) + bias
             for x in rows
         ]
         parts = [p.view(heads + 2 * groups, -1) for p in projected]
         by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
         attended = attend(layer, by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :])
         for i, x in enumerate(rows):
-            x = x + weights[f"{block}.attention.out.weight"] @ torch.cat([head[i] for head in attended])
-            hidden = naive.gelu(
-                weights[f"{block}.ffn.0.weight"] @ normed(f"{block}.ffn_norm", x)
-                + weights[f"{block}.ffn.0.bias"]
+            x = x + weights[f"{block}.memory.attention.out.weight"] @ torch.cat(
+                [head[i] for head in attended]
             )
-            rows[i] = x + weights[f"{block}.ffn.2.weight"] @ hidden + weights[f"{block}.ffn.2.bias"]
-    return torch.stack([naive.head(model, normed("stack.norm", x)) for x in rows])
+            hidden = naive.gelu(
+                weights[f"{block}.ffn.up.weight"] @ normed(f"{block}.ffn_norm", x)
+                + weights[f"{block}.ffn.up.bias"]
+            )
+            rows[i] = x + weights[f"{block}.ffn.down.weight"] @ hidden + weights[f"{block}.ffn.down.bias"]
+    return torch.stack([naive.head(model, normed("backbone.norm", x)) for x in rows])
 
 
 def placed(model: nn.Module, x_K: Tensor, position: int) -> Tensor:
     """A query or key at its position, if positions are told by turning."""
-    return naive.turn(x_K, position) if model.stack.positions == "rope" else x_K
+    return naive.turn(x_K, position) if model.backbone.positions == "rope" else x_K
 
 
 def local_score(
@@ -61,15 +63,15 @@ def local_score(
     told here.
     """
     width = len(query_K)
-    if model.stack.positions != "transformer_xl":
+    if model.backbone.positions != "transformer_xl":
         return query_K @ key_K / math.sqrt(width)
     weights = dict(model.named_parameters())
-    biases = weights["stack.distance_biases"]  # u and v of all layers, or of each
+    biases = weights["backbone.distance_biases"]  # u and v of all layers, or of each
     u_K, v_K = biases[layer if len(biases) > 1 else 0, :, head]
-    distance_D = naive.sinusoid(distance, model.width)
-    distance_K = (weights[f"stack.blocks.{layer}.attention.distance.weight"] @ distance_D).view(-1, width)[
-        head
-    ]
+    distance_D = naive.sinusoid(distance, model.backbone.width)
+    distance_K = (weights[f"backbone.blocks.{layer}.memory.attention.distance.weight"] @ distance_D).view(
+        -1, width
+    )[head]
     return ((query_K + u_K) @ key_K + (query_K + v_K) @ distance_K) / math.sqrt(width)  # Transformer-XL, 3.3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,39 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.rmt import RMTState
-from memlab.models.rmt_encoder import RMTEncoder
+from memlab.memory_tokens.rmt import RMTState
+from memlab.models.base import Model
 from memlab.training import truncation
+from tests import building
+from tests.building import VOCABULARY, tokens
 from tests.models import naive
 
-VOCABULARY = 13
 LENGTHS = (3, 1, 4, 4)  # of segments, where they are not all equal
 
 
-def build(**changed: Any) -> RMTEncoder:
-    torch.manual_seed(0)
-    backbone: dict[str, Any] = {
-        "layers": 2,
-        "width": 8,
-        "heads": 2,
-        "ffn_multiple": 3,
-        "dropout": 0.0,
-        "positions": "rope",
-        "memory_tokens": 3,
-    }
-    return naive.disturb(RMTEncoder(vocab_size=VOCABULARY, **(backbone | changed)))
+def build(**changed: Any) -> Model:
+    return building.build("attention", "rmt_encoder", **({"memory_tokens": 3} | changed))
 
 
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
-
-
-def read_segment(model: RMTEncoder, tokens_N: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
+def read_segment(model: Model, tokens_N: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
     """One segment of one document: what the answer would be if it ended here, [V],
-    and the memory behind it.
+    and the memory after it.
     """
     m, n = len(memory_MD), len(tokens_N)
-    inputs = [model.class_token_D, *memory_MD, *(model.embed.weight[t] for t in tokens_N)]
+    inputs = [model.tokens.class_token_D, *memory_MD, *(model.backbone.embed.weight[t] for t in tokens_N)]
     positions = [-1 - m, *(i - m for i in range(m)), *range(n)]
     # both directions, and all kinds of rows
     outputs, _ = naive.stack(model, inputs, positions, lambda query, key: True)
@@ -49,7 +37,7 @@ def read_segment(model: RMTEncoder, tokens_N: Tensor, memory_MD: Tensor) -> tupl
 
 
 def read_document(
-    model: RMTEncoder, segments: Sequence[Tensor], memory_MD: Tensor, cut: int = 0
+    model: Model, segments: Sequence[Tensor], memory_MD: Tensor, cut: int = 0
 ) -> tuple[list[Tensor], Tensor]:
     """Segment by segment: the answers, and the last memory; the memory that enters segment number `cut`,
     if that is not 0, is detached.
@@ -62,7 +50,7 @@ def read_document(
 
 
 def read_all(
-    model: RMTEncoder, segments: Sequence[Tensor], memory_BMD: Tensor, depth: int | None = None
+    model: Model, segments: Sequence[Tensor], memory_BMD: Tensor, depth: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Answers [B, S, V] and the last memory.
 
@@ -82,8 +70,8 @@ def read_all(
     return torch.stack(answers), torch.stack(memories)
 
 
-def initial(model: RMTEncoder, batch: int) -> Tensor:
-    return model.initial_memory_MD.expand(batch, -1, -1)
+def initial(model: Model, batch: int) -> Tensor:
+    return model.tokens.initial_memory_MD.expand(batch, -1, -1)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +94,18 @@ def test_answers_memory_and_gradients_equal_the_papers_description(
     assert output.logits.shape == (batch, segments, 1, VOCABULARY)
     expected = read_all(model, tokens_BSN.unbind(1), initial(model, batch))
     naive.assert_same_values_and_gradients(
-        model, [output.logits.squeeze(2), output.state.memory_BMD], expected
+        model, [output.logits.squeeze(2), output.state.tokens.memory_BMD], expected
     )
 
 
 def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> None:
     model, tokens_BSN = build(), tokens(2, 2, 3)
     memory_BMD = naive.random_like(torch.empty(2, 3, 8))[0].requires_grad_()
-    output = model(tokens_BSN, RMTState(memory_BMD))
+    output = model(tokens_BSN, dataclasses.replace(model.init_state(2), tokens=RMTState(memory_BMD)))
     expected = read_all(model, tokens_BSN.unbind(1), memory_BMD)
-    actual = [output.logits.squeeze(2), output.state.memory_BMD]
+    actual = [output.logits.squeeze(2), output.state.tokens.memory_BMD]
     naive.assert_same_values_and_gradients(
-        model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"]
+        model, actual, expected, inputs=[memory_BMD], idle=["tokens.initial_memory_MD"]
     )
 
 
@@ -126,11 +114,11 @@ def test_a_row_that_is_reset_begins_with_the_learned_memory() -> None:
     first = model(tokens_BSN[:, :2])
     second = model(tokens_BSN[:, 2:], first.state.reset(torch.tensor([False, True]), model.init_state(2)))
     expected_first, memory_BMD = read_all(model, tokens_BSN.unbind(1)[:2], initial(model, 2))
-    memory_BMD = torch.stack([memory_BMD[0], model.initial_memory_MD])
+    memory_BMD = torch.stack([memory_BMD[0], model.tokens.initial_memory_MD])
     expected_second, memory_BMD = read_all(model, tokens_BSN.unbind(1)[2:], memory_BMD)
     logits_BSV = torch.cat([first.logits, second.logits], dim=1).squeeze(2)
     expected = [torch.cat([expected_first, expected_second], dim=1), memory_BMD]
-    naive.assert_same_values_and_gradients(model, [logits_BSV, second.state.memory_BMD], expected)
+    naive.assert_same_values_and_gradients(model, [logits_BSV, second.state.tokens.memory_BMD], expected)
 
 
 @pytest.mark.parametrize("depth", [0, 1, len(LENGTHS) - 1, None])
@@ -144,7 +132,7 @@ def test_segments_of_unequal_length_and_a_back_propagation_depth(depth: int | No
     logits_BSV, memory_BMD = read_all(model, tokens_BT.split(LENGTHS, 1), initial(model, 2), depth)
     whole = depth is None or depth == len(LENGTHS) - 1  # or else the state that comes back is cut
     expected = [logits_BSV, memory_BMD if whole else memory_BMD.detach()]
-    naive.assert_same_values_and_gradients(model, [output.logits, output.state.memory_BMD], expected)
+    naive.assert_same_values_and_gradients(model, [output.logits, output.state.tokens.memory_BMD], expected)
 
 
 @pytest.mark.parametrize("only_last", [False, True])
@@ -157,7 +145,7 @@ def test_horizon_of_the_answer_on_the_input_embeddings(depth: int | None, only_l
     wanted = [not only_last] * (len(LENGTHS) - 1) + [True]
     logits_BSV = truncation.read(model, ids_T[None], LENGTHS, depth=depth, wanted=wanted).logits
     loss = (naive.random_like(logits_BSV[:, -1])[0] * logits_BSV[:, -1]).sum()
-    (gradient_VD,) = torch.autograd.grad(loss, [model.embed.weight])
+    (gradient_VD,) = torch.autograd.grad(loss, [model.backbone.embed.weight])
     reached = [(gradient_VD[ids] != 0).any(-1) for ids in ids_T.split(LENGTHS)]
     first = 0 if depth is None else len(LENGTHS) - 1 - depth
     assert [r.tolist() for r in reached] == [[s >= first] * n for s, n in enumerate(LENGTHS)]
@@ -174,4 +162,4 @@ def test_every_row_looks_at_every_row() -> None:
         moved_BN[:, t] = (moved_BN[:, t] + 1) % VOCABULARY
         after = model.segment(moved_BN, model.init_state(1))
         assert (after.logits - before.logits).abs().max() > 1e-6
-        assert ((after.state.memory_BMD - before.state.memory_BMD).abs().amax(-1) > 1e-6).all()
+        assert ((after.state.tokens.memory_BMD - before.state.tokens.memory_BMD).abs().amax(-1) > 1e-6).all()

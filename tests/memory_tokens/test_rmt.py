@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.rmt import RMT, RMTState
-from tests import small
+from memlab.memory_tokens.rmt import RMTState
+from memlab.models.base import Model
+from memlab.models.decoder import Decoder
+from tests import building
+from tests.building import tokens
 from tests.models import naive
 
-VOCABULARY = 11
+
+def build(memory_tokens: int = 3, **options: Any) -> Decoder:
+    return building.decoder("attention", "rmt", memory_tokens=memory_tokens, **options)
 
 
-def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3, **options: Any) -> RMT:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "ffn_multiple": 3,
-        "dropout": 0.0,
-    }
-    return naive.disturb(RMT(vocab_size=VOCABULARY, memory_tokens=memory_tokens, **sizes, **options))
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
-
-
-def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tuple[list[Tensor], Tensor]:
+def read_document(model: Model, segments: list[Tensor], memory_MD: Tensor) -> tuple[list[Tensor], Tensor]:
     """One document, segment by segment: logits by token, and the memory after the last segment."""
     m, logits = len(memory_MD), []
     for tokens_N in segments:
@@ -52,10 +42,10 @@ def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tupl
             return True
 
         # The same M vectors go in at both ends, unless write memory has vectors of its own.
-        write_MD = memory_MD if model.write_memory_MD is None else model.write_memory_MD
-        inputs = [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *write_MD]
+        write_MD = memory_MD if model.tokens.write_memory_MD is None else model.tokens.write_memory_MD
+        inputs = [*memory_MD, *(model.backbone.embed.weight[t] for t in tokens_N), *write_MD]
         # all at 0: no one turns
-        positions = [place[kind] + i if model.stack.positions != "none" else 0 for kind, i in rows]
+        positions = [place[kind] + i if model.backbone.positions != "none" else 0 for kind, i in rows]
         outputs, _ = naive.stack(model, inputs, positions, sees)
         logits += [naive.head(model, outputs[m + i]) for i in range(n)]
         # top-layer outputs, after the final normalisation, at the write positions
@@ -63,7 +53,7 @@ def read_document(model: RMT, segments: list[Tensor], memory_MD: Tensor) -> tupl
     return logits, memory_MD
 
 
-def read_all(model: RMT, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
+def read_all(model: Model, tokens_BSN: Tensor, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
     documents = [read_document(model, list(t), m) for t, m in zip(tokens_BSN, memory_BMD, strict=True)]
     logits_BTV, memories = (
         torch.stack([torch.stack(logits) for logits, _ in documents]),
@@ -92,18 +82,18 @@ def test_logits_memory_and_gradients_equal_the_paper_formulas(
     """
     model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
     output = model(tokens_BSN)
-    expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(batch, -1, -1))
-    naive.assert_same_values_and_gradients(model, [output.logits, output.state.memory_BMD], expected)
+    expected = read_all(model, tokens_BSN, model.tokens.initial_memory_MD.expand(batch, -1, -1))
+    naive.assert_same_values_and_gradients(model, [output.logits, output.state.tokens.memory_BMD], expected)
 
 
 def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> None:
     model, tokens_BSN = build(), tokens(2, 2, 3)
     memory_BMD = naive.random_like(torch.empty(2, 3, 8))[0].requires_grad_()
-    output = model(tokens_BSN, RMTState(memory_BMD))
+    output = model(tokens_BSN, dataclasses.replace(model.init_state(2), tokens=RMTState(memory_BMD)))
     expected = read_all(model, tokens_BSN, memory_BMD)
-    actual = [output.logits, output.state.memory_BMD]
+    actual = [output.logits, output.state.tokens.memory_BMD]
     naive.assert_same_values_and_gradients(
-        model, actual, expected, inputs=[memory_BMD], idle=["initial_memory_MD"]
+        model, actual, expected, inputs=[memory_BMD], idle=["tokens.initial_memory_MD"]
     )
 
 
@@ -112,7 +102,7 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient() -> No
 def test_begin_extend_close_equal_the_paper_formulas(pieces: list[int], write_memory: str) -> None:
     """Two segments read in pieces, with memory written by `close`, values and gradients."""
     model, tokens_BSN = build(write_memory=write_memory), tokens(2, 2, 5)
-    logits_BTV, state = small.read_in_pieces(model, tokens_BSN, pieces)
+    logits_BTV, state = building.read_in_pieces(model, tokens_BSN, pieces)
     logits_BSNV = logits_BTV.unflatten(1, (2, 5))
-    expected = read_all(model, tokens_BSN, model.initial_memory_MD.expand(2, -1, -1))
-    naive.assert_same_values_and_gradients(model, [logits_BSNV, state.memory_BMD], expected)
+    expected = read_all(model, tokens_BSN, model.tokens.initial_memory_MD.expand(2, -1, -1))
+    naive.assert_same_values_and_gradients(model, [logits_BSNV, state.tokens.memory_BMD], expected)

@@ -15,42 +15,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.rmt import RMT
-from memlab.models.rmt_xl import RMTXL, RMTXLState
+from memlab.memories.transformer_xl import XLState
+from memlab.memory_tokens.rmt import RMTState
+from memlab.models.base import Model, ModelState
+from memlab.models.decoder import Decoder
 from memlab.training import truncation
-from tests import small
+from tests import building
+from tests.building import tokens
 from tests.models import naive
 
-VOCABULARY, LENGTH = 11, 4  # tokens in a segment, unless a test says otherwise
+LENGTH = 4  # tokens in a segment, unless a test says otherwise
 # of one document: memory [M, D], and by layer the cached inputs [D]
 Carried = tuple[Tensor, list[list[Tensor]]]
 
 
-def build(mem_len: int, option: bool, **changed: Any) -> RMTXL:
-    torch.manual_seed(0)
-    backbone: dict[str, Any] = {
-        "layers": 2,
-        "width": 8,
-        "heads": 2,
-        "ffn_multiple": 3,
-        "dropout": 0.0,
-        "positions": "rope",
-        "memory_tokens": 2,
-    }
-    return naive.disturb(
-        RMTXL(vocab_size=VOCABULARY, mem_len=mem_len, read_mem_from_cache=option, **(backbone | changed))
-    )
+def build(mem_len: int, option: bool, **changed: Any) -> Decoder:
+    options = {"memory_tokens": 2, "mem_len": mem_len, "read_mem_from_cache": option} | changed
+    return building.decoder("transformer_xl", "rmt", **options)
 
 
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+def capacity(model: Model) -> int:
+    """Rows of each layer's cache."""
+    return model.backbone.memories[0].mem_len
 
 
-def fresh(model: RMTXL) -> Carried:
-    return model.initial_memory_MD, [[] for _ in model.stack.blocks]
+def caches(state: ModelState) -> list[Tensor]:
+    """Each layer's cached inputs [B, C, D], whether filled or not."""
+    return [layer.hidden_BCD for layer in state.layers]
 
 
-def read_segment(model: RMTXL, tokens_N: Tensor, carried: Carried) -> tuple[list[Tensor], Carried]:
+def fresh(model: Model) -> Carried:
+    return model.tokens.initial_memory_MD, [[] for _ in model.backbone.blocks]
+
+
+def read_segment(model: Model, tokens_N: Tensor, carried: Carried) -> tuple[list[Tensor], Carried]:
     """One segment of one document: logits by token, and what the next segment begins with."""
     memory_MD, cache = carried
     m, n, c = len(memory_MD), len(tokens_N), len(cache[0])
@@ -64,7 +62,7 @@ def read_segment(model: RMTXL, tokens_N: Tensor, carried: Carried) -> tuple[list
     def sees(query: int, key: int) -> bool:
         (kind, i), (of_kind, j) = rows[query], rows[key]
         if of_kind == "cache":
-            return kind == "segment" or model.read_mem_from_cache
+            return kind == "segment" or model.tokens.read_mem_from_cache
         if kind == "read":
             return of_kind == "read"
         if kind == "segment":
@@ -72,13 +70,13 @@ def read_segment(model: RMTXL, tokens_N: Tensor, carried: Carried) -> tuple[list
         return True
 
     x_RD, kept, positions = (
-        [*memory_MD, *(model.embed.weight[t] for t in tokens_N), *memory_MD],
+        [*memory_MD, *(model.backbone.embed.weight[t] for t in tokens_N), *memory_MD],
         [],
         [place[kind] + i for kind, i in rows],
     )
     for layer, cached in enumerate(cache):
         own = [x.detach() for x in x_RD[m : m + n]]
-        kept.append([*cached, *own][max(c + n - model.mem_len, 0) :])
+        kept.append([*cached, *own][max(c + n - capacity(model), 0) :])
         # Cached inputs are normalised and projected now, as the segment's own are, by the weights that both
         # share; they ask nothing.
         x_RD, _, _ = naive.block(model, layer, [*cached, *x_RD], positions, sees, first=c)
@@ -87,7 +85,7 @@ def read_segment(model: RMTXL, tokens_N: Tensor, carried: Carried) -> tuple[list
 
 
 def read_all(
-    model: RMTXL, segments: Sequence[Tensor], before: Sequence[Carried]
+    model: Model, segments: Sequence[Tensor], before: Sequence[Carried]
 ) -> tuple[Tensor, list[Carried]]:
     """Documents, each segment by segment: logits [B, T, V], and what each carries in the end."""
     logits_BTV, after = [], []
@@ -102,21 +100,22 @@ def read_all(
 
 
 def assert_equal(
-    model: RMTXL, logits_BTV: Tensor, state: RMTXLState, expected: tuple[Tensor, list[Carried]], **more: Any
+    model: Model, logits_BTV: Tensor, state: ModelState, expected: tuple[Tensor, list[Carried]], **more: Any
 ) -> None:
     """Logits, memory, cache and how far it is filled, and all gradients of a loss over them.
 
     What stands in unfilled rows is no matter.
     """
     expected_BTV, carried = expected
-    assert state.filled_B.tolist() == [len(cache[0]) for _, cache in carried]
+    for layer in state.layers:
+        assert layer.filled_B.tolist() == [len(cache[0]) for _, cache in carried]
     actual, wanted = (
-        [logits_BTV, state.memory_BMD],
+        [logits_BTV, state.tokens.memory_BMD],
         [expected_BTV, torch.stack([memory_MD for memory_MD, _ in carried])],
     )
     for b, (_, cache) in enumerate(carried):
-        for hidden_BCD, rows in zip(state.hidden, cache, strict=True):
-            assert hidden_BCD.shape == (len(carried), model.mem_len, model.width)
+        for hidden_BCD, rows in zip(caches(state), cache, strict=True):
+            assert hidden_BCD.shape == (len(carried), capacity(model), model.backbone.width)
             if rows:
                 actual.append(hidden_BCD[b, -len(rows) :])
                 wanted.append(torch.stack(rows))
@@ -167,10 +166,13 @@ def test_a_carried_state_enters_as_the_paper_says(option: bool) -> None:
     memory_BMD, *hidden = naive.random_like(torch.empty(3, 2, 8), *[torch.empty(3, 5, 8)] * 2)
     memory_BMD.requires_grad_()
     filled = [0, 2, 5]
-    output = model(tokens_BSN, RMTXLState(memory_BMD, tuple(hidden), torch.tensor(filled)))
+    layers = tuple(XLState(hidden_BCD, torch.tensor(filled)) for hidden_BCD in hidden)
+    output = model(
+        tokens_BSN, dataclasses.replace(model.init_state(3), tokens=RMTState(memory_BMD), layers=layers)
+    )
     carried = [(memory_BMD[b], [list(h[b, 5 - f :]) for h in hidden]) for b, f in enumerate(filled)]
     expected = read_all(model, tokens_BSN.unbind(1), carried)
-    inputs = {"inputs": [memory_BMD], "idle": ["initial_memory_MD"]}
+    inputs = {"inputs": [memory_BMD], "idle": ["tokens.initial_memory_MD"]}
     assert_equal(model, output.logits.flatten(1, 2), output.state, expected, **inputs)
 
 
@@ -192,7 +194,7 @@ def test_a_row_that_is_reset_begins_with_learned_memory_and_no_cache(option: boo
 def test_begin_extend_close_equal_the_paper_formulas(mem_len: int, pieces: list[int], option: bool) -> None:
     """Three segments read in pieces, with memory and cache written by `close`, values and gradients."""
     model, tokens_BSN = build(mem_len, option), tokens(2, 3, LENGTH)
-    logits_BTV, state = small.read_in_pieces(model, tokens_BSN, pieces)
+    logits_BTV, state = building.read_in_pieces(model, tokens_BSN, pieces)
     assert_equal(model, logits_BTV, state, read_all(model, tokens_BSN.unbind(1), [fresh(model)] * 2))
 
 
@@ -200,21 +202,13 @@ def test_begin_extend_close_equal_the_paper_formulas(mem_len: int, pieces: list[
 def test_without_a_cache_it_is_rmt(option: bool) -> None:
     """The same weights in the other model, by name, give the same logits, memory and gradients."""
     model, tokens_BSN = build(0, option), tokens(2, 3, LENGTH)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "layers": 2,
-        "width": 8,
-        "heads": 2,
-        "ffn_multiple": 3,
-        "memory_tokens": 2,
-    }
     rmt = torch.func.functional_call(
-        RMT(dropout=0.0, **sizes).double(), dict(model.named_parameters()), (tokens_BSN,)
+        building.build("attention", "rmt", memory_tokens=2), dict(model.named_parameters()), (tokens_BSN,)
     )
     output = model(tokens_BSN)
-    assert output.state.filled_B.tolist() == [0, 0]
+    assert [layer.filled_B.tolist() for layer in output.state.layers] == [[0, 0]] * 2
     naive.assert_same_values_and_gradients(
-        model, [output.logits, output.state.memory_BMD], [rmt.logits, rmt.state.memory_BMD]
+        model, [output.logits, output.state.tokens.memory_BMD], [rmt.logits, rmt.state.tokens.memory_BMD]
     )
 
 
@@ -225,9 +219,11 @@ def test_the_cache_holds_tokens_alone(mem_len: int, pieces: list[int] | None) ->
     no memory vector takes a row of it.
     """
     model, tokens_BSN = build(mem_len, True), tokens(2, 3, LENGTH)
-    state = model(tokens_BSN).state if pieces is None else small.read_in_pieces(model, tokens_BSN, pieces)[1]
-    assert torch.equal(state.hidden[0], model.embed(tokens_BSN.flatten(1))[:, -mem_len:])
-    assert not any(h.requires_grad for h in state.hidden)
+    state = (
+        model(tokens_BSN).state if pieces is None else building.read_in_pieces(model, tokens_BSN, pieces)[1]
+    )
+    assert torch.equal(caches(state)[0], model.backbone.embed(tokens_BSN.flatten(1))[:, -mem_len:])
+    assert not any(h.requires_grad for h in caches(state))
 
 
 @pytest.mark.parametrize("option", [False, True])
@@ -242,12 +238,10 @@ def test_earlier_segments_learn_through_the_memory_vectors_alone(cut: bool, opti
     for tokens_N in ids_SN:
         output = model.segment(tokens_N[None], state)
         state = (
-            dataclasses.replace(output.state, memory_BMD=output.state.memory_BMD.detach())
-            if cut
-            else output.state
+            dataclasses.replace(output.state, tokens=output.state.tokens.detach()) if cut else output.state
         )
     loss = (naive.random_like(output.logits)[0] * output.logits).sum()
-    (gradient_VD,) = torch.autograd.grad(loss, [model.embed.weight])
+    (gradient_VD,) = torch.autograd.grad(loss, [model.backbone.embed.weight])
     assert [bool((gradient_VD[ids_N] != 0).any()) for ids_N in ids_SN] == [not cut, not cut, True]
 
 
@@ -261,11 +255,11 @@ def test_weights_learn_from_the_cache(option: bool) -> None:
     model, tokens_BSN = build(6, option), tokens(1, 2, LENGTH)
     state = model(tokens_BSN[:, :1]).state.detach()
     # the carried memory is in its place
-    moved = {name: p for name, p in model.named_parameters() if name != "initial_memory_MD"}
+    moved = {name: p for name, p in model.named_parameters() if name != "tokens.initial_memory_MD"}
 
     def loss() -> Tensor:
         output = model.segment(tokens_BSN[:, 1], state)
-        outputs = [output.logits, output.state.memory_BMD]
+        outputs = [output.logits, output.state.tokens.memory_BMD]
         return torch.stack(
             [(w * t).sum() for w, t in zip(naive.random_like(*outputs), outputs, strict=True)]
         ).sum()

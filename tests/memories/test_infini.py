@@ -4,31 +4,48 @@ written as loops.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.base import Output
-from memlab.models.infini import Compressive, Infini, InfiniState
+from memlab.memories.infini import InfiniState
+from memlab.models.base import Model, ModelState, Output
+from memlab.models.compose import compose
+from memlab.models.decoder import Decoder
+from tests import building
+from tests.building import VOCABULARY, tokens
 from tests.models import naive, naive_memory
 
-VOCABULARY = 11
 Memory = tuple[Tensor, Tensor] | None  # (M, z) of one key-value head; None = nothing has been written
 Memories = list[list[Memory]]  # [layer][key-value head] of one document
 FORMS = pytest.mark.parametrize("form", ["recurrent", "parallel"])
 UPDATES = pytest.mark.parametrize("update", ["linear", "delta"])
 
 
-def build(**options: Any) -> Infini:
+def build(**options: Any) -> Decoder:
+    return building.decoder("infini", **options)
+
+
+def one_layer(update: str, gate_init: float) -> Model:
+    """In fp32, as it begins to learn."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 3, "dropout": 0.0}
-    return naive.disturb(Infini(**(sizes | {"update": "linear", "gate_init": 0.0, "memory": "on"} | options)))
+    values = {
+        "layer_memory": "infini",
+        "tokens": "none",
+        "layers": 1,
+        "width": 8,
+        "heads": 2,
+        "ffn_multiple": 2,
+    }
+    return compose(values | {"update": update, "gate_init": gate_init}, VOCABULARY)
 
 
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+def gates(model: Model) -> list[Tensor]:
+    """beta of each layer, [H]."""
+    return [memory.gate_H for memory in model.backbone.memories]
 
 
 def feature(x: Tensor) -> Tensor:
@@ -54,12 +71,12 @@ def write(rule: str, keys: list[Tensor], values: list[Tensor], memory: Memory) -
     return M_KK, z_K
 
 
-def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tuple[Tensor, list[Memories]]:
-    """One segment of every document: logits [B, N, V], and the memories behind it."""
-    gates_LH, shared = model.gate_LH, model.stack.heads // model.stack.kv_heads
+def read_segment(model: Model, tokens_BN: Tensor, before: list[Memories]) -> tuple[Tensor, list[Memories]]:
+    """One segment of every document: logits [B, N, V], and the memories after it."""
+    shared = model.backbone.heads // model.backbone.kv_heads
     logits, after = [], []
     for b, tokens_N in enumerate(tokens_BN):
-        own, read = before[b], before[b - 1 if model.memory == "shuffled" else b]
+        own = before[b]
         written: Memories = []
 
         def attend(
@@ -68,7 +85,6 @@ def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tu
             keys: list,
             values: list,
             own: Any = own,
-            read: Any = read,
             to: Any = written,
         ) -> list:
             heads = []
@@ -82,13 +98,16 @@ def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tu
                         for j in range(i + 1)
                     ]
                     y_K = naive_memory.weighted(scores, values[g][: i + 1])
-                    if model.memory != "off" and read[layer][g]:
-                        share = naive_memory.gate(gates_LH[layer, h])
-                        y_K = share * retrieve(feature(query), read[layer][g]) + (1 - share) * y_K  # eq. 10
+                    if own[layer][g]:
+                        share = naive_memory.gate(gates(model)[layer][h])
+                        y_K = share * retrieve(feature(query), own[layer][g]) + (1 - share) * y_K  # eq. 10
                     outputs.append(y_K)
                 heads.append(outputs)
             to.append(
-                [write(model.update, k, v, m) for k, v, m in zip(keys, values, own[layer], strict=True)]
+                [
+                    write(model.backbone.memories[layer].update, k, v, m)
+                    for k, v, m in zip(keys, values, own[layer], strict=True)
+                ]
             )
             return heads
 
@@ -97,12 +116,12 @@ def read_segment(model: Infini, tokens_BN: Tensor, before: list[Memories]) -> tu
     return torch.stack(logits), after
 
 
-def nothing(model: Infini) -> Memories:
-    return [[None] * model.stack.kv_heads for _ in model.stack.blocks]
+def nothing(model: Model) -> Memories:
+    return [[None] * model.backbone.kv_heads for _ in model.backbone.blocks]
 
 
 def read_all(
-    model: Infini, tokens_BSN: Tensor, memories: list[Memories] | None = None
+    model: Model, tokens_BSN: Tensor, memories: list[Memories] | None = None
 ) -> tuple[Tensor, list[Memories]]:
     if memories is None:
         memories = [nothing(model) for _ in tokens_BSN]
@@ -114,39 +133,42 @@ def read_all(
 
 
 def stacked(logits: Tensor, memories: list[Memories]) -> list[Tensor]:
-    """Logits, and M and z of each layer, as the model has them."""
+    """Logits, and [M | z] of each layer, as the model has them."""
     layers = range(len(memories[0]))
-    return [
-        logits,
-        *(
-            torch.stack([torch.stack([m[i] for m in of[layer]]) for of in memories])
-            for layer in layers
-            for i in (0, 1)
-        ),
-    ]  # type: ignore[index]
-
-
-def taken_apart(state: InfiniState) -> list[Memories]:
-    batch, groups = state.layers[0].z_BGK.shape[:2]
-    return [
-        [[(c.M_BGKK[b, g], c.z_BGK[b, g]) for g in range(groups)] for c in state.layers] for b in range(batch)
+    joined = [
+        torch.stack(
+            [torch.stack([torch.cat([m[0], m[1][:, None]], dim=1) for m in of[layer]]) for of in memories]
+        )
+        for layer in layers
     ]
-
-
-def carried(model: Infini, batch: int) -> InfiniState:
-    """A state in mid-document that no reading has made, and that asks for its gradient."""
-    groups, width = model.stack.kv_heads, model.stack.head_width
-    shapes = [
-        shape for _ in model.stack.blocks for shape in [(batch, groups, width, width), (batch, groups, width)]
-    ]
-    random = naive.random_like(*map(torch.empty, shapes))
-    # features, and so z, are positive
-    leaves = [(t if t.dim() == 4 else t.abs() + 0.5).requires_grad_() for t in random]
-    return InfiniState(tuple(Compressive(M, z) for M, z in zip(leaves[::2], leaves[1::2], strict=True)))
+    return [logits, *joined]
 
 
 def everything(output: Output) -> list[Tensor]:
-    return [output.logits, *output.state.tensors()]
+    return [output.logits, *(layer.memory_BGKV for layer in output.state.layers)]
+
+
+def taken_apart(state: ModelState) -> list[Memories]:
+    batch, groups = state.layers[0].memory_BGKV.shape[:2]
+    return [
+        [[(m[b, g, :, :-1], m[b, g, :, -1]) for g in range(groups)] for m in memories_of(state)]
+        for b in range(batch)
+    ]
+
+
+def memories_of(state: ModelState) -> list[Tensor]:
+    return [layer.memory_BGKV for layer in state.layers]
+
+
+def carried(model: Model, batch: int) -> ModelState:
+    """A state in mid-document that no reading has made, and that asks for its gradient."""
+    groups, width = model.backbone.kv_heads, model.backbone.head_width
+    layers = len(model.backbone.blocks)
+    leaves = naive.random_like(*[torch.empty(batch, groups, width, width + 1)] * layers)
+    for leaf in leaves:
+        leaf[..., -1] = leaf[..., -1].abs() + 0.5  # features, and so z, are positive
+        leaf.requires_grad_()
+    return dataclasses.replace(model.init_state(batch), layers=tuple(map(InfiniState, leaves)))
 
 
 @FORMS
@@ -180,7 +202,7 @@ def test_a_carried_memory_enters_as_the_paper_says_and_receives_gradient(
     state = carried(model, 2)
     output = getattr(model, form)(tokens_BSN, state)
     expected = stacked(*read_all(model, tokens_BSN, taken_apart(state)))
-    naive.assert_same_values_and_gradients(model, everything(output), expected, inputs=state.tensors())
+    naive.assert_same_values_and_gradients(model, everything(output), expected, inputs=memories_of(state))
 
 
 @FORMS
@@ -193,43 +215,15 @@ def test_the_first_segment_is_local_attention_alone(form: str, update: str) -> N
     for actual, exact in zip(everything(output), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-10)
     output.logits.square().sum().backward()
-    assert model.gate_LH.grad is not None and (model.gate_LH.grad == 0).all()
+    assert all(gate_H.grad is not None and (gate_H.grad == 0).all() for gate_H in gates(model))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @FORMS
 @UPDATES
-@pytest.mark.parametrize("kv_heads", [None, 1])
-def test_memory_off_is_gates_of_0(form: str, update: str, kv_heads: int | None) -> None:
-    """Nothing is read, so the gates have no part; what is written stays as it was."""
-    model, tokens_BSN = build(update=update, memory="off", kv_heads=kv_heads), tokens(2, 3, 3)
-    output = getattr(model, form)(tokens_BSN, model.init_state(2))
-    naive.assert_same_values_and_gradients(
-        model, everything(output), stacked(*read_all(model, tokens_BSN)), idle=["gate_LH"]
-    )
-
-
-@FORMS
-@UPDATES
-@pytest.mark.parametrize("start", ["fresh", "carried"])
-def test_shuffled_memory_is_that_of_the_document_before(form: str, update: str, start: str) -> None:
-    """It is read from there; every document writes into its own."""
-    model, tokens_BSN = build(update=update, memory="shuffled"), tokens(3, 3, 2)
-    state = model.init_state(3) if start == "fresh" else carried(model, 3)
-    output = getattr(model, form)(tokens_BSN, state)
-    expected = stacked(*read_all(model, tokens_BSN, None if start == "fresh" else taken_apart(state)))
-    inputs = [] if start == "fresh" else state.tensors()
-    naive.assert_same_values_and_gradients(model, everything(output), expected, inputs=inputs)
-
-
-@FORMS
-@UPDATES
-@pytest.mark.parametrize("memory", ["on", "shuffled"])
-def test_one_document_begins_while_others_go_on(form: str, update: str, memory: str) -> None:
-    """Its first segment is local attention alone, and is not scaled by 1 - gate; shuffled,
-    that is true of the row that reads it.
-    """
-    model, tokens_BSN = build(update=update, memory=memory), tokens(3, 4, 2)
+def test_one_document_begins_while_others_go_on(form: str, update: str) -> None:
+    """Its first segment is local attention alone, and is not scaled by 1 - gate."""
+    model, tokens_BSN = build(update=update), tokens(3, 4, 2)
     read = getattr(model, form)
     first = read(tokens_BSN[:, :2], model.init_state(3))
     rows = torch.tensor([False, True, False])
@@ -251,7 +245,9 @@ def test_the_order_of_a_segment_is_not_in_the_memory(form: str, update: str) -> 
     one, other = (getattr(model, form)(t, state) for t in (tokens_BSN, moved_BSN))
     assert (one.logits[:, 0] - other.logits[:, 0]).abs().max() > 1e-3
     for a, b in zip(
-        [one.logits[:, 1:], *one.state.tensors()], [other.logits[:, 1:], *other.state.tensors()], strict=True
+        [one.logits[:, 1:], *memories_of(one.state)],
+        [other.logits[:, 1:], *memories_of(other.state)],
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -261,7 +257,7 @@ def test_where_a_query_stands_does_not_matter_to_the_memory(form: str) -> None:
     """With gates of 1 a layer gives what its memory gives: the same for the same token at every place."""
     model = build(layers=1)
     with torch.no_grad():
-        model.gate_LH.fill_(60.0)
+        gates(model)[0].fill_(60.0)
     logits_BNV = getattr(model, form)(torch.full((2, 1, 6), 4), carried(model, 2)).logits[:, 0]
     torch.testing.assert_close(logits_BNV, logits_BNV[:, :1].expand_as(logits_BNV), rtol=1e-10, atol=1e-10)
 
@@ -273,80 +269,48 @@ def test_memories_are_summed_in_fp32_under_bf16(form: str, update: str, precisio
     """One token all along: z is s(k), and M s(k) v, times the number of tokens;
     sums in bf16 stall at 256 times.
     """
-    torch.manual_seed(0)
-    model = Infini(
-        vocab_size=5,
-        layers=1,
-        width=8,
-        heads=2,
-        ffn_multiple=2,
-        dropout=0.0,
-        update=update,
-        gate_init=0.0,
-        memory="on",
-    )
+    model = one_layer(update, 0.0)
     if precision == "bfloat16":
         model = model.to(torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
         state = model.init_state(1)
         once = getattr(model, form)(torch.full((1, 1, 1), 3), state).state
         output = getattr(model, form)(torch.full((1, 320, 1), 3), state)
-    for t in (*state.tensors(), *once.tensors(), *output.state.tensors()):
+    for t in (*memories_of(state), *memories_of(once), *memories_of(output.state)):
         assert t.dtype == torch.float32
     assert output.logits.isfinite().all()
-    sums, one = ((o.layers[0].z_BGK, o.layers[0].M_BGKK) for o in (output.state, once))
-    torch.testing.assert_close(sums[0], 320 * one[0], rtol=1e-3, atol=0)
+    sums, one = (memories_of(o)[0] for o in (output.state, once))
+    torch.testing.assert_close(sums[..., -1], 320 * one[..., -1], rtol=1e-3, atol=0)
     if update == "linear":
-        torch.testing.assert_close(sums[1], 320 * one[1], rtol=1e-3, atol=0)
+        torch.testing.assert_close(sums, 320 * one, rtol=1e-3, atol=0)
 
 
 @FORMS
 @UPDATES
 def test_keys_and_values_of_bf16_are_added_in_fp32(form: str, update: str) -> None:
     """Under autocast only the projections are in bf16; equations 8 and 9 are not."""
-    torch.manual_seed(0)
-    model = Infini(
-        vocab_size=9,
-        layers=1,
-        width=8,
-        heads=2,
-        ffn_multiple=2,
-        dropout=0.0,
-        update=update,
-        gate_init=0.0,
-        memory="on",
-    )
-    tokens_BSN = tokens(1, 3, 5) % 9
+    model = one_layer(update, 0.0)
+    tokens_BSN = tokens(1, 3, 5)
     memories: list[Memory] = [None, None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         state = getattr(model, form)(tokens_BSN, model.init_state(1)).state
         for tokens_BN in tokens_BSN.unbind(1):
-            _, *projected = model.stack.blocks[0].project(model.embed(tokens_BN))
+            _, *projected = model.backbone.memories[0].project(model.backbone.embed(tokens_BN))
             assert all(t.dtype == torch.bfloat16 for t in projected)
             keys, values = ([list(head.float().unbind()) for head in t[0]] for t in projected)
             memories = [write(update, k, v, m) for k, v, m in zip(keys, values, memories, strict=True)]
     M_GKK, z_GK = (torch.stack([m[i] for m in memories if m]) for i in (0, 1))
-    torch.testing.assert_close(state.layers[0].M_BGKK[0], M_GKK, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state.layers[0].z_BGK[0], z_GK, rtol=1e-4, atol=1e-4)
+    (written,) = memories_of(state)[0]
+    torch.testing.assert_close(written[..., :-1], M_GKK, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written[..., -1], z_GK, rtol=1e-4, atol=1e-4)
 
 
 @FORMS
 @UPDATES
 def test_the_memory_of_a_long_document_does_not_overflow_in_fp16(form: str, update: str) -> None:
     """What is retrieved is a ratio (eq. 7): M and z a million times as large, beyond fp16, change nothing."""
-    torch.manual_seed(0)
-    model = Infini(
-        vocab_size=9,
-        layers=1,
-        width=8,
-        heads=2,
-        ffn_multiple=2,
-        dropout=0.0,
-        update=update,
-        gate_init=2.0,
-        memory="on",
-    )
-    state, tokens_BSN = carried(model, 2).map(lambda t: t.detach().float()), tokens(2, 1, 5) % 9
+    model = one_layer(update, 2.0)
+    state, tokens_BSN = carried(model, 2).map(lambda t: t.detach().float()), tokens(2, 1, 5)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
         one, other = (
             getattr(model, form)(tokens_BSN, s).logits for s in (state, state.map(lambda t: t * 1e6))

@@ -4,39 +4,26 @@ written as loops.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.memory_transformer import MemoryTransformer
-from tests import small
+from memlab.models.base import Model
+from memlab.models.decoder import Decoder
+from tests import building
+from tests.building import tokens
 from tests.models import naive
 
-VOCABULARY = 11
+
+def build(memory_tokens: int = 3, **sizes: Any) -> Decoder:
+    return building.decoder("attention", "front", memory_tokens=memory_tokens, **sizes)
 
 
-def build(layers: int = 2, width: int = 8, heads: int = 2, memory_tokens: int = 3) -> MemoryTransformer:
-    torch.manual_seed(0)
-    return naive.disturb(
-        MemoryTransformer(
-            vocab_size=VOCABULARY,
-            layers=layers,
-            width=width,
-            heads=heads,
-            ffn_multiple=3,
-            dropout=0.0,
-            memory_tokens=memory_tokens,
-        )
-    )
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
-
-
-def read_segment(model: MemoryTransformer, tokens_N: Tensor) -> Tensor:
+def read_segment(model: Model, tokens_N: Tensor) -> Tensor:
     """Logits [N, V] of one segment of one document: memory stands before it, and nothing else does."""
-    m = len(model.memory_MD)
+    m = len(model.tokens.memory_MD)
     rows = [("memory", i) for i in range(m)] + [("segment", i) for i in range(len(tokens_N))]
 
     def sees(query: int, key: int) -> bool:
@@ -45,12 +32,12 @@ def read_segment(model: MemoryTransformer, tokens_N: Tensor) -> Tensor:
 
     positions = [i - m if kind == "memory" else i for kind, i in rows]
     outputs, _ = naive.stack(
-        model, [*model.memory_MD, *(model.embed.weight[t] for t in tokens_N)], positions, sees
+        model, [*model.tokens.memory_MD, *(model.backbone.embed.weight[t] for t in tokens_N)], positions, sees
     )
     return torch.stack([naive.head(model, y) for y in outputs[m:]])
 
 
-def read_all(model: MemoryTransformer, tokens_BSN: Tensor) -> Tensor:
+def read_all(model: Model, tokens_BSN: Tensor) -> Tensor:
     return torch.stack([torch.stack([read_segment(model, t) for t in document]) for document in tokens_BSN])
 
 
@@ -68,7 +55,7 @@ def test_logits_and_gradients_equal_the_formulas(
 ) -> None:
     model, tokens_BSN = build(**sizes), tokens(batch, segments, length)
     output = getattr(model, form)(tokens_BSN, model.init_state(batch))
-    assert output.state.tensors() == []
+    assert output.state.nbytes == 0
     naive.assert_same_values_and_gradients(model, [output.logits], [read_all(model, tokens_BSN)])
 
 
@@ -76,5 +63,5 @@ def test_logits_and_gradients_equal_the_formulas(
 def test_begin_extend_equal_the_formulas(pieces: list[int]) -> None:
     """A segment read in pieces, for several documents, values and gradients."""
     model, tokens_BSN = build(), tokens(3, 1, 5)
-    logits_BNV, _ = small.read_in_pieces(model, tokens_BSN, pieces)
+    logits_BNV, _ = building.read_in_pieces(model, tokens_BSN, pieces)
     naive.assert_same_values_and_gradients(model, [logits_BNV[:, None]], [read_all(model, tokens_BSN)])

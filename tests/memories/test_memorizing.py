@@ -4,6 +4,7 @@ each query is compared with every key.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,33 +12,33 @@ import torch
 from torch import Tensor
 
 from memlab.layers.attention import KeyValues
-from memlab.models.base import Output
-from memlab.models.memorizing import Memorizing, MemorizingState
+from memlab.memories.memorizing import MemorizingState
+from memlab.models.base import Model, ModelState, Output
+from memlab.models.decoder import Decoder
+from tests import building
+from tests.building import VOCABULARY, tokens
 from tests.models import naive, naive_memory
 
-VOCABULARY = 13
 Rows = list[tuple[Tensor, Tensor]]  # (key, value) of the document's tokens, oldest first
 Document = dict[str, list]  # "caches": [layer][key-value head] rows, "memory": [key-value head] rows
 FORMS = pytest.mark.parametrize("form", ["recurrent", "parallel"])
 
 
-def build(**options: Any) -> Memorizing:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 3, "dropout": 0.0}
-    memory = {
-        "mem_len": 4,
-        "memory_layer": 2,
-        "memory_size": 7,
-        "top_k": 2,
-        "scale_init": 3.0,
-        "gate_init": 0.0,
-        "memory": "on",
-    }
-    return naive.disturb(Memorizing(**(sizes | memory | options)))
+def build(**options: Any) -> Decoder:
+    memory = {"mem_len": 4, "memory_layer": 2, "memory_size": 7, "top_k": 2, "scale_init": 3.0}
+    return building.decoder("memorizing", **(memory | options))
 
 
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+def looking_layers(model: Model) -> list[int]:
+    """The layers with an external memory, counted from 0."""
+    return [layer for layer, memory in enumerate(model.backbone.memories) if memory.memorizes]
+
+
+def gate(model: Model) -> Tensor:
+    """b of the layer with the external memory."""
+    (layer,) = looking_layers(model)
+    gate_H: Tensor = model.backbone.memories[layer].gate_H
+    return gate_H
 
 
 def unit(x_K: Tensor) -> Tensor:
@@ -50,15 +51,14 @@ def look_up(query_K: Tensor, scale: Tensor, rows: Rows, k: int) -> Tensor:
     return naive_memory.weighted([scale * (query_K @ rows[r][0]) for r in best], [rows[r][1] for r in best])
 
 
-def read_segment(
-    model: Memorizing, tokens_BN: Tensor, before: list[Document]
-) -> tuple[Tensor, list[Document]]:
-    """One segment of every document: logits [B, N, V], and the caches and memories behind it."""
-    groups, memory_layer = model.stack.kv_heads, model.memory_layer
-    root = model.stack.head_width**0.5
+def read_segment(model: Model, tokens_BN: Tensor, before: list[Document]) -> tuple[Tensor, list[Document]]:
+    """One segment of every document: logits [B, N, V], and the caches and memories after it."""
+    groups, (looking,) = model.backbone.kv_heads, looking_layers(model)
+    memory = model.backbone.memories[looking]
+    root = model.backbone.head_width**0.5
     logits, after = [], []
     for b, tokens_N in enumerate(tokens_BN):
-        own, read = before[b], before[b - 1 if model.memory == "shuffled" else b]
+        own = before[b]
         written: Document = {"caches": [], "memory": []}
 
         def attend(
@@ -67,10 +67,9 @@ def read_segment(
             keys: list,
             values: list,
             own: Any = own,
-            read: Any = read,
             to: Any = written,
         ) -> list:
-            looks_up = layer == memory_layer
+            looks_up = layer == looking
             if looks_up:
                 queries, keys = ([[unit(x) for x in head] for head in heads] for heads in (queries, keys))
             outputs = []
@@ -83,17 +82,17 @@ def read_segment(
                 for i, query in enumerate(of_head):
                     seen = len(cache) + i + 1
                     # `local_score` divides by the root
-                    scaled = query * model.scale_H[h] * root if looks_up else query
+                    scaled = query * memory.scale_H[h] * root if looks_up else query
                     asks = naive_memory.placed(model, scaled, i)
                     scores = [
                         naive_memory.local_score(model, layer, h, asks, placed[j], seen - 1 - j)
                         for j in range(seen)
                     ]
                     y_K = naive_memory.weighted(scores, [value for _, value in local[:seen]])
-                    if looks_up and model.memory != "off" and read["memory"][g]:
-                        share = naive_memory.gate(model.gate_H[h])
+                    if looks_up and own["memory"][g]:
+                        share = naive_memory.gate(memory.gate_H[h])
                         y_K = (
-                            share * look_up(query, model.scale_H[h], read["memory"][g], model.top_k)
+                            share * look_up(query, memory.scale_H[h], own["memory"][g], memory.top_k)
                             + (1 - share) * y_K
                         )
                     outputs[h].append(y_K)
@@ -105,9 +104,9 @@ def read_segment(
             def last(old: list[Rows], size: int) -> list[Rows]:
                 return [(o + n)[max(0, len(o + n) - size) :] for o, n in zip(old, new, strict=True)]
 
-            to["caches"].append(last(own["caches"][layer], model.mem_len))
+            to["caches"].append(last(own["caches"][layer], memory.mem_len))
             if looks_up:
-                to["memory"] = last(own["memory"], model.memory_size)
+                to["memory"] = last(own["memory"], memory.memory_size)
             return outputs
 
         logits.append(naive_memory.read_segment(model, tokens_N, attend))
@@ -115,15 +114,15 @@ def read_segment(
     return torch.stack(logits), after
 
 
-def begin(model: Memorizing) -> Document:
+def begin(model: Model) -> Document:
     return {
-        "caches": [[[]] * model.stack.kv_heads for _ in model.stack.blocks],
-        "memory": [[]] * model.stack.kv_heads,
+        "caches": [[[]] * model.backbone.kv_heads for _ in model.backbone.blocks],
+        "memory": [[]] * model.backbone.kv_heads,
     }
 
 
 def read_all(
-    model: Memorizing, tokens_BSN: Tensor, documents: list[Document] | None = None
+    model: Model, tokens_BSN: Tensor, documents: list[Document] | None = None
 ) -> tuple[Tensor, list[Document]]:
     if documents is None:
         documents = [begin(model) for _ in tokens_BSN]
@@ -134,19 +133,30 @@ def read_all(
     return torch.stack(logits, 1), documents
 
 
-def taken_apart(model: Memorizing, state: MemorizingState) -> list[Document]:
+def taken_apart(model: Model, state: ModelState) -> list[Document]:
     """The last rows of caches and memory are the document's, as many as it has tokens."""
 
     def rows(kv: KeyValues, b: int, count: int) -> list[Rows]:
-        start = max(0, kv.keys_BHPK.shape[2] - count)
+        start = max(0, kv.keys_BGLK.shape[2] - count)
         keys, values = (t[b, :, start:] for t in kv.tensors())
         return [list(zip(k.unbind(), v.unbind(), strict=True)) for k, v in zip(keys, values, strict=True)]
 
-    counts = enumerate(state.tokens_B.tolist())
+    (looking,) = looking_layers(model)
+    counts = enumerate(tokens_of(state))
     return [
-        {"caches": [rows(c, b, n) for c in state.caches], "memory": rows(state.memory, b, n)}
+        {
+            "caches": [rows(layer.cache, b, n) for layer in state.layers],
+            "memory": rows(state.layers[looking].memory, b, n),
+        }
         for b, n in counts
     ]
+
+
+def tokens_of(state: ModelState) -> list[int]:
+    """The tokens that each document has had, which all layers count alike."""
+    of_first, *others = [layer.tokens_B.tolist() for layer in state.layers]
+    assert all(other == of_first for other in others)
+    return of_first
 
 
 def flat(documents: list[Document]) -> list[Tensor]:
@@ -161,24 +171,27 @@ def flat(documents: list[Document]) -> list[Tensor]:
     ]
 
 
-def carried(model: Memorizing, tokens_B: list[int], stored: int) -> MemorizingState:
-    """A state that no reading has made: random rows, the last of which belong to documents of this many
-    tokens.
-    """
-    b, groups, width = len(tokens_B), model.stack.kv_heads, model.stack.head_width
-    cache, memory = (torch.empty(b, groups, rows, width) for rows in (model.mem_len, stored))
-    random = naive.random_like(*[cache] * 2 * len(model.stack.blocks), *[memory] * 2)
-    *caches, last = (KeyValues(k, v) for k, v in zip(random[::2], random[1::2], strict=True))
-    return MemorizingState(tuple(caches), last, torch.tensor(tokens_B))
+def carried(model: Model, tokens_B: list[int], stored: int) -> ModelState:
+    """A state that no reading has made: random rows, the last of which are of documents of so many tokens."""
+    b, groups, width = len(tokens_B), model.backbone.kv_heads, model.backbone.head_width
+    layers, mem_len = model.backbone.memories, model.backbone.memories[0].mem_len
+    cache, memory = (torch.empty(b, groups, rows, width) for rows in (mem_len, stored))
+    random = naive.random_like(*[cache] * 2 * len(layers), *[memory] * 2)
+    *caches, looked_up = (KeyValues(k, v) for k, v in zip(random[::2], random[1::2], strict=True))
+    states = tuple(
+        MemorizingState(
+            cache, looked_up if layer.memorizes else layer.init_state(b).memory, torch.tensor(tokens_B)
+        )
+        for layer, cache in zip(layers, caches, strict=True)
+    )
+    return dataclasses.replace(model.init_state(b), layers=states)
 
 
 def assert_equal(
-    model: Memorizing,
+    model: Model,
     output: Output,
     logits_BSNV: Tensor,
     documents: list[Document],
-    idle: tuple[str, ...] = (),
-    *more: Any,
 ) -> None:
     """Equal logits and gradients, and everything stored is equal and has no gradient."""
     actual, expected = flat(taken_apart(model, output.state)), flat(documents)
@@ -186,7 +199,7 @@ def assert_equal(
     assert not any(t.requires_grad for t in output.state.tensors())
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
-    naive.assert_same_values_and_gradients(model, [output.logits], [logits_BSNV], idle=idle)
+    naive.assert_same_values_and_gradients(model, [output.logits], [logits_BSNV])
 
 
 @FORMS
@@ -239,37 +252,17 @@ def test_the_first_segment_is_local_attention_alone(form: str) -> None:
     output = getattr(model, form)(tokens_BSN, model.init_state(2))
     torch.testing.assert_close(output.logits, read_all(model, tokens_BSN)[0], rtol=1e-10, atol=1e-10)
     output.logits.square().sum().backward()
-    assert model.gate_H.grad is None or (model.gate_H.grad == 0).all()
+    assert gate(model).grad is None or (gate(model).grad == 0).all()
     assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p is not model.gate_H
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p is not gate(model)
     )
 
 
 @FORMS
-@pytest.mark.parametrize("mem_len", [0, 4])
-def test_memory_off_is_gates_of_0(form: str, mem_len: int) -> None:
-    """Nothing is looked up, so the gates have no part; caches are read all the same."""
-    model, tokens_BSN = build(memory="off", mem_len=mem_len), tokens(2, 3, 3)
-    output = getattr(model, form)(tokens_BSN, model.init_state(2))
-    assert_equal(model, output, *read_all(model, tokens_BSN), idle=("gate_H",))
-
-
-@FORMS
-@pytest.mark.parametrize("counts", [None, [9, 0, 4]])
-def test_shuffled_memory_is_that_of_the_document_before(form: str, counts: list[int] | None) -> None:
-    """It is looked up there, as far as that document owns it; caches are the document's own."""
-    model, tokens_BSN = build(memory="shuffled"), tokens(3, 3, 3)
-    state = model.init_state(3) if counts is None else carried(model, counts, 7)
-    output = getattr(model, form)(tokens_BSN, state)
-    assert_equal(model, output, *read_all(model, tokens_BSN, taken_apart(model, state)))
-
-
-@FORMS
-@pytest.mark.parametrize("memory", ["on", "shuffled"])
 @pytest.mark.parametrize("memory_size", [4, 100])
-def test_one_document_begins_while_others_go_on(form: str, memory: str, memory_size: int) -> None:
+def test_one_document_begins_while_others_go_on(form: str, memory_size: int) -> None:
     """It finds nothing of the one before it, neither in the caches nor in the memory."""
-    model, tokens_BSN = build(memory=memory, memory_size=memory_size), tokens(3, 5, 3)
+    model, tokens_BSN = build(memory_size=memory_size), tokens(3, 5, 3)
     read = getattr(model, form)
     first = read(tokens_BSN[:, :2], model.init_state(3))
     rows = torch.tensor([False, True, False])
@@ -284,7 +277,7 @@ def test_where_a_query_stands_does_not_matter_to_the_memory(form: str) -> None:
     """With gates of 1 a layer gives what its memory gives: the same for the same token at every place."""
     model = build(layers=1, memory_layer=1, mem_len=0)
     with torch.no_grad():
-        model.gate_H.fill_(60.0)
+        gate(model).fill_(60.0)
     logits_BNV = getattr(model, form)(torch.full((2, 1, 6), 4), carried(model, [7, 3], 7)).logits[:, 0]
     torch.testing.assert_close(logits_BNV, logits_BNV[:, :1].expand_as(logits_BNV), rtol=1e-10, atol=1e-10)
     assert (logits_BNV[0] - logits_BNV[1]).abs().max() > 1e-3

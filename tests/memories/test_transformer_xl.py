@@ -4,17 +4,21 @@ written as loops.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.transformer_xl import TransformerXL, XLState
-from tests import small
+from memlab.memories.transformer_xl import XLState
+from memlab.models.base import Model, ModelState
+from memlab.models.decoder import Decoder
+from tests import building
+from tests.building import tokens
 from tests.models import naive
 
-VOCABULARY, WIDTH, LAYERS = 11, 8, 2
+WIDTH, LAYERS = 8, 2
 Memory = list[list[Tensor]]  # of one document: by layer, the rows [D] that are kept
 OPTIONS: dict[str, Any] = {
     "heads": 2,
@@ -49,20 +53,8 @@ CASES: dict[str, dict[str, Any]] = {  # segments have 3 tokens
 }
 
 
-def build(**changed: Any) -> TransformerXL:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "layers": LAYERS,
-        "width": WIDTH,
-        "ffn_multiple": 2,
-        "dropout": 0.0,
-    }
-    return naive.disturb(TransformerXL(**sizes, **(OPTIONS | changed)))
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
+def build(**changed: Any) -> Decoder:
+    return building.decoder("transformer_xl", **(OPTIONS | changed))
 
 
 def nothing() -> Memory:
@@ -74,7 +66,7 @@ def last(rows: list, count: int) -> list:
 
 
 def read_document(
-    model: TransformerXL, segments: list[Tensor], memory: Memory, mem_len: int, changed: dict[str, Any]
+    model: Model, segments: list[Tensor], memory: Memory, mem_len: int, changed: dict[str, Any]
 ) -> tuple[list[Tensor], Memory]:
     """One document, segment by segment: logits by token, and the memory after the last segment."""
     options, memory, logits = OPTIONS | changed, list(memory), []
@@ -83,7 +75,7 @@ def read_document(
         return query - mem_len < key <= query if options["same_length"] else key <= query
 
     for tokens_N in segments:
-        rows = [model.embed.weight[t] for t in tokens_N]
+        rows = [model.backbone.embed.weight[t] for t in tokens_N]
         for layer in range(LAYERS):
             before = last(memory[layer], mem_len)
             looked_at = [*before, *rows]  # h~ = [SG(m) ; h]
@@ -96,7 +88,7 @@ def read_document(
 
 
 def read_all(
-    model: TransformerXL, tokens_BSN: Tensor, memories: list[Memory], mem_len: int, changed: dict[str, Any]
+    model: Model, tokens_BSN: Tensor, memories: list[Memory], mem_len: int, changed: dict[str, Any]
 ) -> tuple[Tensor, list[Memory]]:
     """Each document by itself: logits [B, S, N, V], and their memories."""
     pairs = zip(tokens_BSN, memories, strict=True)
@@ -105,13 +97,20 @@ def read_all(
     return logits_BTV.unflatten(1, tokens_BSN.shape[1:]), [memory for _, memory in documents]
 
 
-def kept(state: XLState) -> list[Tensor]:
+def kept(state: ModelState) -> list[Tensor]:
     """For each document and layer, the rows of the memory that are its own, one under the other."""
     return [
-        hidden_BCD[b, hidden_BCD.shape[1] - f :]
-        for b, f in enumerate(state.filled_B.tolist())
-        for hidden_BCD in state.hidden
+        layer.hidden_BCD[b, layer.hidden_BCD.shape[1] - layer.filled_B[b] :]
+        for b in range(state.batch_size)
+        for layer in state.layers
     ]
+
+
+def filled(state: ModelState) -> list[int]:
+    """How many rows of each document's memory are its own, which all layers count alike."""
+    of_first, *others = [layer.filled_B.tolist() for layer in state.layers]
+    assert all(other == of_first for other in others)
+    return of_first
 
 
 def rows_of(memories: list[Memory]) -> list[Tensor]:
@@ -136,7 +135,7 @@ def test_logits_memory_and_gradients_equal_the_paper_formulas(changed: dict[str,
     naive.assert_same_values_and_gradients(
         model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)]
     )
-    assert output.state.filled_B.tolist() == [min(9, mem_len)]
+    assert filled(output.state) == [min(9, mem_len)]
 
 
 @pytest.mark.parametrize(("batch", "segments", "length"), [(2, 4, 1), (3, 1, 4), (2, 3, 2), (1, 2, 5)])
@@ -158,19 +157,20 @@ def test_segments_of_any_size_equal_the_paper_formulas(
 )
 def test_only_the_rows_that_a_document_has_filled_are_its_memory(changed: dict[str, Any], form: str) -> None:
     """What stands in the others is of no meaning; here it is large."""
-    model, tokens_BSN, filled = build(mem_len=4, **changed), tokens(4, 2, 3), [0, 1, 3, 4]
+    model, tokens_BSN, rows = build(mem_len=4, **changed), tokens(4, 2, 3), [0, 1, 3, 4]
     hidden = naive.random_like(*[torch.empty(4, 4, WIDTH)] * LAYERS)
     for hidden_BCD in hidden:
-        for b, f in enumerate(filled):
+        for b, f in enumerate(rows):
             hidden_BCD[b, : 4 - f] *= 100
-    state = XLState(tuple(hidden), torch.tensor(filled))
+    layers = tuple(XLState(hidden_BCD, torch.tensor(rows)) for hidden_BCD in hidden)
+    state = dataclasses.replace(model.init_state(4), layers=layers)
     output = getattr(model, form)(tokens_BSN, state)
-    memories = [[list(hidden_BCD[b, 4 - f :]) for hidden_BCD in hidden] for b, f in enumerate(filled)]
+    memories = [[list(hidden_BCD[b, 4 - f :]) for hidden_BCD in hidden] for b, f in enumerate(rows)]
     expected, memories = read_all(model, tokens_BSN, memories, 4, changed)
     naive.assert_same_values_and_gradients(
         model, [output.logits, *kept(output.state)], [expected, *rows_of(memories)]
     )
-    assert output.state.filled_B.tolist() == [4] * 4
+    assert filled(output.state) == [4] * 4
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
@@ -205,7 +205,7 @@ def test_documents_that_begin_anew_see_nothing_of_the_ones_before(changed: dict[
         memories.append(documents[-1][1])
     actual, expected = [torch.cat(logits, dim=1), *kept(state)], [torch.stack(rows), *rows_of(memories)]
     naive.assert_same_values_and_gradients(model, actual, expected)
-    assert state.filled_B.tolist() == [min(6, mem_len), min(6, mem_len), min(15, mem_len)]
+    assert filled(state) == [min(6, mem_len), min(6, mem_len), min(15, mem_len)]
 
 
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
@@ -222,16 +222,16 @@ def test_evaluation_may_have_a_memory_of_its_own_length(
     model = build(**changed)
     tokens_BSN = tokens(1, 2 * len(modes), 3)
     memories, state = [nothing()], model.train(modes[0] == "train").init_state(1)
-    logits, expected, filled = [], [], 0
+    logits, expected, rows = [], [], 0
     for part, mode in zip(tokens_BSN.split(2, dim=1), modes, strict=True):
         output = getattr(model.train(mode == "train"), form)(part, state)
         state, mem_len = output.state, 2 if mode == "train" else 5
         logits.append(output.logits)
         part_BSNV, memories = read_all(model, part, memories, mem_len, changed)
         expected.append(part_BSNV)
-        filled = min(filled + 6, mem_len)
-        assert state.filled_B.tolist() == [filled]
-        assert all(hidden_BCD.shape == (1, mem_len, WIDTH) for hidden_BCD in state.hidden)
+        rows = min(rows + 6, mem_len)
+        assert filled(state) == [rows]
+        assert all(layer.hidden_BCD.shape == (1, mem_len, WIDTH) for layer in state.layers)
     actual = [torch.cat(logits, dim=1), *kept(state)]
     naive.assert_same_values_and_gradients(model, actual, [torch.cat(expected, dim=1), *rows_of(memories)])
 
@@ -250,7 +250,7 @@ def test_evaluation_may_have_a_memory_of_its_own_length(
 def test_begin_extend_close_equal_the_paper_formulas(changed: dict[str, Any], pieces: list[int]) -> None:
     """Two segments read in pieces, with memory written by `close`, values and gradients."""
     model, tokens_BSN, mem_len = build(**changed), tokens(2, 2, 4), (OPTIONS | changed)["mem_len"]
-    logits_BTV, state = small.read_in_pieces(model, tokens_BSN, pieces)
+    logits_BTV, state = building.read_in_pieces(model, tokens_BSN, pieces)
     expected, memories = read_all(model, tokens_BSN, [nothing(), nothing()], mem_len, changed)
     actual = [logits_BTV.unflatten(1, (2, 4)), *kept(state)]
     naive.assert_same_values_and_gradients(model, actual, [expected, *rows_of(memories)])
