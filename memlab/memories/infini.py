@@ -97,7 +97,9 @@ class Infini(LayerMemory):
     def parallel(self, x_BTD: Tensor, state: InfiniState, where: Where) -> tuple[Tensor, InfiniState]:
         q, k, v = (t.unflatten(2, (where.segments, -1)) for t in self.project(x_BTD))  # [B, H, S, N, K]
         turn = where.turn(0, where.count, q.dtype)
-        near_q, near_k, near_v = (t.transpose(1, 2).flatten(0, 1) for t in (rotate(q, turn), rotate(k, turn), v))
+        near_q, near_k, near_v = (
+            t.transpose(1, 2).flatten(0, 1) for t in (rotate(q, turn), rotate(k, turn), v)
+        )
         local = windows.unfold(self.attend(near_q, near_k, near_v, where), where.segments)
         local = local.unflatten(2, (where.segments, -1))
         memories = self._memories(k, v, state.memory_BGKV)

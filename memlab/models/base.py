@@ -118,8 +118,9 @@ class Model(nn.Module, abc.ABC):
     Args:
         backbone: whose layers have memories.
         tokens: memory tokens around it.
-        memory: on; or a control, the same for every memory. off: each segment is read after the initial state. shuffled:
-            each is read after the state of another document of the batch, as that one's own reading left it; what a
+        memory: on; or a control, the same for every memory. off: each segment is read after the initial state,
+            which is also the state that comes back. shuffled: each is read after the state of another document of
+            the batch, as that one's own reading left it (of no other document: after the initial state); what a
             document reads never depends on its own earlier segments.
     """
 
@@ -194,6 +195,9 @@ class Model(nn.Module, abc.ABC):
         """Bytes held while a segment is read, just before it is closed: the state, and what its rows look at."""
 
     def _of_others(self, state: ModelState) -> ModelState:
+        """What each document of the batch reads after with memory=shuffled."""
+        if state.batch_size == 1:
+            return self.init_state(1)
         return self.exchanged(state, torch.arange(state.batch_size, device=self.device).roll(1))
 
     def _where(
