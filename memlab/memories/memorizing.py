@@ -159,6 +159,8 @@ class Memorizing(LayerMemory):
 
     def _after(self, state: MemorizingState, new: KeyValues) -> MemorizingState:
         """The state after tokens with these keys and values."""
+        if not self.carries:
+            return state
         new = new.detach()
 
         def longer(old: KeyValues, size: int) -> KeyValues:

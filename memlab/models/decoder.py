@@ -56,7 +56,9 @@ class Decoder(Model):
         b, s = tokens_BSN.shape[:2]
         output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
         diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
-        after = self.init_state(b) if self.memory == "off" else state
+        # What carries nothing may still count tokens, or have fewer rows now than before.
+        last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
+        after = self.init_state(b) if self.memory == "off" else last
         return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
 
     def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:

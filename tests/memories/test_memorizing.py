@@ -153,8 +153,9 @@ def taken_apart(model: Model, state: ModelState) -> list[Document]:
 
 
 def tokens_of(state: ModelState) -> list[int]:
-    """The tokens that each document has had, which all layers count alike."""
-    of_first, *others = [layer.tokens_B.tolist() for layer in state.layers]
+    """The tokens that each document has had, which all layers count alike that hold anything."""
+    holding = [layer for layer in state.layers if sum(t.shape[2] for t in layer.tensors()[:4])]
+    of_first, *others = [layer.tokens_B.tolist() for layer in holding or state.layers]
     assert all(other == of_first for other in others)
     return of_first
 
