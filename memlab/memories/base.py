@@ -98,12 +98,23 @@ class Where:
 
         Args:
             filled_BC: which remembered rows are of each row's document.
-            reach: see `windows.visible`; only without memory tokens.
+            reach: how many tokens back a token looks, itself counted; None = as far as there are any. Memory
+                tokens are no tokens: they look at all that they may, and a token looks at all before it.
         """
-        if self.mask is None:
+        if self.mask is None and (self.first == 0 or reach is None):
             return windows.visible(filled_BC, self.start - self.first, self.count, reach)
-        own_BTL = self.mask.expand(len(filled_BC), -1, -1)
-        return torch.cat([filled_BC[:, None] & self.readers()[:, None], own_BTL], dim=2)[:, None]
+        stop, size = self.start + self.count, filled_BC.shape[1]
+        row_T1 = torch.arange(self.start, stop, device=self.device)[:, None]
+        key_L = torch.arange(self.first, stop, device=self.device)
+        own_TL = key_L <= row_T1 if self.mask is None else self.mask
+        remembered_BTC = filled_BC[:, None] & self.readers()[:, None]
+        if reach is not None:
+            memory_T1 = torch.ones(self.count, 1, dtype=torch.bool, device=self.device)
+            memory_T1[self.tokens] = False
+            own_TL = own_TL & (memory_T1 | (key_L < 0) | (row_T1 - key_L < reach))
+            before_C = torch.arange(-size, 0, device=self.device)
+            remembered_BTC = remembered_BTC & (memory_T1 | (row_T1 - before_C < reach))
+        return torch.cat([remembered_BTC, own_TL.expand(len(filled_BC), -1, -1)], dim=2)[:, None]
 
     def readers(self) -> Tensor:
         """bool [T]: the rows that look at what the layer remembers."""
