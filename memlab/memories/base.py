@@ -50,7 +50,8 @@ class Where:
         segments: S in the parallel form.
         batch_size: B.
         device: of the rows.
-        offset_B: position of the segment's token 0 in each row's document, if a layer keeps all positions; else None.
+        offset_B: position of the segment's token 0 in each row's document, for a layer with `positions_go_on`; None =
+            positions count from the segment's token 0.
         rotary: rotary positions; None = positions are not rotary.
         relative: u and v of Transformer-XL's positions, for this layer.
         shared: what layers of one kind compute alike for this call.
@@ -84,9 +85,8 @@ class Where:
         if rotary is None:
             return None
         accurate = torch.promote_types(dtype, torch.float32)
-        return self.once(
-            ("turn", start, count), lambda: rotary.rotation(self.positions(start, count), accurate)
-        )
+        key = ("turn", start, count, self.offset_B is None)
+        return self.once(key, lambda: rotary.rotation(self.positions(start, count), accurate))
 
     def positions(self, start: int, count: int) -> Tensor:
         """Integer positions of `count` rows from position `start` of the segment on: [T], or [B, T] within documents."""
@@ -136,10 +136,13 @@ class LayerMemory(nn.Module, abc.ABC):
 
     Attributes:
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
+        positions_go_on: whether positions go on over segments, from where `offset` says; otherwise each segment counts
+            from 0.
     """
 
     parallel: ClassVar[Any] = None
     stores_memory_tokens: ClassVar[bool] = False
+    positions_go_on: ClassVar[bool] = False
 
     def __init__(self, description: Description) -> None:
         super().__init__()
@@ -183,9 +186,9 @@ class LayerMemory(nn.Module, abc.ABC):
         y_BTD, open = self.extend(x_BTD, self.begin(state, where), where)
         return y_BTD, self.close(open)
 
-    def offset(self, state: Any) -> Tensor | None:
-        """int [B]: tokens of the document so far, if positions go on over segments; None = each segment counts from 0."""
-        return None
+    def offset(self, state: Any) -> Tensor:
+        """int [B]: tokens of each row's document so far; only asked for if `positions_go_on`."""
+        raise TypeError(f"positions of {type(self).__name__} begin anew in each segment")
 
     def diagnose(self) -> dict[str, Tensor]:
         """Cheap detached numbers for logging, by name: scalars, or one for each head [H]."""

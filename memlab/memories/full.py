@@ -39,6 +39,8 @@ class FullOpen(State):
 class Full(LayerMemory):
     """A layer whose memory is everything."""
 
+    positions_go_on = True
+
     @property
     def keeps_everything(self) -> bool:
         return True

@@ -177,9 +177,9 @@ class Backbone(nn.Module):
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def offset(self, states: Sequence[Any]) -> Tensor | None:
-        """int [B]: tokens of each row's document so far, if a layer keeps all positions; else None."""
-        offsets = (memory.offset(state) for memory, state in zip(self.memories, states, strict=True))
-        return next((offset_B for offset_B in offsets if offset_B is not None), None)
+        """int [B]: tokens of each row's document so far, if positions go on over segments in a layer; else None."""
+        both = zip(self.memories, states, strict=True)
+        return next((memory.offset(state) for memory, state in both if memory.positions_go_on), None)
 
     def embedded(self, tokens_BT: Tensor, where: Where, start: int) -> Tensor:
         """The input rows of tokens that stand at positions `start` .. of their segment: [B, T, D].
@@ -189,14 +189,21 @@ class Backbone(nn.Module):
         """
         x_BTD: Tensor = self.embed(tokens_BT)
         if self.learned_positions is not None:
-            positions = where.positions(start, tokens_BT.shape[1] // where.segments)
-            size = self.learned_positions.num_embeddings
-            if positions.numel() and (last := int(positions.max())) >= size:
-                raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
-            x_BTD = x_BTD + self.learned_positions(positions).repeat(
-                *[1] * (positions.dim() - 1), where.segments, 1
-            )
+            again = where.segments if where.offset_B is None else 1  # how often positions begin anew
+            count = tokens_BT.shape[1] // again
+            self._check_position(start + count - 1, where.offset_B)
+            rows = self.learned_positions(where.positions(start, count))  # [T, D] or [B, T, D]
+            x_BTD = x_BTD + torch.cat([rows] * again, dim=-2)
         return x_BTD
+
+    def _check_position(self, last: int, offset_B: Tensor | None) -> None:
+        """Whether the table of learned positions has a row for the last token of a call."""
+        assert self.learned_positions is not None
+        if offset_B is not None and not offset_B.is_meta:  # on the meta device there are no values
+            last += int(offset_B.max())
+        size = self.learned_positions.num_embeddings
+        if last >= size:
+            raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
 
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
@@ -231,9 +238,10 @@ class Backbone(nn.Module):
 
     def at(self, where: Where, layer: int, wanted: slice) -> Where:
         """`where` for one layer, counted from 1."""
-        if self.distance_biases is None and wanted == ALL:
+        offset_B = where.offset_B if self.memories[layer - 1].positions_go_on else None
+        if self.distance_biases is None and wanted == ALL and offset_B is where.offset_B:
             return where
-        return dataclasses.replace(where, relative=self.relative(layer), wanted=wanted)
+        return dataclasses.replace(where, relative=self.relative(layer), wanted=wanted, offset_B=offset_B)
 
     def relative(self, layer: int) -> Relative | None:
         """u and v of a layer, counted from 1; None = positions are not Transformer-XL's."""
