@@ -124,6 +124,8 @@ class _Products(torch.autograd.Function):
 def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tensor:
     """Weighted sums of the rows found, [B, G, T, K], without a copy of the rows for each query."""
     b, g, p, width = rows_BGPK.shape
+    if not found_BGTk.numel():  # no rows, or no queries
+        return weight_BGTk.new_zeros(*found_BGTk.shape[:3], width)
     first = torch.arange(b * g, device=rows_BGPK.device).view(b, g, 1, 1) * p
     bags = (found_BGTk + first).flatten(0, 2)
     weights = weight_BGTk.flatten(0, 2).to(rows_BGPK.dtype)
@@ -146,7 +148,7 @@ def attend_nearest(
 
     Args:
         q_BHTK: queries, already scaled.
-        keys_BGPK, values_BGPK: the memory of P >= 1 rows; cut from the graph here.
+        keys_BGPK, values_BGPK: the memory; cut from the graph here.
         low_BS, high_BS: the queries of each of S equal parts may see the rows low <= p < high.
 
     Returns:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlab.layers import distances as module
-from memlab.layers.distances import attention, by_key, distances, sinusoids
+from memlab.ops import distance_attention as module
+from memlab.ops.distance_attention import by_key, distance_attention, distances
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 3), (2, 5), (4, 5), (5, 9), (3, 40)]  # queries, keys
@@ -71,28 +71,6 @@ def test_no_query_has_no_scores(ahead: bool) -> None:
     assert shift(torch.empty(2, 3, 0, len(distance_W)), 5).shape == (2, 3, 0, 5)
 
 
-@pytest.mark.parametrize("width", [2, 6, 8])
-def test_sinusoids_are_sines_then_cosines_of_the_distance_over_10000_to_the_2k_over_width(width: int) -> None:
-    wanted = [-30, -1, 0, 1, 2, 77]
-    r_WD = sinusoids(torch.tensor(wanted), width, torch.float64)
-    assert r_WD.shape == (len(wanted), width)
-    for distance, r_D in zip(wanted, r_WD.tolist(), strict=True):
-        for k in range(width // 2):
-            angle = distance / 10_000 ** (2 * k / width)
-            assert (r_D[k], r_D[width // 2 + k]) == pytest.approx(
-                (math.sin(angle), math.cos(angle)), abs=1e-12
-            )
-
-
-def test_float32_sinusoids_stay_exact_a_million_tokens_away() -> None:
-    """Angles computed in float32 would be wrong by up to 0.06 there."""
-    distance, width = 1_000_001, 8
-    r_WD = sinusoids(torch.tensor([distance]), width, torch.float32)
-    assert r_WD.dtype == torch.float32
-    angles = [distance / 10_000 ** (2 * k / width) for k in range(width // 2)]
-    assert r_WD[0].tolist() == pytest.approx([f(a) for f in (math.sin, math.cos) for a in angles], abs=1e-7)
-
-
 # pieces of a query, of a few, of rows of the batch, and all at once
 @pytest.mark.parametrize("scores", [1, 30, 100, 1 << 20])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 3), (4, 9), (7, 8)])
@@ -130,7 +108,7 @@ def test_attention_is_softmax_of_the_papers_four_terms(
                 weight = (torch.stack(terms) / math.sqrt(width)).softmax(0)
                 rows.append(weight @ v[b, h, seen])
     expected = torch.stack(rows).view(batch, heads, queries, width)
-    y = attention(q, k, v, r, u_HK, v_HK, mask, ahead)
+    y = distance_attention(q, k, v, r, u_HK, v_HK, mask, ahead)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     wanted = normal(*y.shape).flip(0)
     found, right = (
@@ -141,4 +119,4 @@ def test_attention_is_softmax_of_the_papers_four_terms(
             actual, gradient, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
     with torch.no_grad():
-        assert torch.equal(attention(q, k, v, r, u_HK, v_HK, mask, ahead), y)
+        assert torch.equal(distance_attention(q, k, v, r, u_HK, v_HK, mask, ahead), y)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memlab.layers import nearest as module
-from memlab.layers.nearest import attend_nearest, nearest
+from memlab.ops import nearest as module
+from memlab.ops.nearest import attend_nearest, nearest
 
 B, H, T, K = 2, 4, 3, 5
 CHUNKS = pytest.mark.parametrize("scores", [1, 100, 1 << 24])  # chunks of k rows, of a few, and all at once
@@ -70,7 +70,7 @@ def test_attention_over_the_nearest_and_the_gradient_of_its_queries(
     q_BHTK = normal(B, H, T, K).requires_grad_()
     keys_BGPK, values_BGPK = (normal(B, groups, rows, K, seed=seed).requires_grad_() for seed in (1, 2))
     low_BS, high_BS = ranges(rows)
-    y_BHTK = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, k)
+    y_BHTK, _ = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, k)
     expected_BHTK = []
     for b in range(B):
         for h in range(H):
@@ -100,7 +100,7 @@ def test_a_query_that_may_see_nothing_gets_0(monkeypatch: pytest.MonkeyPatch, sc
     for rows in (0, 6):
         memory = normal(B, 2, rows, K, seed=1)
         low_BS, high_BS = torch.full((B, T), rows), torch.full((B, T), rows)
-        y_BHTK = attend_nearest(q_BHTK, memory, memory, low_BS, high_BS, 4)
+        y_BHTK, _ = attend_nearest(q_BHTK, memory, memory, low_BS, high_BS, 4)
         assert (y_BHTK == 0).all()
         if y_BHTK.requires_grad:
             (gradient,) = torch.autograd.grad(y_BHTK.sum(), q_BHTK)
@@ -175,7 +175,7 @@ def test_queries_of_fp32_under_autocast(dtype: torch.dtype) -> None:
         normal(B, 2, n, K, seed=seed).float() for seed, n in enumerate((T, 6, 6))
     )
     low_BS, high_BS = ranges(6)
-    exact = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, 6)
+    exact, _ = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, 6)
     with torch.autocast("cpu", dtype=dtype):
-        rough = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, 6)
+        rough, _ = attend_nearest(q_BHTK, keys_BGPK, values_BGPK, low_BS, high_BS, 6)
     torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
