@@ -91,7 +91,7 @@ def test_a_token_sees_itself_and_what_is_before_it_as_far_as_its_document_and_it
     cached: int, read: int, queries: int, reach: int | None
 ) -> None:
     filled = sorted({0, 1, cached // 2, cached} & set(range(cached + 1)))
-    mask = windows.visible(cached, torch.tensor(filled), read, queries, reach)
+    mask = windows.visible(windows.filled(cached, torch.tensor(filled)), read, queries, reach)
     assert mask.dtype == torch.bool and mask.shape == (len(filled), 1, queries, cached + read + queries)
     for b, own in enumerate(filled):
         for i in range(queries):

@@ -1,7 +1,7 @@
 """`model.memory=off` and `shuffled`, which mean the same for every memory.
 
-off: each segment is read after the initial state. shuffled: each is read after the state of another document of
-the batch, as that one's own plain reading left it.
+off: each segment is read after the initial state. shuffled: each is read after the state of another document
+of the batch, as that one's own plain reading left it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_off_reads_each_segment_after_the_initial_state(name: str, batch: int) -
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("batch", [2, 3, 4])
 def test_shuffled_reads_after_the_state_of_the_document_before(name: str, batch: int) -> None:
-    """Its own state is that of its own plain reading, however wrong the state was that its logits came from."""
+    """Its own state is that of its own plain reading, whichever state its logits came from."""
     model, plain, tokens_BSN = build(name, "shuffled"), build(name, "on"), tokens(batch, 5, 3)
     state, logits = plain.init_state(batch), []
     for tokens_BN in tokens_BSN.unbind(1):
