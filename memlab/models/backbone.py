@@ -95,15 +95,13 @@ class Backbone(nn.Module):
         untie: bool = False,
     ) -> None:
         super().__init__()
-        if head_width is None and width % heads:
+        if head_width is not None and head_width % 2:
+            raise ConfigError(f"model.head_width={head_width} is odd; heads have an even width")
+        if head_width is None and width % (2 * heads):
             raise ConfigError(
                 f"model.width={width} does not divide into model.heads={heads} heads of even width"
             )
         self.head_width = head_width or width // heads
-        if self.head_width % 2:
-            raise ConfigError(
-                f"model.width={width} does not divide into model.heads={heads} heads of even width"
-            )
         if kv_heads is not None and heads % kv_heads:
             raise ConfigError(
                 f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}"
