@@ -23,6 +23,12 @@ def rows(*shape: int) -> Tensor:
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
 
 
+def of_documents(mask: Tensor, cached: int, shape: tuple[int, ...]) -> Tensor:
+    """A mask for each document: without a cache all documents have the same, [T, L]."""
+    assert mask.dtype == torch.bool and mask.shape == (shape if cached else shape[2:])
+    return mask.expand(shape)
+
+
 @pytest.mark.parametrize(("cached", "segments", "tokens"), CACHED_SEGMENTS_TOKENS)
 def test_cut_gives_each_segment_the_rows_before_it_and_its_own(
     cached: int, segments: int, tokens: int
@@ -92,7 +98,7 @@ def test_a_token_sees_itself_and_what_is_before_it_as_far_as_its_document_and_it
 ) -> None:
     filled = sorted({0, 1, cached // 2, cached} & set(range(cached + 1)))
     mask = windows.visible(windows.filled(cached, torch.tensor(filled)), read, queries, reach)
-    assert mask.dtype == torch.bool and mask.shape == (len(filled), 1, queries, cached + read + queries)
+    mask = of_documents(mask, cached, (len(filled), 1, queries, cached + read + queries))
     for b, own in enumerate(filled):
         for i in range(queries):
             sees = set()
@@ -112,7 +118,7 @@ def test_in_later_segments_the_cache_is_filled_by_the_segments_before(
     """
     filled = [0, cached, cached // 2]
     mask = windows.visible_all(cached, torch.tensor(filled), segments, tokens, reach)
-    assert mask.dtype == torch.bool and mask.shape == (3 * segments, 1, tokens, cached + tokens)
+    mask = of_documents(mask, cached, (3 * segments, 1, tokens, cached + tokens))
     for b, read_before in enumerate(filled):
         for s in range(segments):
             first = s * tokens - cached  # position of the first key
@@ -129,6 +135,7 @@ def test_in_later_segments_the_cache_is_filled_by_the_segments_before(
 def test_every_token_sees_itself(cached: int, segments: int, tokens: int) -> None:
     """A softmax over nothing would be no number."""
     mask = windows.visible_all(cached, torch.tensor([0, cached]), segments, tokens, reach=1)
+    mask = of_documents(mask, cached, (2 * segments, 1, tokens, cached + tokens))
     assert torch.equal(
         mask[:, 0, :, cached:], torch.eye(tokens, dtype=torch.bool).expand(2 * segments, -1, -1)
     )
