@@ -48,7 +48,7 @@ def tokens(*shape: int, seed: int = 3) -> Tensor:
 
 
 def read_in_pieces(model: Decoder, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:
-    """Every segment by begin, extend in pieces of these sizes, close: logits [B, S * N, V], the last state."""
+    """Every segment by begin, extend in pieces of these sizes, close: logits [B, S N, V], the last state."""
     state, logits = model.init_state(len(tokens_BSN)), []
     for tokens_BN in tokens_BSN.unbind(1):
         open = model.begin(state)

@@ -1,6 +1,7 @@
 """Multi-head softmax attention, in the parts that memories need.
 
-Shapes: B batch, H heads, G key-value heads, T rows that are read now, L keys that are looked at, D width, K head width.
+Shapes: B batch, H heads, G key-value heads, T rows that are read now, L keys that are looked at, D width, K
+head width.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Relative(NamedTuple):
 
 
 class MultiHead(nn.Module):
-    """Multi-head softmax attention (arXiv 1706.03762, section 3.2); key and value heads may be shared (arXiv 2305.13245)."""
+    """Multi-head softmax attention (arXiv 1706.03762, 3.2); keys and values may be shared (2305.13245)."""
 
     def __init__(self, d: Description) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class MultiHead(nn.Module):
 
     @torch.no_grad()
     def initialise_heads(self) -> None:
-        """See `models.backbone.initialise`: the first half of the heads look by position, the others by content."""
+        """The first half of the heads look by position, the others by content: see `initialise`."""
         groups, shared = self.kv_heads, self.heads // self.kv_heads
         by_position = groups // 2
 
@@ -95,7 +96,7 @@ class MultiHead(nn.Module):
     def project_twice(
         self, x_BTD: Tensor, norm: Norm | None, turn: Rotation | None = None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`project` of norm(x), and `keys_values` of norm(SG(x)); SG cuts x from the graph: `ops/project_twice.py`."""
+        """`project` of norm(x), and `keys_values` of norm(SG(x)), where SG cuts x from the graph."""
         normalised, weight, bias = fold_norm(norm, x_BTD, self.qkv.weight, self.qkv.bias)
         y, again = project_twice(normalised, weight, bias, self.heads * self.head_width)
         return self._queries_keys_values(y, turn), self._keys_values(again, turn)
@@ -103,9 +104,8 @@ class MultiHead(nn.Module):
     def _queries_keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         both = self.heads + self.kv_heads
         asking, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
-        q, k = rotate(self._heads(asking), turn).split(
-            [self.heads, self.kv_heads], dim=1
-        )  # one call for both
+        both_BHTK = rotate(self._heads(asking), turn)  # one call for both
+        q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
         return q, k, self._heads(values)
 
     def _keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class MultiHead(nn.Module):
         """Softmax attention of T queries over L >= T keys, the last T of which are the queries' own.
 
         Args:
-            q, k, v: [B, H, T, K], [B, G, L, K] twice; keys and queries are already rotated if positions are rotary.
+            q, k, v: [B, H, T, K], [B, G, L, K] twice; keys and queries are already rotated.
             mask: bool, True = may look, broadcastable to [B, H, T, L]; None = causal.
             relative: Transformer-XL's positions; the keys then stand at consecutive positions.
             ahead: whether the mask lets a query look at keys that come after its own.

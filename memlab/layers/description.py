@@ -1,4 +1,4 @@
-"""What the blocks of a Transformer are made of, as data: one description serves the families that differ in nothing else."""
+"""What the blocks of a Transformer are made of, as data, so that one class serves several families."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class Description:
         ffn_width: between the two linear layers of the feed-forward sub-layer.
         dropout: on the output of both sub-layers, while training.
         norm, norm_eps: the normalisation.
-        norm_position: `pre`, x + f(norm(x)) (arXiv 2002.04745), or `post`, norm(x + f(x)) (arXiv 1706.03762; BERT).
+        norm_position: `pre`, x + f(norm(x)) (arXiv 2002.04745), or `post`, norm(x + f(x)) (arXiv 1706.03762;
+            BERT).
         feed_forward: see `feed_forward.py`.
-        biases: the linear layers that have one. With positions=transformer_xl the projections have u and v instead.
+        biases: the linear layers that have one. With positions=transformer_xl the projections have u and v
+            instead.
         positions: see `positions.py`.
         rope_base: of rotary positions.
     """

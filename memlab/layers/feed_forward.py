@@ -15,8 +15,8 @@ class FeedForward(nn.Module):
 
     Args:
         width, hidden: D, and the width between.
-        kind: `gelu` (arXiv 1606.08415; BERT), `gelu_tanh` (its approximation; GPT-2), or `swiglu` (arXiv 2002.05202; Llama),
-            where `up` has two halves, of which the first gates the second by SiLU.
+        kind: `gelu` (arXiv 1606.08415; BERT), `gelu_tanh` (its approximation; GPT-2), or `swiglu` (arXiv
+            2002.05202; Llama), where `up` has two halves, of which the first gates the second by SiLU.
         bias: whether both linear layers have one.
     """
 

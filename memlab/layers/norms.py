@@ -1,4 +1,4 @@
-"""Normalisation of a row: layer normalisation (arXiv 1607.06450), or by the root mean square alone (arXiv 1910.07467)."""
+"""Normalisation of a row: by mean and variance (arXiv 1607.06450), or root mean square (arXiv 1910.07467)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def fold_norm(
         weight, bias: of the linear layer, [P, D] and [P].
 
     Returns:
-        The normalised rows [B, T, D] without learned scale and shift, and the weight and bias to use with them.
+        The normalised rows [B, T, D] without learned scale and shift, and the weight and bias to use with
+        them.
     """
     no_bias = weight.new_zeros(len(weight)) if bias is None else bias
     if norm is None:

@@ -1,7 +1,8 @@
 """How rows know where they stand. Positions are explicit integers; no module counts a cache.
 
     rope             RoFormer (arXiv 2104.09864, eq. 15): queries and keys are rotated by their positions
-    transformer_xl   Transformer-XL (arXiv 1901.02860, section 3.3): scores get a term for each distance, `ops/distance_attention.py`
+    transformer_xl   Transformer-XL (arXiv 1901.02860, section 3.3): scores get a term for each distance,
+                     `ops/distance_attention.py`
     learned          GPT-2, BERT: a learned vector for each position is added to the embedding
     none             only the mask tells
 
@@ -33,7 +34,7 @@ class Rotary:
     base: float = 10_000.0
 
     def rotation(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
-        """Cosines and sines of integer `positions`, [T] (shared by the batch) or [B, T], computed in float64 and then cast."""
+        """Cosines and sines of integer `positions`, [T] or one row for each document [B, T], from float64."""
         angle = angles(positions, self.head_width, self.base)
         angle = torch.cat([angle, angle], dim=-1)
         if positions.dim() == 2:

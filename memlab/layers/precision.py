@@ -1,4 +1,4 @@
-"""Numbers that have to stay accurate under every precision: sums over a whole document stall in bf16 and overflow in fp16."""
+"""Sums over a whole document stay accurate under every precision: bf16 stalls, fp16 overflows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a memory carries from one segment to the next, and nothing else.
 
-A memory architecture is a function of (segment, state). The state is a frozen dataclass of tensors, batch first, so that every
-operation the platform needs on it (cut the gradient, start some rows anew, measure it, save it) is written once, here.
+A memory architecture is a function of (segment, state). The state is a frozen dataclass of tensors, batch
+first, so that every operation the platform needs on it (cut the gradient, start some rows anew, measure it,
+save it) is written once, here.
 
     @state
     class RMTState(State):
@@ -32,7 +33,7 @@ def state(cls: type[T]) -> type[T]:
 
 
 class State:
-    """Base of all carried state. Subclasses are declared with `@state`; every tensor has the batch as its first dimension."""
+    """Base of all carried state. Subclasses are declared with `@state`; all tensors have the batch first."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors of this state, in the order of its fields."""
@@ -43,7 +44,7 @@ class State:
         return pytree.tree_map(fn, self)
 
     def detach(self) -> Self:
-        """The same values, cut from the graph: truncated back-propagation is this call at a segment boundary."""
+        """The same values, cut from the graph: truncated back-propagation is this, at a segment boundary."""
         return self.map(Tensor.detach)
 
     def reset(self, rows_B: Tensor, initial: Self) -> Self:
@@ -51,7 +52,8 @@ class State:
 
         Args:
             rows_B: bool [B]; True where a new document begins.
-            initial: `model.init_state(B)`, taken at the time of use, so that a learned initial memory receives gradient.
+            initial: `model.init_state(B)`, taken at the time of use, so that a learned initial memory
+                receives gradient.
 
         Returns:
             A state whose chosen rows are the initial ones and whose other rows are untouched.

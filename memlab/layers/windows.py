@@ -1,11 +1,13 @@
 """Remembered rows before a segment, and the same before each of many segments at once.
 
     recurrent    [remembered (C) | segment (N)]                  one segment
-    parallel     rows -C .. (S - 1) N - 1 of the document, cut into S windows of C rows, each N rows after the one before
+    parallel     rows -C .. (S - 1) N - 1 of the document, cut into S windows of C rows, each N rows after the
+                 one before
 
 Rows that no token of the document has filled yet stand at the front and are masked.
 
-Shapes: B batch, H heads, S segments, N tokens in a segment, T = S * N, C remembered rows, L = C + N, K head width, D width.
+Shapes: B batch, H heads, S segments, N tokens in a segment, T = S * N, C remembered rows, L = C + N, K head
+width, D width.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def fit(rows_BCD: Tensor, size: int) -> Tensor:
 
 
 def filled(size: int, tokens_B: Tensor) -> Tensor:
-    """bool [B, C]: which of C remembered rows belong to each row's document, which has had so many tokens: the last ones."""
+    """bool [B, C]: which of C remembered rows a document of so many tokens owns: the last ones."""
     return torch.arange(-size, 0, device=tokens_B.device) >= -tokens_B[:, None]
 
 
@@ -81,7 +83,7 @@ def visible(filled_BC: Tensor, read: int, queries: int, reach: int | None = None
 
 
 def visible_all(size: int, tokens_B: Tensor, segments: int, tokens: int, reach: int | None = None) -> Tensor:
-    """`visible` for S whole segments of N tokens, folded into the batch as `cut` does: bool [B * S, 1, N, C + N].
+    """`visible` for S whole segments of N tokens, folded into the batch as `cut` does.
 
     Args:
         size: C.

@@ -7,12 +7,13 @@
     extend(x_BTD, open, where) -> (y_BTD, Open)
     close(open) -> State
 
-A layer memory takes the place of the attention sub-layer and owns its parameters, the normalisation before it too. `x` is
-the input of the block. `where` says explicitly where the rows stand and what they may look at: nothing is inferred from a
-length. A segment's rows are its tokens and, around them, memory tokens (`memlab/memory_tokens`).
+A layer memory takes the place of the attention sub-layer and owns its parameters, the normalisation before it
+too. `x` is the input of the block. `where` says explicitly where the rows stand and what they may look at:
+nothing is inferred from a length. A segment's rows are its tokens and, around them, memory tokens
+(`memlab/memory_tokens`).
 
-Shapes: B batch, T rows of a call, N tokens of a segment, S segments, C remembered rows, R rows of the open segment so far,
-L keys, D width, H heads, G key-value heads, K head width.
+Shapes: B batch, T rows of a call, N tokens of a segment, S segments, C remembered rows, R rows of the open
+segment so far, L keys, D width, H heads, G key-value heads, K head width.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ class Where:
     """Where the rows of a call stand and what they may look at.
 
     Attributes:
-        start: position of the call's first row within its segment; the others follow. Tokens count from 0, memory tokens
-            in front of them stand at -M .. -1, those after them at N ..
+        start: position of the call's first row within its segment; the others follow. Tokens count from 0,
+            memory tokens in front of them stand at -M .. -1, those after them at N ..
         count: T, rows of the call; in the parallel form N, rows of a segment.
         first: position of the segment's first row: 0, or -M with memory tokens in front.
         tokens: the rows that are the segment's tokens; the others are memory tokens.
-        mask: bool [T, R + T], which rows of the segment each row may look at; None = causal, and all rows are tokens.
+        mask: bool [T, R + T], which rows of the segment each row may look at; None = causal, and all rows are
+            tokens.
         memory_tokens_read: whether memory tokens, too, look at what the layer remembers.
         wanted: the rows whose output is wanted.
         segments: S in the parallel form.
         batch_size: B.
         device: of the rows.
-        offset_B: position of the segment's token 0 in each row's document, for a layer with `positions_go_on`; None =
-            positions count from the segment's token 0.
+        offset_B: position of the segment's token 0 in each row's document, for a layer with
+            `positions_go_on`; None = positions count from the segment's token 0.
         rotary: rotary positions; None = positions are not rotary.
         relative: u and v of Transformer-XL's positions, for this layer.
         shared: what layers of one kind compute alike for this call.
@@ -80,7 +82,7 @@ class Where:
         return found
 
     def turn(self, start: int, count: int, dtype: torch.dtype) -> Rotation | None:
-        """The rotation of `count` rows from position `start` of the segment on; None = positions are not rotary."""
+        """The rotation of `count` rows from position `start` on; None = positions are not rotary."""
         rotary = self.rotary
         if rotary is None:
             return None
@@ -89,7 +91,7 @@ class Where:
         return self.once(key, lambda: rotary.rotation(self.positions(start, count), accurate))
 
     def positions(self, start: int, count: int) -> Tensor:
-        """Integer positions of `count` rows from position `start` of the segment on: [T], or [B, T] within documents."""
+        """Integer positions of `count` rows from position `start` on: [T], or [B, T] within documents."""
         positions_T = torch.arange(start, start + count, device=self.device)
         return positions_T if self.offset_B is None else self.offset_B[:, None] + positions_T
 
@@ -129,15 +131,16 @@ class Where:
 
 
 class LayerMemory(nn.Module, abc.ABC):
-    """Base of all layer memories. A subclass gives `init_state`, `begin`, `extend` and `close`; often `segment`, `parallel`.
+    """Base of all layer memories. A subclass gives `init_state`, `begin`, `extend` and `close`.
 
-    Its constructor takes the block's description and then options, each with an annotation of `memlab/bounds.py`: they are
-    keys of `model` in the configuration. A parameter whose name begins with `gate` is trained with `optim.gate_lr`.
+    Its constructor takes the block's description and then options, each with an annotation of
+    `memlab/bounds.py`: they are keys of `model` in the configuration. A parameter whose name begins with
+    `gate` is trained with `optim.gate_lr`.
 
     Attributes:
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
-        positions_go_on: whether positions go on over segments, from where `offset` says; otherwise each segment counts
-            from 0.
+        positions_go_on: whether positions go on over segments, from where `offset` says; otherwise each
+            segment counts from 0.
     """
 
     parallel: ClassVar[Any] = None
@@ -199,7 +202,7 @@ class LayerMemory(nn.Module, abc.ABC):
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, K], keys and values [B, G, T, K] of the block's input, rotated if `turn` is given."""
+        """Queries [B, H, T, K], keys and values [B, G, T, K] of the block's input, rotated by `turn`."""
         return self.attention.project(self.normed(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
@@ -215,7 +218,7 @@ class LayerMemory(nn.Module, abc.ABC):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, where: Where, mask: Tensor | None = None, remembered: int = 0
     ) -> Tensor:
-        """Softmax attention of the rows over [remembered ; segment so far], for the wanted rows: [B, H, T, K].
+        """Softmax attention of the wanted rows over [remembered ; segment so far]: [B, H, T, K].
 
         Args:
             q, k, v: [B, H, T, K], [B, G, L, K] twice.

@@ -1,6 +1,7 @@
-"""Attention over the whole document: every token sees all earlier ones, and the state grows with the document.
+"""Attention over the whole document: a token sees all earlier ones, and the state grows with them.
 
-The ceiling of every comparison. Positions go on over segments. In the parallel form the S segments are one long one.
+The ceiling of every comparison. Positions go on over segments. In the parallel form the S segments are one
+long one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from memlab.memories.base import LayerMemory, Where
 
 @state
 class FullState(State):
-    """Keys and values of all P tokens read so far, and how many of the last ones belong to each row's document."""
+    """Keys and values of all P tokens read so far, and how many of the last are of each row's document."""
 
     rows: KeyValues
     length_B: Tensor
@@ -58,9 +59,8 @@ class Full(LayerMemory):
     def extend(self, x_BTD: Tensor, open: FullOpen, where: Where) -> tuple[Tensor, FullOpen]:
         q, k, v = self.project(x_BTD, where.turn(where.start, where.count, x_BTD.dtype))
         seen = open.seen.then(k, v)
-        before = (
-            seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count
-        )  # rows written before the segment
+        # rows written before the segment
+        before = seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count
         mask = where.once(("full", before), lambda: where.look(windows.filled(before, self._offset(where))))
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=before)
         if where.first == 0 and where.only_tokens:

@@ -1,20 +1,22 @@
-"""Infini-attention (Munkhdalai, Faruqui, Gopal 2024, arXiv 2404.07143, section 3.1): each head has a compressive memory M, z.
+"""Infini-attention (Munkhdalai et al. 2024, arXiv 2404.07143, section 3.1): each head has a memory M, z.
 
-    A_mem = s(Q) M_{s-1} / s(Q) z_{s-1}                          (7)   s = ELU + 1; retrieve first, from earlier segments
+    A_mem = s(Q) M_{s-1} / s(Q) z_{s-1}                          (7)   s = ELU + 1; earlier segments alone
     M_s = M_{s-1} + s(K)^T V                                     (8)   update=linear
     M_s = M_{s-1} + s(K)^T (V - s(K) M_{s-1} / s(K) z_{s-1})     (9)   update=delta
     z_s = z_{s-1} + sum_t s(K_t)
     A = g A_mem + (1 - g) A_dot,   g = sigmoid(beta)             (10)  one learned beta for each head
 
-The same queries, keys and values serve both; those of the memory are without positions (section 4.1). Left open by the
-paper, decided here: where z = 0 nothing has been written, and the output is A_dot alone (g = 0); A_dot is scaled by
-1/sqrt(K) (eq. 6 prints the model's width); M and z are at least fp32 under every precision. z stands beside M as one more
-column, like what is stored of a value that is always 1: it is written and read with M.
+The same queries, keys and values serve both; those of the memory are without positions (section 4.1). Left
+open by the paper, decided here: where z = 0 nothing has been written, and the output is A_dot alone (g = 0);
+A_dot is scaled by 1/sqrt(K) (eq. 6 prints the model's width); M and z are at least fp32 under every
+precision. z stands beside M as one more column, like what is stored of a value that is always 1: it is
+written and read with M.
 
 Parallel form: M_{s-1} is made of one layer's own keys and values, and no later layer's.
     linear: a prefix sum of B_s = s(K_s)^T V_s.
-    delta:  M_s = A_s M_{s-1} + B_s with A_s = I - s(K_s)^T diag(1 / s(K_s) z_{s-1}) s(K_s). z is a prefix sum, so all A_s
-            and B_s are known at once; what is left of the recurrence are S products of [K, K] matrices.
+    delta:  M_s = A_s M_{s-1} + B_s with A_s = I - s(K_s)^T diag(1 / s(K_s) z_{s-1}) s(K_s). z is a prefix
+            sum, so all A_s and B_s are known at once; what is left of the recurrence are S products of [K, K]
+            matrices.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class InfiniState(State):
 
 @state
 class InfiniOpen(State):
-    """An open segment: the memory before it, its keys and values so far, and what its tokens add to the memory."""
+    """An open segment: the memory before it, its keys and values, and what its tokens add to the memory."""
 
     before: InfiniState
     seen: KeyValues
@@ -107,7 +109,7 @@ class Infini(LayerMemory):
         return self.merge(y.flatten(2, 3)), InfiniState(memories[:, :, -1])
 
     def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Tensor) -> Tensor:
-        """What segments add to the memories [B, G, S, K, K + 1] before them (eq. 8 or 9): a sum over their tokens."""
+        """What segments add to the memories [B, G, S, K, K + 1] before them (eq. 8 or 9)."""
         with accurate(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(before.dtype)
             if self.update == "delta":
@@ -128,13 +130,12 @@ class Infini(LayerMemory):
             return torch.cat([M, z], dim=-1)
 
     def _read(self, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Tensor, where: Where) -> Tensor:
-        """Eq. 7 and 10: what the memory [B, G, S, ..] gives for queries without positions, and A_dot, by the gate."""
+        """Eq. 7 and 10: what the memory [B, G, S, ..] gives for queries, and A_dot, by the gate."""
         with accurate(q_BHSNK):
             features = _feature(q_BHSNK).unflatten(1, (before.shape[1], -1))  # [B, G, H / G, S, N, K]
             remembered = _retrieve(features, before.unsqueeze(2)).flatten(1, 2)
-            written = (before[..., -1].amax(-1) > 0).repeat_interleave(
-                features.shape[2], dim=1
-            )  # features are positive
+            written_BGS = before[..., -1].amax(-1) > 0  # features, and so z, are positive
+            written = written_BGS.repeat_interleave(features.shape[2], dim=1)
             gate_BHS11 = self.gate_H.sigmoid().view(-1, 1, 1, 1) * written[..., None, None]
             if not where.only_tokens:
                 gate_BHS11 = gate_BHS11 * where.readers()[where.wanted, None]

@@ -1,18 +1,20 @@
 """Memorizing Transformer (Wu, Rabe, Hutchins, Szegedy, ICLR 2022, arXiv 2203.08913, section 3).
 
-One layer has an external memory: the keys and values of everything it has read, first in first out. Each query looks at the
-k nearest keys of its head; what it finds and what local attention finds are mixed by a gate.
+One layer has an external memory: the keys and values of everything it has read, first in first out. Each
+query looks at the k nearest keys of its head; what it finds and what local attention finds are mixed by a
+gate.
 
     V = g V_memory + (1 - g) V_local,   g = sigmoid(b)     one learned b for each head; two softmaxes
 
-Every layer also has a Transformer-XL cache of keys and values, for local attention over a segment's border. Nothing of the
-cache or the memory carries gradient. In the memory's layer queries and keys are normalised, so that keys stay comparable
-while training changes the layers below; a learned scale for each head takes the place of their length (the scale is of the
-authors' code). Keys in memory are without positions. Left open by the paper, decided here: a token whose document has
-nothing in memory yet takes V_local alone (g = 0).
+Every layer also has a Transformer-XL cache of keys and values, for local attention over a segment's border.
+Nothing of the cache or the memory carries gradient. In the memory's layer queries and keys are normalised, so
+that keys stay comparable while training changes the layers below; a learned scale for each head takes the
+place of their length (the scale is of the authors' code). Keys in memory are without positions. Left open by
+the paper, decided here: a token whose document has nothing in memory yet takes V_local alone (g = 0).
 
-The nearest keys are found exactly, in chunks. Parallel form: the memory of segment s is the carried one and the rows of
-this layer in earlier segments; all queries search [carried ; all rows] at once, each in the range that it may see.
+The nearest keys are found exactly, in chunks. Parallel form: the memory of segment s is the carried one and
+the rows of this layer in earlier segments; all queries search [carried ; all rows] at once, each in the range
+that it may see.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from memlab.ops.nearest import attend_nearest
 
 @state
 class MemorizingState(State):
-    """Cache [C rows] and memory [P rows], both without positions, and the tokens that each row's document has had."""
+    """Cache [C rows] and memory [P rows] without positions, and how many tokens each document has had."""
 
     cache: KeyValues
     memory: KeyValues
@@ -49,7 +51,7 @@ class MemorizingState(State):
 
 @state
 class MemorizingOpen(State):
-    """An open segment: the state before it, rotated keys and values of [cache ; own], own keys without positions."""
+    """An open segment: the state before it, keys and values of [cache ; own], own keys unrotated."""
 
     before: MemorizingState
     seen: KeyValues
@@ -62,8 +64,9 @@ class Memorizing(LayerMemory):
 
     Args:
         mem_len: C, rows of the layer's cache.
-        memory_layer: the layer with the external memory, counted from 1 (published: 9 of 12); None = this one.
-        memory_size: rows of the external memory at most, the oldest are dropped (published: up to 262,144); 0 = the cache alone.
+        memory_layer: the layer with the external memory, counted from 1 (published: 9 of 12); None = each.
+        memory_size: rows of the external memory at most, the oldest are dropped (published: up to 262,144);
+            0 = the cache alone.
         top_k: k, how many keys a query looks at (published: 32).
         scale_init: what products of normalised queries and keys are multiplied with, to begin with.
         gate_init: b to begin with; 0 = half memory, half local.
@@ -172,19 +175,18 @@ class Memorizing(LayerMemory):
         )
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values without positions; with the memory, queries and keys of length 1 and the learned scale."""
+        """Queries, keys and values without positions; in the memory's layer normalised and scaled."""
         q, k, v = self.project(x_BTD)
         if not self.memorizes:
             return q, k, v
-        scale = (
-            self.scale_H.to(q.dtype).view(-1, 1, 1) * self.description.head_width**0.5
-        )  # attention divides by this
+        root = self.description.head_width**0.5  # attention divides by this
+        scale = self.scale_H.to(q.dtype).view(-1, 1, 1) * root
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
 
     def _read(
         self, q: Tensor, local: Tensor, memory: KeyValues, low_BS: Tensor, high_BS: Tensor, where: Where
     ) -> Tensor:
-        """The memory's answer to the queries of S segments, which may see its rows low <= p < high, and V_local, by the gate."""
+        """V_memory of the queries of S segments, which may see rows low <= p < high, and V_local, mixed."""
         remembered = torch.zeros_like(local)
         if rows := memory.keys_BGLK.shape[2]:
             keys, values, scaled = *memory.tensors(), q * self.description.head_width**-0.5

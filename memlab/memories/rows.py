@@ -2,8 +2,9 @@
 
     [ remembered rows (C) | segment ]
 
-What is remembered are rows of the width of hidden states. They are projected to keys and values anew for each segment, and
-stand at the positions just before its first row. A subclass says which rows they are and what they become.
+What is remembered are rows of the width of hidden states. They are projected to keys and values anew for each
+segment, and stand at the positions just before its first row. A subclass says which rows they are and what
+they become.
 
 Shapes: B batch, C remembered rows, T rows that are read now, N tokens of the segment, D width.
 """
@@ -23,7 +24,7 @@ from memlab.memories.base import LayerMemory, Where
 
 @state
 class OpenRows(State):
-    """The state before the segment, keys and values of [remembered ; read so far], and the inputs of the tokens read."""
+    """The state before the segment, keys and values of [remembered ; so far], and the tokens' inputs."""
 
     before: Any
     seen: KeyValues

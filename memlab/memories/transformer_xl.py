@@ -1,15 +1,16 @@
-"""Transformer-XL (Dai et al., ACL 2019, arXiv 1901.02860): each layer also looks at the hidden states that it read before.
+"""Transformer-XL (Dai et al., ACL 2019, arXiv 1901.02860): each layer looks back at its earlier inputs.
 
-    h~_{s} = [SG(m) ; h_s]      m: the last mem_len inputs of this layer, SG: no gradient           (section 3.2)
+    h~_{s} = [SG(m) ; h_s]      m: the last mem_len inputs of this layer, SG: no gradient      (section 3.2)
     q = W_q h_s;  k, v = W_k h~_s, W_v h~_s
-    score_ij = (q_i + u) . k_j + (q_i + v) . W_r R_{i-j}                                            (section 3.3)
+    score_ij = (q_i + u) . k_j + (q_i + v) . W_r R_{i-j}                                       (section 3.3)
 
-The memory is hidden states, not keys and values. They are projected anew, so that W_k, W_v and the normalisation learn from
-them although the states themselves are cut from the graph. The scores of section 3.3 are positions=transformer_xl; with
-rotary positions the memory is the same.
+The memory is hidden states, not keys and values. They are projected anew, so that W_k, W_v and the
+normalisation learn from them although the states themselves are cut from the graph. The scores of section 3.3
+are positions=transformer_xl; with rotary positions the memory is the same.
 
-Parallel form: layer l of segment s needs layer l - 1 of the segments up to s alone. So each layer reads all segments at
-once, with attention over [window of mem_len rows ; own] and the window's rows detached, as in the recurrence.
+Parallel form: layer l of segment s needs layer l - 1 of the segments up to s alone. So each layer reads all
+segments at once, with attention over [window of mem_len rows ; own] and the window's rows detached, as in the
+recurrence.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from memlab.memories.rows import RowMemory
 
 @state
 class XLState(State):
-    """The last C inputs of the layer, detached, and how many of them belong to each row's document (the last ones)."""
+    """The last C inputs of the layer, detached, and how many of the last are of each row's document."""
 
     hidden_BCD: Tensor
     filled_B: Tensor
@@ -40,7 +41,8 @@ class TransformerXL(RowMemory):
     Args:
         mem_len: C, remembered rows while training.
         eval_mem_len: the same in evaluation; None = mem_len.
-        same_length: every token sees mem_len tokens, itself included, instead of mem_len and those of its own segment.
+        same_length: every token sees mem_len tokens, itself included, instead of mem_len and those of its own
+            segment.
 
     Raises:
         ConfigError: `same_length` without remembered rows.

@@ -1,10 +1,11 @@
-"""The contract of memory tokens: vectors that are read and written beside a segment's tokens, around any backbone.
+"""The contract of memory tokens: vectors that are read and written beside a segment's tokens.
 
     [ before (M) | segment (N) | after (W) ]
 
-A kind of memory tokens says which vectors stand before and after a segment, who looks at whom, and what of the top layer's
-output for them is carried to the next segment. The backbone and its layer memories know nothing of it: they are told which
-rows are memory tokens (`memories/base.py`, `Where`), and by default do not remember them.
+A kind of memory tokens says which vectors stand before and after a segment, who looks at whom, and what of
+the top layer's output for them is carried to the next segment. The backbone and its layer memories know
+nothing of it: they are told which rows are memory tokens (`memories/base.py`, `Where`), and by default do not
+remember them.
 
 Shapes: B batch, M, W vectors before and after, N tokens of a segment, D width.
 """
@@ -22,7 +23,8 @@ class MemoryTokens(nn.Module, abc.ABC):
     """Base of all kinds. The constructor takes the width D and then options, which are keys of `model`.
 
     Attributes:
-        bidirectional: whether all rows look at all rows, and the model answers once for each sample (an encoder).
+        bidirectional: whether all rows look at all rows, and the model answers once for each sample (an
+            encoder).
         carries: whether anything passes a segment boundary.
     """
 
@@ -52,7 +54,7 @@ class MemoryTokens(nn.Module, abc.ABC):
         raise TypeError(f"{type(self).__name__} has no vectors after a segment")
 
     def written(self, state: Any, top_BWD: Tensor) -> Any:
-        """What is carried on: from the state before the segment, and the top layer's output for the vectors after it.
+        """What is carried on, of the state before the segment and the top layer's output for `after`.
 
         Of an encoder, for the vectors before it.
         """
@@ -65,7 +67,8 @@ class MemoryTokens(nn.Module, abc.ABC):
     def mask(self, tokens: int, device: torch.device) -> Tensor:
         """bool [M + N + W, M + N + W], True = may look.
 
-        Vectors before a segment see each other; a token sees them, earlier tokens and itself; vectors after it see all rows.
+        Vectors before a segment see each other; a token sees them, earlier tokens and itself; vectors after
+        it see all rows.
         """
         m, total = self.reads, self.reads + tokens + self.writes
         if self.bidirectional:

@@ -1,9 +1,9 @@
-"""Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527), as the control that the RMT paper compares with.
+"""Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527), the control of the RMT paper.
 
     [ memory (M) | segment (N) ]
 
-M learned vectors stand before every segment and nothing is carried over. It has RMT's read memory and its extra computation
-but no memory of earlier segments, so on a task that needs one it must stay at chance.
+M learned vectors stand before every segment and nothing is carried over. It has RMT's read memory and its
+extra computation but no memory of earlier segments, so on a task that needs one it must stay at chance.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from memlab.layers.state import Empty
 from memlab.memory_tokens.base import MemoryTokens
 
 
-class None_(MemoryTokens):
+class None_(MemoryTokens):  # noqa: N801 - `None` is Python's
     """Nothing stands beside a segment."""
 
     def __init__(self, width: int) -> None:

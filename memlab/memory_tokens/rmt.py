@@ -1,22 +1,23 @@
-"""Recurrent Memory Transformer, decoder (Bulatov, Kuratov, Burtsev, NeurIPS 2022, arXiv 2207.06881, section 3.2).
+"""Recurrent Memory Transformer, decoder (Bulatov et al., NeurIPS 2022, arXiv 2207.06881, section 3.2).
 
     [ read memory (M) | segment (N) | write memory (M) ]
 
-The same M vectors go in at both ends (with write_memory=learned, learned ones of their own go in after the segment). Read
-memory holds what came before; write memory, which sees read memory and the whole segment, leaves the top layer as the M
-vectors that the next segment begins with.
+The same M vectors go in at both ends (with write_memory=learned, learned ones of their own go in after the
+segment). Read memory holds what came before; write memory, which sees read memory and the whole segment,
+leaves the top layer as the M vectors that the next segment begins with.
 
     who looks at    read   segment   write
     read            all    -         -
     segment         all    causal    -
     write           all    all       all
 
-Over layers with a Transformer-XL cache this is "Tr-XL + RMT" (section 3.2 and table 5). The cache holds the segment's tokens
-alone and stands before the read memory; the published code also caches the write memory's rows, which takes room from tokens.
-Memory tokens look at what the layers remember with read_mem_from_cache.
+Over layers with a Transformer-XL cache this is "Tr-XL + RMT" (section 3.2 and table 5). The cache holds the
+segment's tokens alone and stands before the read memory; the published code also caches the write memory's
+rows, which takes room from tokens. Memory tokens look at what the layers remember with read_mem_from_cache.
 
-The memory of segment s is made by the top layer and enters the first layer of segment s + 1, so there is no parallel form.
-Positions are explicit: -M .. N + M - 1 (the published code takes memory's from a shift that is invalid above the diagonal).
+The memory of segment s is made by the top layer and enters the first layer of segment s + 1, so there is no
+parallel form. Positions are explicit: -M .. N + M - 1 (the published code takes memory's from a shift that is
+invalid above the diagonal).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class RMT(MemoryTokens):
     Args:
         width: D.
         memory_tokens: M, read and write memory tokens, each.
-        write_memory: what write memory is made from: the carried vectors, as in the paper, or learned ones, the same in
-            each segment.
+        write_memory: what write memory is made from: the carried vectors, as in the paper, or learned ones,
+            the same in each segment.
         read_mem_from_cache: whether memory tokens look at what the layers remember.
     """
 

@@ -2,9 +2,9 @@
 
     [ class token | memory (M) | segment (N) ]        every row looks at every row
 
-Memory stands at the front only. What the top layer makes of its M rows is the memory of the next segment, and what it makes
-of the class token after the last segment is the answer, one for each sample. There is no parallel form, for the reason that
-the decoder has none.
+Memory stands at the front only. What the top layer makes of its M rows is the memory of the next segment, and
+what it makes of the class token after the last segment is the answer, one for each sample. There is no
+parallel form, for the reason that the decoder has none.
 """
 
 from __future__ import annotations

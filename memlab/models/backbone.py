@@ -1,4 +1,4 @@
-"""A Transformer without a memory of its own: embedding, blocks whose attention is a layer memory, final normalisation, head.
+"""A Transformer whose blocks have a layer memory for attention: embedding, blocks, final norm, head.
 
 Shapes: B batch, T rows of a call, D width, H heads, K head width, V vocabulary.
 """
@@ -26,7 +26,7 @@ Form = Literal["segment", "parallel", "extend"]  # methods of a layer memory
 
 
 class Block(nn.Module):
-    """x + memory(norm(x)), then x + feed_forward(norm(x)); with norm_position=post, norm(x + f(x)) both times."""
+    """x + memory(norm(x)), then x + ffn(norm(x)); with norm_position=post, norm(x + f(x)) both times."""
 
     def __init__(self, description: Description, memory: LayerMemory) -> None:
         super().__init__()
@@ -59,10 +59,11 @@ class Backbone(nn.Module):
         ffn_multiple: width of the feed-forward layer over `width`.
         ffn_width: the same as a number; None = by `ffn_multiple`.
         dropout: on the outputs of attention and feed-forward layers, while training.
-        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `layers/description.py`.
+        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `Description`.
         max_positions: rows of the table of learned positions; None = there is no table (any other positions).
         tied_head: whether the head's weights are the embedding's.
-        clamp_len: no distance counts as longer than this (only with Transformer-XL's positions); None = all are told apart.
+        clamp_len: no distance counts as longer than this (only with Transformer-XL's positions); None = no
+            limit.
         untie: every layer learns its own u and v (only with Transformer-XL's positions).
 
     Raises:
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
         norm_eps: NonNegativeFloat = 1e-5,
         norm_position: Literal["pre", "post"] = "pre",
         feed_forward: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu",
-        biases: list[Literal["qkv", "out", "ffn", "head"]] = ["qkv", "ffn", "head"],  # noqa: B006 - never changed
+        biases: list[Literal["qkv", "out", "ffn", "head"]] = ["qkv", "ffn", "head"],  # noqa: B006
         positions: Literal["rope", "transformer_xl", "learned", "none"] = "rope",
         rope_base: PositiveFloat = 10_000.0,
         max_positions: Positive | None = None,
@@ -123,12 +124,11 @@ class Backbone(nn.Module):
         self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
         self.positions, self.clamp_len = positions, clamp_len
         self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
-        self.recompute = (
-            False  # whether a block's activations are made again for the gradient, and only its input is kept
-        )
+        # whether a block's activations are made again for the gradient, and only its input is kept
+        self.recompute = False
         self.embed = nn.Embedding(vocab_size, width)
         self.learned_positions = nn.Embedding(max_positions, width) if max_positions is not None else None
-        # u and v of Transformer-XL, shared by all layers as in its PyTorch code; [layers, 2, H, K] if each has its own.
+        # u and v of Transformer-XL, shared by all layers as in its PyTorch code unless each has its own.
         biases_shape = (layers if untie else 1, 2, heads, self.head_width)
         self.distance_biases = (
             nn.Parameter(torch.empty(biases_shape)) if positions == "transformer_xl" else None
@@ -175,7 +175,7 @@ class Backbone(nn.Module):
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def offset(self, states: Sequence[Any]) -> Tensor | None:
-        """int [B]: tokens of each row's document so far, if positions go on over segments in a layer; else None."""
+        """int [B]: tokens of each row's document so far, if a layer's positions go on; else None."""
         both = zip(self.memories, states, strict=True)
         return next((memory.offset(state) for memory, state in both if memory.positions_go_on), None)
 
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Rows through all blocks: the top layer's normalised outputs for the wanted rows, and what each layer hands on.
+        """Rows through all blocks: the normalised outputs of the wanted rows, and what each layer hands on.
 
         Args:
             form: the method of the layer memories that reads: see `memories/base.py`.
@@ -249,7 +249,7 @@ class Backbone(nn.Module):
         return Relative(content, distance, self.clamp_len)
 
     def diagnose(self) -> dict[str, Tensor]:
-        """Diagnostics of all layers, scalars by name: `gate/layer2_head1`; layers and heads are counted from 1."""
+        """Diagnostics of all layers, scalars by name: `gate/layer2_head1`, counted from 1."""
         found: dict[str, Tensor] = {}
         for layer, memory in enumerate(self.memories, 1):
             for name, value in memory.diagnose().items():
@@ -263,12 +263,13 @@ class Backbone(nn.Module):
 def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:
     """GPT-2's initialisation at any width, and attention heads of two kinds to begin with.
 
-    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for attention: half of
-    the key-value heads (rounded down) and their queries look by position (random query and key biases: their product,
-    rotated, depends on the distance alone; with Transformer-XL's positions, a random v), the others by content (the key
-    projection equals the query projection, so that a token is drawn to its like). Training moves both freely. Without it a
-    token's neighbour and its like have to be found together, and associative retrieval stays at 1/K for thousands of steps
-    (docs/LOG.md, 2026-11-22; in the spirit of "mimetic" initialisation, arXiv 2305.09828 and 2410.11135).
+    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for
+    attention: half of the key-value heads (rounded down) and their queries look by position (random query and
+    key biases: their product, rotated, depends on the distance alone; with Transformer-XL's positions, a
+    random v), the others by content (the key projection equals the query projection, so that a token is drawn
+    to its like). Training moves both freely. Without it a token's neighbour and its like have to be found
+    together, and associative retrieval stays at 1/K for thousands of steps (docs/LOG.md, 2026-11-22; in the
+    spirit of "mimetic" initialisation, arXiv 2305.09828 and 2410.11135).
     """
     for name, child in backbone.named_modules():
         if isinstance(child, nn.Linear):

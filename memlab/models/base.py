@@ -1,14 +1,17 @@
-"""The contract that every model keeps: a function of (segment, state), with two more ways to read that give the same numbers.
+"""The contract of every model: a function of (segment, state), and other ways to read, equal to it.
 
     segment(tokens_BN, state)      one segment: the meaning of the model
     recurrent(tokens_BSN, state)   the fold of `segment` over S segments
     parallel(tokens_BSN, state)    optional: all S segments at once, same numbers and gradients
     begin / extend / close         one segment in pieces of any size, for generation
-    stream(tokens_BT, state)       tokens of any number, segment by segment, split between calls wherever they come in
+    stream(tokens_BT, state)       tokens of any number, segment by segment, split between calls wherever they
+                                   come in
 
-A model is a backbone whose layers have memories, with memory tokens around it: `decoder.py`, `encoder.py`, `compose.py`.
+A model is a backbone whose layers have memories, with memory tokens around it: `decoder.py`, `encoder.py`,
+`compose.py`.
 
-Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V vocabulary.
+Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -50,8 +53,8 @@ class Output:
     """What a model gives back.
 
     Attributes:
-        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several; of an encoder its answer if the
-            document ended with the segment, [B, 1, V] or [B, S, 1, V].
+        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several; of an encoder its
+            answer if the document ended with the segment, [B, 1, V] or [B, S, 1, V].
         state: what the next segment needs.
         diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
     """
@@ -82,7 +85,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Unread:
-    """An encoder's segment whose end has not come: the state before it, and its tokens so far, which are read again."""
+    """An encoder's segment whose end has not come: the state before it, and its tokens so far."""
 
     state: ModelState
     tokens_BN: Tensor
@@ -103,9 +106,10 @@ class Piece:
     """What `Model.stream` read: a segment, or as much of it as there was.
 
     Attributes:
-        logits: of a decoder next-token scores, [B, n, V]; of an encoder the answer if the document ended here, [B, 1, V].
-        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment as far as it
-            was read.
+        logits: of a decoder next-token scores, [B, n, V]; of an encoder the answer if the document ended
+            here, [B, 1, V].
+        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment
+            as far as it was read.
     """
 
     logits: Tensor
@@ -118,10 +122,10 @@ class Model(nn.Module, abc.ABC):
     Args:
         backbone: whose layers have memories.
         tokens: memory tokens around it.
-        memory: on; or a control, the same for every memory. off: each segment is read after the initial state,
-            which is also the state that comes back. shuffled: each is read after the state of another document of
-            the batch, as that one's own reading left it (of no other document: after the initial state); what a
-            document reads never depends on its own earlier segments.
+        memory: on; or a control, the same for every memory. off: each segment is read after the initial
+            state, which is also the state that comes back. shuffled: each is read after the state of another
+            document of the batch, as that one's own reading left it (of no other document: after the initial
+            state); what a document reads never depends on its own earlier segments.
     """
 
     answers_once: ClassVar[bool] = False
@@ -132,7 +136,7 @@ class Model(nn.Module, abc.ABC):
 
     @property
     def carries(self) -> bool:
-        """Whether anything passes a segment boundary; only then does a back-propagation depth mean anything."""
+        """Whether anything passes a segment boundary; only then has a back-propagation depth a meaning."""
         return self.memory != "off" and (
             self.tokens.carries or any(m.carries for m in self.backbone.memories)
         )
@@ -183,7 +187,7 @@ class Model(nn.Module, abc.ABC):
 
     @property
     def parallel(self) -> Any:
-        """A method (tokens_BSN, state) -> Output that reads all segments at once, or None where there is no exact one."""
+        """A method (tokens_BSN, state) -> Output that reads all segments at once; None = there is none."""
         return None
 
     @abc.abstractmethod
@@ -192,7 +196,7 @@ class Model(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
-        """Bytes held while a segment is read, just before it is closed: the state, and what its rows look at."""
+        """Bytes held just before a segment is closed: the state, and what the segment's rows look at."""
 
     def _of_others(self, state: ModelState) -> ModelState:
         """What each document of the batch reads after with memory=shuffled."""
@@ -221,11 +225,11 @@ class Model(nn.Module, abc.ABC):
     def stream(
         self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None, *, segment_length: int
     ) -> Iterator[Piece]:
-        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment (and of a state
-        that grows).
+        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment
+        (and of a state that grows).
 
-        A call may end within a segment, and the next one goes on there: however a document is split, all calls read what
-        one reads.
+        A call may end within a segment, and the next one goes on there: however a document is split, all
+        calls read what one reads.
 
         Args:
             tokens_BT: token ids, on any device; each segment is moved to the model's when its turn comes.

@@ -1,10 +1,10 @@
-"""Which classes a configuration's choices name. No torch is imported here, so that a wrong name is reported at once.
+"""Which classes a configuration's choices name, without importing torch: a wrong name is reported at once.
 
     layer_memory   a file of `memlab/memories/`, or a list of them from the bottom layer to the top
     tokens         a file of `memlab/memory_tokens/`
 
-The class of a file is the one of the same name: `transformer_xl.py` has `TransformerXL`. A class of your own is named by its
-module, `my_module.MyMemory`.
+The class of a file is the one of the same name: `transformer_xl.py` has `TransformerXL`. A class of your own
+is named by its module, `my_module.MyMemory`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def choose(values: Mapping[str, Any]) -> Choices:
     layers = values["layers"]
     if not pattern or layers % len(pattern):
         raise ConfigError(
-            f"model.layer_memory={pattern} has {len(pattern)} entries, and model.layers={layers} cannot be shared out "
-            "evenly among them; each entry is for as many layers, from the bottom to the top"
+            f"model.layer_memory={pattern} has {len(pattern)} entries, and model.layers={layers} cannot be "
+            "shared out evenly among them; each entry is for as many layers, from the bottom to the top"
         )
     if values.get("context") == "full":  # what layers without a memory look at
         pattern = ["full" if name == "attention" else name for name in pattern]

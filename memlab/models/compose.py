@@ -20,7 +20,8 @@ def compose(values: Mapping[str, Any], vocab_size: int) -> Model:
     """Build the model that a configuration describes.
 
     Args:
-        values: the keys of `model`: `layer_memory`, `tokens` and their options, those of `Backbone`, `memory`.
+        values: the keys of `model`: `layer_memory`, `tokens` and their options, those of `Backbone`,
+            `memory`.
         vocab_size: V, of the task.
 
     Raises:

@@ -1,6 +1,6 @@
 """Models that predict the next token.
 
-    [ memory tokens (M) | segment (N) | memory tokens (W) ]     rows of the backbone; M = W = 0 without memory tokens
+    [ memory tokens (M) | segment (N) | memory tokens (W) ]     rows of the backbone; M and W may be 0
 
 Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T = S * N, D width, V vocabulary.
 """
@@ -8,7 +8,6 @@ Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T = S *
 from __future__ import annotations
 
 import dataclasses
-
 from typing import Any
 
 import torch
@@ -41,8 +40,8 @@ class Decoder(Model):
     def parallel(self) -> Any:
         """All segments at once, where nothing of the top layer enters the next segment below it.
 
-        Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over layers, and each
-        layer reads all segments.
+        Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over
+        layers, and each layer reads all segments.
         """
         if self.memory == "off" or not (
             self.tokens.carries or any(m.carries for m in self.backbone.memories)

@@ -1,8 +1,9 @@
 """Models that read in both directions and answer once for each sample.
 
-    [ class token and memory tokens (M) | segment (N) ]        rows of the backbone; every row looks at every row
+    [ class token and memory tokens (M) | segment (N) ]     rows of the backbone; every row looks at all
 
-There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended here.
+There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended
+here.
 
 Legend: B batch, N tokens in a segment, n tokens in a piece, V vocabulary, the classes are the token ids.
 """
@@ -44,7 +45,7 @@ class Encoder(Model):
         return Piece(output.logits, output.state if ends else Unread(before, tokens_BN))
 
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
-        """An encoder needs no cache; what a segment's rows look at is counted as for decoders, on one ruler."""
+        """What a segment's rows look at is counted as for decoders, although an encoder needs no cache."""
         x, where = self._rows(tokens_BN, state)
         _, layers = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
         return Open(state, layers, tokens_BN.shape[1]).nbytes

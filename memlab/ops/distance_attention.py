@@ -2,8 +2,9 @@
 
     score_ij = ((q_i + u) . k_j + (q_i + v) . r_{i-j}) / sqrt(K),   r_d = W_r R_d
 
-The scores of every query and key exist here, which a fused kernel does without. So they are made in pieces that stay in a
-processor's cache, and a piece of the queries is not compared with keys that come after all of them.
+The scores of every query and key exist here, which a fused kernel does without. So they are made in pieces
+that stay in a processor's cache, and a piece of the queries is not compared with keys that come after all of
+them.
 
 Shapes: B batch, H heads, T queries, L keys (the queries' own are the last T), W distances, K head width.
 """
@@ -22,7 +23,7 @@ _SCORES = 1 << 19  # about so many scores are made at once: 2 MB in fp32
 
 
 def distances(queries: int, keys: int, ahead: bool, device: torch.device) -> Tensor:
-    """int [W]: how far a key may lie before a query, from the farthest down to 0, or to the nearest ahead of it (negative)."""
+    """int [W]: how far a key may lie before a query, farthest first; negative = ahead of it."""
     return torch.arange(keys - 1, -max(queries, 1) if ahead else -1, -1, device=device)
 
 
@@ -32,9 +33,8 @@ def distance_attention_naive(
     """Each score by its formula; arguments as of `distance_attention`."""
     queries, keys, width = q.shape[2], k.shape[2], r_HWK.shape[1]
     behind = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)  # [T, L]
-    column = (keys - 1 - behind).clamp(
-        max=width - 1
-    )  # where that distance stands in r; keys ahead may have none and are masked
+    # where that distance stands in r; keys ahead may have none and are masked
+    column = (keys - 1 - behind).clamp(max=width - 1)
     by_content = torch.einsum("bhtk,bhlk->bhtl", q + u_HK[:, None], k)
     by_distance = torch.einsum("bhtk,htlk->bhtl", q + v_HK[:, None], r_HWK[:, column])
     score = (by_content + by_distance) * q.shape[3] ** -0.5
@@ -65,9 +65,10 @@ def distance_attention(
 
 
 class _DistanceAttention(torch.autograd.Function):
-    """Autograd would make a tensor of every step of a piece, and one of the whole size of every piece's gradient.
+    """Autograd would make a tensor of every step of a piece, and one of full size for each gradient.
 
-    A row of zeros after those of the distances makes each row of scores one longer, so that `by_key` needs no copy.
+    A row of zeros after those of the distances makes each row of scores one longer, so that `by_key` needs no
+    copy.
     """
 
     @staticmethod
@@ -86,9 +87,8 @@ class _DistanceAttention(torch.autograd.Function):
         r = F.pad(r, (0, 0, 0, 1))
         r_HKW = r.transpose(1, 2).contiguous()
         may_look = mask.expand(-1 if mask.dim() == 4 else 1, 1, *mask.shape[-2:])
-        unseen = torch.zeros_like(may_look, dtype=q.dtype).masked_fill_(
-            ~may_look, -math.inf
-        )  # adding is quicker than masking
+        # adding is quicker than masking
+        unseen = torch.zeros_like(may_look, dtype=q.dtype).masked_fill_(~may_look, -math.inf)
         y = q.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         weights = []
         for rows, asking, end in _pieces(q, k, ahead):
@@ -135,7 +135,7 @@ def _asked(q: Tensor, u_HK: Tensor, v_HK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pieces(q: Tensor, k: Tensor, ahead: bool) -> Iterator[tuple[slice, slice, int]]:
-    """Rows of the batch and queries whose scores are made together, and the first key that none of them may see."""
+    """Rows of the batch and queries that are taken together, and the first key that none of them sees."""
     b, h, queries, _ = q.shape
     keys = k.shape[2]
     rows = max(1, _SCORES // max(1, h * queries * keys))
@@ -149,9 +149,10 @@ def _pieces(q: Tensor, k: Tensor, ahead: bool) -> Iterator[tuple[slice, slice, i
 def by_key(padded: Tensor, keys: int) -> Tensor:
     """From scores by distance to scores by key: a view [.., T, L] of scores [.., T, W + 1] (appendix B).
 
-    Column w is the distance L - 1 - w. Query i is row L - T + i, so key j lies L - T + i - j before it, and its score stands
-    in column T - 1 - i + j. With the column of padding, that is a regular view of the flat tensor. Without distances ahead,
-    the entries of keys ahead of their query mean nothing and have to be masked.
+    Column w is the distance L - 1 - w. Query i is row L - T + i, so key j lies L - T + i - j before it, and
+    its score stands in column T - 1 - i + j. With the column of padding, that is a regular view of the flat
+    tensor. Without distances ahead, the entries of keys ahead of their query mean nothing and have to be
+    masked.
     """
     t, w = padded.shape[-2], padded.shape[-1] - 1
     return padded.flatten(-2)[..., t - 1 : t - 1 + t * w].unflatten(-1, (t, w))[..., :keys]

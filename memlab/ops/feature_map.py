@@ -1,4 +1,4 @@
-"""s(x) = ELU(x) + 1, the positive feature map of linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7)."""
+"""s(x) = ELU(x) + 1, the feature map of linear attention (Katharopoulos 2020, arXiv 2006.16236, eq. 7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def elu_plus_one_naive(x: Tensor) -> Tensor:
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """As `elu_plus_one_naive`: exp(x) below 0 and x + 1 above. The slope is min(s(x), 1), so s(x) alone is kept."""
+    """As `elu_plus_one_naive`: exp(x) below 0, x + 1 above. Its slope is min(s(x), 1): s(x) alone is kept."""
     y: Tensor = _EluPlusOne.apply(x)
     return y
 

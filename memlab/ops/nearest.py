@@ -1,7 +1,7 @@
 """Exact attention over the k nearest keys of a large memory.
 
-Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts of equal
-length, P rows of memory, c rows that are searched at once, k neighbours, K head width.
+Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts
+of equal length, P rows of memory, c rows that are searched at once, k neighbours, K head width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCORES = (
-    1 << 22
-)  # most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
+# most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
+_SCORES = 1 << 22
 _ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
 _SIEVE = 8  # scores of which the largest alone is compared first
 
@@ -23,13 +22,14 @@ _SIEVE = 8  # scores of which the largest alone is compared first
 def nearest(
     q_BGTK: Tensor, keys_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The k keys with the largest products with each query, among the rows low <= p < high that its part may see.
+    """The k keys with the largest products with each query, among rows low <= p < high of its part.
 
-    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time. Queries are not
-    compared with rows that none of their part may see.
+    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time. Queries
+    are not compared with rows that none of their part may see.
 
     Returns:
-        Rows [B, G, T, k'], k' = min(k, P), and their products with the query, [B, G, T, k']; -inf where it may see fewer.
+        Rows [B, G, T, k'], k' = min(k, P), and their products with the query, [B, G, T, k']; -inf where it
+        may see fewer.
     """
     b, g, t, _ = q_BGTK.shape
     rows, parts = keys_BGPK.shape[2], low_BS.shape[1]
@@ -47,7 +47,7 @@ def nearest(
 
 
 def _seen(low_BS: Tensor, high_BS: Tensor, rows: int) -> list[tuple[int, int, bool]]:
-    """For each part, the range of rows that any document sees, and whether each document sees all of the range.
+    """For each part, the range of rows that any document sees, and whether each document sees all of it.
 
     All parts at once, since reading a value waits for a GPU.
     """
@@ -87,15 +87,13 @@ def _search(
 def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the last dimension, and where they are.
 
-    Of many scores, first the k groups with the largest maxima are chosen: none of the k largest scores is in another
-    group. Maxima are quick to find, and what is left to choose from is small.
+    Of many scores, first the k groups with the largest maxima are chosen: none of the k largest scores is in
+    another group. Maxima are quick to find, and what is left to choose from is small.
     """
     groups, rest = divmod(score.shape[-1], _SIEVE)
     if groups < 4 * k:
         return score.topk(min(k, score.shape[-1]), dim=-1, sorted=False)
-    grouped = score[..., : groups * _SIEVE].unflatten(
-        -1, (_SIEVE, groups)
-    )  # a group is every so many-th score
+    grouped = score[..., : groups * _SIEVE].unflatten(-1, (_SIEVE, groups))  # each column is a group
     group = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
     where = (group.unsqueeze(-2) + torch.arange(_SIEVE, device=score.device)[:, None] * groups).flatten(-2)
     if rest:
@@ -106,7 +104,7 @@ def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Products(torch.autograd.Function):
-    """Products of queries with the keys found. The search has computed them; this adds the gradient of the queries."""
+    """Products of queries with the keys found, which the search has computed, with the queries' gradient."""
 
     @staticmethod
     def forward(

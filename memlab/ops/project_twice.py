@@ -1,9 +1,9 @@
-"""One projection for rows that are used twice: once as they are, once more with the rows themselves cut from the graph.
+"""One projection for rows that are used twice: as they are, and with the rows cut from the graph.
 
     y = x W^T + b            again = SG(x) W^T + b, the columns from `first` on
 
-Transformer-XL needs both: a segment's keys and values for itself, and the same ones for later segments, whose gradient
-reaches W and b but not x. The values are equal, so one product serves both.
+Transformer-XL needs both: a segment's keys and values for itself, and the same ones for later segments, whose
+gradient reaches W and b but not x. The values are equal, so one product serves both.
 
 Shapes: `x` is [B, T, D], `weight` [P, D], `bias` [P]; y is [B, T, P], again [B, T, P - first].
 """

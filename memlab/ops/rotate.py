@@ -1,6 +1,7 @@
-"""The rotation of rotary positions: each pair (k, k + K/2) of a head turns by its position's angle (arXiv 2104.09864, eq. 34).
+"""Rotary positions: pair (k, k + K/2) of a head turns by its position's angle (arXiv 2104.09864, eq. 34).
 
-Shapes: `x` is [.., T, K]; `cos` and `sin` are broadcastable to it, and both halves of their last dimension are the same.
+Shapes: `x` is [.., T, K]; `cos` and `sin` are broadcastable to it, and both halves of their last dimension
+are the same.
 """
 
 from __future__ import annotations

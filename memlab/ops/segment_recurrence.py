@@ -43,9 +43,8 @@ class _SegmentRecurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dm: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         m, factor = ctx.saved_tensors
-        total = torch.empty_like(
-            dm, memory_format=torch.contiguous_format
-        )  # with what comes through later segments
+        # the gradient of each memory, with what comes through later segments
+        total = torch.empty_like(dm, memory_format=torch.contiguous_format)
         total[:, :, -1] = dm[:, :, -1]
         for s in reversed(range(dm.shape[2] - 1)):
             transposed = None if factor is None else factor[:, :, s].transpose(-1, -2)
