@@ -35,7 +35,6 @@ from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.feature_map import elu_plus_one
-from memlab.ops.segment_recurrence import segment_recurrence
 
 _SMALLEST = 1e-6  # of a denominator
 
@@ -122,11 +121,11 @@ class Infini(LayerMemory):
             features, values = _feature(k_BGSNK), v_BGSNK.to(start.dtype)
             added = _write(features, values)
             if self.update == "linear":
-                return segment_recurrence(start, added)
-            z = segment_recurrence(start[..., -1:], added[..., -1:])
+                return _fold(start, added)
+            z = _fold(start[..., -1:], added[..., -1:])
             scaled = features / (features @ z[:, :, :-1]).clamp_min(_SMALLEST)
             A = torch.eye(z.shape[3], dtype=z.dtype, device=z.device) - features.transpose(-1, -2) @ scaled
-            M = segment_recurrence(start[..., :-1], added[..., :-1], A)
+            M = _fold(start[..., :-1], added[..., :-1], A)
             return torch.cat([M, z], dim=-1)
 
     def _read(self, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Tensor, where: Where) -> Tensor:
@@ -160,3 +159,12 @@ def _retrieve(features: Tensor, memory: Tensor) -> Tensor:
     """Eq. 7: s(Q) M / s(Q) z for features [.., N, K]."""
     read = features @ memory
     return read[..., :-1] / read[..., -1:].clamp_min(_SMALLEST)
+
+
+def _fold(start: Tensor, added_S: Tensor, factor_S: Tensor | None = None) -> Tensor:
+    """m_s = A_s m_{s-1} + b_s (A = 1 without factors) of [B, G, S, K, ..]: [B, G, S + 1, K, ..], the first is `start`."""
+    memories = [start]
+    for s, added in enumerate(added_S.unbind(2)):
+        before = memories[-1] if factor_S is None else factor_S[:, :, s] @ memories[-1]
+        memories.append(before + added)
+    return torch.stack(memories, dim=2)

@@ -73,14 +73,6 @@ def project_twice() -> list[Case]:
     return [(normal(b, t, d), normal(p, d, seed=1), normal(p, seed=2), first) for b, t, d, p, first in shapes]
 
 
-def segment_recurrence() -> list[Case]:
-    found: list[Case] = []
-    for b, g, s, k, v in [(2, 3, 4, 5, 6), (1, 1, 1, 1, 1), (2, 1, 3, 2, 1), (3, 2, 0, 4, 5)]:
-        start, added = normal(b, g, k, v), normal(b, g, s, k, v, seed=1)
-        found += [(start, added), (start, added, 0.5 * normal(b, g, s, k, k, seed=2))]
-    return [*found, (normal(2, 3, 4), normal(2, 3, 5, 4, seed=1))]  # a vector
-
-
 def distance_attention() -> list[Case]:
     from memlab.ops.distance_attention import distances
 
@@ -128,7 +120,6 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         elu_plus_one,
         rotate,
         project_twice,
-        segment_recurrence,
         distance_attention,
         attend_nearest,
     )
