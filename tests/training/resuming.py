@@ -21,8 +21,9 @@ from memlab.config.paths import config_dir
 from memlab.config.sections import Config
 from memlab.tracking import run_directory
 from memlab.tracking.jsonl import JsonlLogger
-from memlab.training import answering, reading
 from memlab.training import run as run_module
+from memlab.training.callbacks import Conductor
+from memlab.training.module import TrainingModule
 
 # Dropout draws from torch's generator; stages change at validations; the last steps come behind the last
 # regular validation.
@@ -117,9 +118,9 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
 
         monkeypatch.setattr(owner, name, counted)
 
-    for module in (answering.AnsweringModule, reading.ReadingModule):
-        for name in ("training_step", "validation_step", "test_step", "validated"):
-            wrap(module, name)
+    for name in ("training_step", "validation_step", "test_step"):
+        wrap(TrainingModule, name)
+    wrap(Conductor, "on_validation_end")
     wrap(JsonlLogger, "log_metrics")
     wrap(torch, "save")
     wrap(Path, "replace")
@@ -149,12 +150,12 @@ def points(tmp_path: Path, *changed: str) -> int:
 def stopped(run: Path, *changed: str, step: int = 10) -> None:
     """A run that was killed in its step after this one."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        original = answering.AnsweringModule.training_step
+        original = TrainingModule.training_step
 
         def training_step(self: Any, *args: Any) -> Any:
             return kill() if self.global_step == step else original(self, *args)
 
-        monkeypatch.setattr(answering.AnsweringModule, "training_step", training_step)
+        monkeypatch.setattr(TrainingModule, "training_step", training_step)
         with pytest.raises(Killed):
             train(config(run, *changed))
 

@@ -4,7 +4,7 @@ and every value of its named options.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memlab.layers.state import State
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 from memlab.training import truncation
 from tests.conformance.test_contract import VOCAB, build, cases
 
@@ -46,12 +46,27 @@ def nats(model: Model, tokens_BT: Tensor) -> truncation.Keep:
     def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
         n = logits_BnV.shape[1]
         targets_Bn = (
-            tokens_BT[:, start : start + n] if isinstance(model, Decoder) else tokens_BT[:, -1:].expand(-1, n)
+            tokens_BT[:, -1:].expand(-1, n) if model.answers_once else tokens_BT[:, start : start + n]
         )
         chosen = logits_BnV.log_softmax(-1).gather(2, targets_Bn[..., None]).squeeze(2)
         return chosen, logits_BnV.detach().argmax(-1) == targets_Bn
 
     return keep
+
+
+def read(
+    model: Model,
+    tokens_BT: Tensor,
+    lengths: Sequence[int],
+    state: Any = None,
+    begins_BS: Any = None,
+    **how: Any,
+) -> truncation.Kept:
+    """Read by a plan, of which only what the loss needs is kept."""
+    resets = None if begins_BS is None else truncation.resets_of(begins_BS)
+    steps = truncation.plan(lengths, resets=resets, **how)
+    segments = tokens_BT.split(list(lengths), dim=1)
+    return truncation.run(model, segments, steps, nats(model, tokens_BT), state, begins_BS)
 
 
 def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dict[str, Tensor]:
@@ -68,7 +83,7 @@ def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dic
         return tensor
 
     start = None if state is None else state.map(leaf)
-    kept = truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), start, begins_BS=begins(), **how)
+    kept = read(model, tokens(), LENGTHS, start, begins(), **how)
     wants = [t for t in kept.state.tensors() if t.requires_grad]
     weighed = sum(
         (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sum()
@@ -155,9 +170,9 @@ def test_recomputed_blocks_are_the_same_with_dropout(file: Path, options: dict[s
     """Bit for bit, in the form that the model has; alone, and within recomputed segments."""
     model = model_of(file, options, dropout=0.3)
     for how in ({"depth": None}, {"depth": None, "recompute": 1}, *([{"depth": 1}] if model.carries else [])):
-        model.stack.recompute = False
+        model.backbone.recompute = False
         kept = outcome(model, in_mid_document(model), **how)
-        model.stack.recompute = True
+        model.backbone.recompute = True
         assert_same(outcome(model, in_mid_document(model), **how), kept, 0.0)
 
 
@@ -181,7 +196,7 @@ def test_how_many_are_recomputed_together() -> None:
     )
     assert truncation.together(model) == 4 and truncation.together(model, 3) == 3
     with pytest.MonkeyPatch.context() as monkeypatch:
-        seen = reads(monkeypatch, model, "parallel")
+        seen = reads(monkeypatch, model, "_parallel")
         with torch.no_grad():
             truncation.read(model, torch.zeros(1, 22, dtype=torch.long), [2] * 11, recompute=4)
             assert seen == [4, 4, 3]
@@ -190,7 +205,7 @@ def test_how_many_are_recomputed_together() -> None:
             assert seen == [2, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "parallel")])
+@pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "_parallel")])
 def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(
     name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +217,7 @@ def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(
     assert seen == [1] * 2 * len(LENGTHS)
     seen.clear()
     with torch.no_grad():
-        truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), recompute=1)
+        read(model, tokens(), LENGTHS, recompute=1)
     assert seen == [1] * len(LENGTHS)
 
 
@@ -217,7 +232,7 @@ def saved_bytes(model: Model, segments: int, recompute: int) -> int:
 
     tokens_BT = torch.randint(VOCAB, (B, 4 * segments))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = truncation.keep(model, tokens_BT, [4] * segments, nats(model, tokens_BT), recompute=recompute)
+        kept = read(model, tokens_BT, [4] * segments, recompute=recompute)
     assert kept.values[0].requires_grad
     return sum(storages.values())
 
