@@ -49,6 +49,9 @@ SMALL = [
 ]
 
 
+END = "end\n"  # to the process that starts others
+
+
 def words(run_dir: Path, *changed: str) -> list[str]:
     keys = [word.partition("=")[0] for word in changed]
     return [*(w for w in SMALL if w.partition("=")[0] not in keys), f"run_dir={run_dir}", *changed]
@@ -205,6 +208,7 @@ class Processes:
 
     def close(self) -> None:
         assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(END)  # closing is not enough: a worker of a DataLoader may still hold the pipe
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()
@@ -223,6 +227,8 @@ def serve() -> None:
     torch.set_num_threads(1)
     child = 0
     for line in sys.stdin:
+        if line == END:
+            return
         if not line.strip():
             status = os.waitpid(child, 0)[1]
             print(os.waitstatus_to_exitcode(status), flush=True)
