@@ -208,7 +208,9 @@ class Processes:
 
     def close(self) -> None:
         assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(END)  # closing is not enough: a worker of a DataLoader may still hold the pipe
+        self.server.stdin.write(
+            END
+        )  # closing is not enough: a worker of a DataLoader may still hold the pipe
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()

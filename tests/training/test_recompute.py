@@ -1,11 +1,8 @@
-"""Recomputing activations changes nothing but the memory: for every file in configs/model/,
-and every value of its named options.
-"""
+"""Recomputing activations changes nothing but the memory: for every model of the conformance suite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,16 +12,18 @@ from torch import Tensor
 from memlab.layers.state import State
 from memlab.models.base import Model
 from memlab.training import truncation
-from tests.conformance.test_contract import VOCAB, build, cases
+from tests.conformance.test_contract import VOCAB, build, files, options
 
 B, LENGTHS = 3, (4, 4, 4, 2, 4)
 
-cases_of_models = pytest.mark.parametrize(("file", "options"), cases())
-files = pytest.mark.parametrize(("file", "options"), [case for case in cases() if not case.values[1]])
+every_option = pytest.mark.parametrize(
+    ("name", "changed"), [(name, changed) for name in files() for changed in options(name)], ids=str
+)
+every_model = pytest.mark.parametrize("name", files())
 
 
-def model_of(file: Path, options: dict[str, Any], dropout: float) -> Model:
-    return build(file, options, **{"dropout": dropout, "layers": 2}).train()
+def model_of(name: str, dropout: float, changed: Mapping[str, Any] | None = None) -> Model:
+    return build(name, {**(changed or {}), "dropout": dropout}).train()
 
 
 def tokens() -> Tensor:
@@ -119,19 +118,19 @@ def in_mid_document(model: Model) -> State:
     return model(tokens()[:, :8].view(B, 2, 4)).state.detach()
 
 
-@cases_of_models
+@every_option
 def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(
-    file: Path, options: dict[str, Any]
+    name: str, changed: dict[str, Any]
 ) -> None:
     """Of the parallel form too; one segment at a time and two; carried state, rows that begin a document;
     to float64's precision.
     """
-    model = model_of(file, options, dropout=0.0)
+    model = model_of(name, 0.0, changed)
     begun = in_mid_document(model)
     for depth, state in [
         (None, begun),
         *([(0, None), (1, begun)] if model.carries else []),
-        *([] if options else [(None, None), (3, begun)]),
+        *([] if changed else [(None, None), (3, begun)]),
     ]:
         if depth is None or model.carries:
             plain = outcome(model, state, depth=depth)
@@ -140,17 +139,17 @@ def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(
     assert any(plain[name].abs().max() > 1e-6 for name in plain if name.startswith("gradient"))
 
 
-@files
-@pytest.mark.parametrize("depth", [None, 1])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [(name, depth) for name in files() for depth in (None, 1) if depth is None or build(name, {}).carries],
+)
 def test_recomputed_segments_are_the_same_with_dropout(
-    file: Path, options: dict[str, Any], depth: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, depth: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit what the same calls give whose activations are kept: the masks are drawn again as they
     were.
     """
-    model = model_of(file, options, dropout=0.3)
-    if depth is not None and not model.carries:
-        pytest.skip("carries nothing")
+    model = model_of(name, 0.3)
     state = in_mid_document(model)
     recomputed = outcome(model, state, depth=depth, recompute=1)
     other_masks = outcome(model, state, seed=6, depth=depth, recompute=1)
@@ -165,10 +164,10 @@ def test_recomputed_segments_are_the_same_with_dropout(
     assert torch.equal(torch.rand(1), drawn_behind), "what is drawn after it is the same too"
 
 
-@files
-def test_recomputed_blocks_are_the_same_with_dropout(file: Path, options: dict[str, Any]) -> None:
+@every_model
+def test_recomputed_blocks_are_the_same_with_dropout(name: str) -> None:
     """Bit for bit, in the form that the model has; alone, and within recomputed segments."""
-    model = model_of(file, options, dropout=0.3)
+    model = model_of(name, 0.3)
     for how in ({"depth": None}, {"depth": None, "recompute": 1}, *([{"depth": 1}] if model.carries else [])):
         model.backbone.recompute = False
         kept = outcome(model, in_mid_document(model), **how)
@@ -191,9 +190,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, model: Model, name: str) -> list[int]
 
 def test_how_many_are_recomputed_together() -> None:
     """All have equal lengths here; a document that begins, and another length, begin another call."""
-    model = model_of(
-        next(case.values[0] for case in cases() if case.values[0].stem == "infini"), {}, dropout=0.0
-    )
+    model = model_of("infini", 0.0)
     assert truncation.together(model) == 4 and truncation.together(model, 3) == 3
     with pytest.MonkeyPatch.context() as monkeypatch:
         seen = reads(monkeypatch, model, "_parallel")
@@ -210,8 +207,7 @@ def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(
     name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else nothing would be recomputed; and without gradient nothing is."""
-    file = next(case.values[0] for case in cases() if case.values[0].stem == name)
-    model = model_of(file, {}, dropout=0.0)
+    model = model_of(name, 0.0)
     seen = reads(monkeypatch, model, form)
     outcome(model, None, recompute=1)
     assert seen == [1] * 2 * len(LENGTHS)
@@ -239,8 +235,6 @@ def saved_bytes(model: Model, segments: int, recompute: int) -> int:
 
 def test_a_further_segment_leaves_no_activations_behind() -> None:
     """`suite=memory` measures all that is held; here, what autograd saves outside of the segments."""
-    model = model_of(
-        next(case.values[0] for case in cases() if case.values[0].stem == "rmt"), {}, dropout=0.0
-    )
+    model = model_of("rmt", 0.0)
     growth = {how: saved_bytes(model, 12, how) - saved_bytes(model, 4, how) for how in (0, 1)}
     assert growth[1] < growth[0] / 50
