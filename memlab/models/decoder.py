@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from memlab.layers.attention import ALL
 from memlab.models.base import Model, ModelState, Open, Output, Piece
@@ -55,8 +56,17 @@ class Decoder(Model):
     def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
         """Segments are independent: they are folded into the batch."""
         b, s = tokens_BSN.shape[:2]
-        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
+        before = self.init_state(b * s)
+        output = self._segment(tokens_BSN.flatten(0, 1), before)
         diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
+        if self.tokens.carries:  # what they say of themselves is of each segment
+            both = pytree.tree_map(lambda t: t.unflatten(0, (b, s)), (before.tokens, output.state.tokens))
+
+            def diagnosed(segment: int) -> dict[str, Tensor]:
+                return self.tokens.diagnose(*pytree.tree_map(lambda t: t[:, segment], both))
+
+            each = [diagnosed(segment) for segment in range(s)]
+            diagnostics |= {name: torch.stack([found[name] for found in each]) for name in each[0]}
         after = self.init_state(b) if self.memory == "off" else state
         return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
 
