@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.models.base import Decoder
-from memlab.models.memory_transformer import MemoryTransformer
-from memlab.models.rmt import RMT
-from memlab.models.transformer import Transformer
+from memlab.models.compose import compose
+from memlab.models.decoder import Decoder
+
+SIZES: dict[str, Any] = {"layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
+MODELS: dict[str, dict[str, Any]] = {
+    "rmt": {"layer_memory": "attention", "tokens": "rmt", "memory_tokens": 3},
+    "memory_transformer": {"layer_memory": "attention", "tokens": "front", "memory_tokens": 3},
+    "segment": {"layer_memory": "attention", "tokens": "none"},
+    "full": {"layer_memory": "full", "tokens": "none"},
+}
 
 
 def build(name: str, vocab_size: int) -> Decoder:
-    """`rmt`, `memory_transformer`, or a transformer of context `segment` or `full`."""
+    """One of `MODELS`."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": vocab_size, "layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
-    models = {
-        "rmt": lambda: RMT(memory_tokens=3, write_memory="carried", **sizes),
-        "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **sizes),
-        "segment": lambda: Transformer(context="segment", **sizes),
-        "full": lambda: Transformer(context="full", **sizes),
-    }
-    return models[name]().double()
+    model = compose(SIZES | MODELS[name], vocab_size).double()
+    assert isinstance(model, Decoder)
+    return model
 
 
 def read_in_pieces(model: Decoder, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:

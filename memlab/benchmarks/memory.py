@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -25,7 +24,8 @@ from torch import Tensor
 from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, spread, write
 from memlab.benchmarks.settings import BenchConfig
-from memlab.models.base import Decoder, Model
+from memlab.evaluation.loss import nats
+from memlab.models.base import Model
 from memlab.reports import curves
 from memlab.training import truncation
 from memlab.training.build import on_gpu
@@ -105,23 +105,17 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
 def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, together: int) -> None:
     """Forward and backward of the next-token loss. The gradients' tensors stay."""
     model.zero_grad(set_to_none=False)
-    model.stack.recompute = way == "block"
+    model.backbone.recompute = way == "block"
     targets_BT = tokens_BT.roll(-1, dims=1)
 
-    def nats(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
-        n = logits_BnV.shape[1]
-        first = start if isinstance(model, Decoder) else 0  # an encoder answers once for each segment
-        targets_Bn = targets_BT[:, first : first + n]
-        return (
-            F.cross_entropy(logits_BnV.flatten(0, 1), targets_Bn.flatten(), reduction="none").view_as(
-                targets_Bn
-            ),
-        )
+    def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
+        first = 0 if model.answers_once else start  # an encoder answers once for each segment
+        return (nats(logits_BnV, targets_BT[:, first : first + logits_BnV.shape[1]]),)
 
     lengths = [segment_length] * (tokens_BT.shape[1] // segment_length)
-    truncation.keep(model, tokens_BT, lengths, nats, recompute=together if way == "segment" else 0).values[
-        0
-    ].mean().backward()
+    steps = truncation.plan(lengths, recompute=together if way == "segment" else 0)
+    kept = truncation.run(model, tokens_BT.split(segment_length, dim=1), steps, keep)
+    kept.values[0].mean().backward()
 
 
 def peak_bytes(do: Callable[[], None], device: torch.device) -> int:

@@ -29,7 +29,6 @@ from memlab.tracking.mlflow_store import Tracker, absolute_uri, prepare
 from memlab.training import optimizers
 from memlab.training.build import build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
-from memlab.training.data import TensorBatch
 
 WARM_UP = 10  # steps at the start of each block that are not counted
 
@@ -120,15 +119,15 @@ def train_block(config: BenchConfig, directory: Path) -> float:
 def bare_block(config: BenchConfig) -> float:
     """Mean seconds of a step of the loop that anyone would write first."""
     parts = build(config)
+    if parts.task.trained_by != "answers":
+        raise ConfigError(
+            f"suite=overhead measures tasks with samples, not text such as task={config.task['name']}"
+        )
     model, batches = parts.model.train(), iter(parts.stream)
     ready = [next(batches) for _ in range(config.steps)]
     optimizer, scheduler = optimizers.build(model, config.optim, config.steps)
     seconds = []
     for batch in ready:
-        if not isinstance(batch, TensorBatch):
-            raise ConfigError(
-                f"suite=overhead measures tasks with samples, not text such as task={config.task['name']}"
-            )
         began = time.perf_counter()
         logits = model(
             torch.stack(batch.tokens_BT.split(list(batch.segment_lengths), dim=1), dim=1)

@@ -9,7 +9,6 @@ given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -78,35 +77,3 @@ def read_on(
             predicted.append(last_B)
         at = stop
     return predicted, open
-
-
-@dataclass
-class Score:
-    """Counts of right tokens and of wholly right samples; add batches to it, then read the shares."""
-
-    tokens: int = 0
-    right_tokens: int = 0
-    samples: int = 0
-    right_samples: int = 0
-
-    @classmethod
-    def of(cls, parts: Sequence[Score]) -> Score:
-        """Of all samples of several scores."""
-        return cls(*(sum(counts) for counts in zip(*map(astuple, parts), strict=True)))
-
-    def add(self, predicted_BA: Tensor, answer_BA: Tensor) -> None:
-        right = predicted_BA == answer_BA
-        self.tokens += right.numel()
-        self.right_tokens += int(right.sum())
-        self.samples += len(right)
-        self.right_samples += int(right.all(dim=1).sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right tokens ("per-character accuracy" of the RMT paper)."""
-        return self.right_tokens / max(1, self.tokens)
-
-    @property
-    def exact_match(self) -> float:
-        """Share of samples whose every answer token is right."""
-        return self.right_samples / max(1, self.samples)

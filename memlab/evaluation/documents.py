@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from memlab.evaluation import memory
 from memlab.evaluation.cost import PeakMemory
 from memlab.evaluation.intervals import ratio_of_sums
-from memlab.evaluation.perplexity import Tally
+from memlab.evaluation.loss import nats
+from memlab.evaluation.metrics import of_text
 from memlab.evaluation.progress import Meter
 from memlab.evaluation.samples import MEMORY_OFF, PLAIN, SHUFFLED
 from memlab.models.base import Model
 from memlab.tasks.text import TextTask
+
+NOTHING = {"nats": torch.zeros(0), "positions": torch.zeros(0, dtype=torch.long)}
 
 
 @torch.inference_mode()
@@ -38,8 +41,8 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
         conditions: `plain`, which comes first, and controls.
     """
     amounts, rows = task.amounts("test"), task.evaluation_rows("test")
-    tallies = {name: Tally(task.segment_lengths[0]) for name in conditions}
-    reader = _Reader(model, rows, tallies)
+    found = {name: of_text(task.segment_lengths[0]) for name in conditions}
+    reader = _Reader(model, rows, found)
     peak, began = PeakMemory(model.device), time.perf_counter()
     with Meter(f"{amounts.documents} documents, {amounts.tokens:,} tokens", amounts.tokens) as meter:
         for batch in task.evaluation("test", range(rows)):
@@ -56,18 +59,19 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
                 )
                 meter.advance(int(counts_BN.sum()))
     seconds, held = time.perf_counter() - began, peak.read()
-    if tallies[PLAIN].tokens != amounts.tokens:
-        raise RuntimeError(
-            f"{tallies[PLAIN].tokens} tokens were read of the {amounts.tokens} in the test split"
-        )
+    found[PLAIN].update(**NOTHING, text_bytes=amounts.bytes, words=amounts.words)
+    figures = found[PLAIN].compute()
+    by_position = figures.pop("by_position")
+    if (read := sum(r["tokens"] for r in by_position)) != amounts.tokens:
+        raise RuntimeError(f"{read} tokens were read of the {amounts.tokens} in the test split")
     loss = ratio_of_sums(reader.nats, reader.tokens)
     bits = amounts.tokens / math.log(2) / amounts.bytes  # of a nat for each token
     curve = memory.trace(model, task.typical_segments())
     return {
-        **tallies[PLAIN].metrics(amounts.bytes, amounts.words),
+        **{name: float(value) for name, value in figures.items()},
         "intervals": {"loss": loss, "bits_per_byte": loss and tuple(bits * bound for bound in loss)},
-        "by_position": tallies[PLAIN].by_position(),
-        "controls": {name: _control(tallies[name], bits) for name in conditions if name != PLAIN},
+        "by_position": by_position,
+        "controls": {name: _control(found[name], bits) for name in conditions if name != PLAIN},
         "documents_read": amounts.documents,
         "tokens": amounts.tokens,
         "memory": {key: value for key, value in curve[-1].items() if key != "segments"},
@@ -78,23 +82,25 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
     }
 
 
-def _control(tally: Tally, bits: float) -> dict[str, Any]:
-    if not tally.tokens:
-        return {"tokens": 0, "loss": None, "bits_per_byte": None, "by_position": []}
-    loss = tally.nats / tally.tokens
+def _control(metrics: MetricCollection, bits: float) -> dict[str, Any]:
+    by_position = metrics["by_position"].compute()
+    tokens = sum(r["tokens"] for r in by_position)
+    loss = float(metrics["loss"].compute()) if tokens else None
     return {
-        "tokens": tally.tokens,
+        "tokens": tokens,
         "loss": loss,
-        "bits_per_byte": bits * loss,
-        "by_position": tally.by_position(),
+        "bits_per_byte": None if loss is None else bits * loss,
+        "by_position": by_position,
     }
 
 
 class _Reader:
     """Rows that read document after document, under all conditions."""
 
-    def __init__(self, model: Model, rows: int, tallies: dict[str, Tally]) -> None:
-        self.model, self.tallies = model, tallies
+    def __init__(self, model: Model, rows: int, found: Mapping[str, MetricCollection]) -> None:
+        self.model, self.found = model, found
+        for metrics in found.values():
+            metrics.update(**NOTHING)  # a control may have nothing to read
         self.state = model.init_state(rows)
         self.initial = model.init_state(rows)
         self.document_B = [-1] * rows  # which of those below each row reads
@@ -115,19 +121,19 @@ class _Reader:
             self.nats.append(0.0)
             self.tokens.append(0)
         after = None
-        for name, tally in self.tallies.items():
+        for name, metrics in self.found.items():
             before = self._before(name, counts)
             if before is None:
                 continue
             output = self.model.segment(tokens, before)
-            nats_BN = _nats(output.logits, targets)
-            tally.add(nats_BN, counts, positions)
+            nats_BN = nats(output.logits, targets)
+            metrics.update(nats=nats_BN[counts].cpu(), positions=positions[counts].cpu())
             if name == PLAIN:
                 after = output.state
                 sums_B = torch.where(counts, nats_BN, 0.0).double().sum(1).tolist()
-                for row, (nats, number) in enumerate(zip(sums_B, counts_BN.sum(1).tolist(), strict=True)):
+                for row, (added, number) in enumerate(zip(sums_B, counts_BN.sum(1).tolist(), strict=True)):
                     if number:
-                        self.nats[self.document_B[row]] += nats
+                        self.nats[self.document_B[row]] += added
                         self.tokens[self.document_B[row]] += number
         self.state = after
 
@@ -146,8 +152,3 @@ class _Reader:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)
-
-
-def _nats(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
-    exact = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
-    return F.cross_entropy(exact.flatten(0, 1), targets_BN.flatten(), reduction="none").view_as(targets_BN)

@@ -29,7 +29,7 @@ same key is the same entry, found again only with `again=true`.
               memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
               tokens, batch_size, seconds, tokens_per_second, peak_memory.{kind: rss or gpu, bytes}, device
     texts     key: checkpoint, step, documents, bytes (of each at most)        what: `evaluation/documents.py`
-              loss, perplexity, bits_per_byte, word_perplexity
+              loss, perplexity, bits_per_byte, bits_per_word, word_perplexity
               intervals.{loss, bits_per_byte}: over documents, or null
               by_position: [{from, tokens, loss}]
               controls.{..}: the same with tokens, loss, by_position

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
 from memlab.evaluation.cost import PeakMemory
+from memlab.evaluation.loss import nats
 from memlab.evaluation.memory import Watch
-from memlab.evaluation.perplexity import Tally
+from memlab.evaluation.metrics import CrossEntropyByPosition
 from memlab.evaluation.progress import Meter
-from memlab.models.base import Encoder, Model
+from memlab.models.base import Model
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
 
@@ -55,9 +55,8 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
     segments = -(-tokens // length)
     points = {-(-n // length) for n in (FIRST << p for p in range(64)) if n < tokens} | {segments}
     source = _text(task, length) if isinstance(task, TextTask) else _random(task.vocab_size, length)
-    predicts = isinstance(task, TextTask) and not isinstance(model, Encoder)
-    tally = Tally(length)
-    counts_BN, place_N = torch.ones(1, length, dtype=torch.bool), torch.arange(length)
+    predicts = isinstance(task, TextTask) and not model.answers_once
+    by_position, place_N = CrossEntropyByPosition(length), torch.arange(length)
 
     state = model.init_state(1)
     for _ in range(_WARM_UP):
@@ -76,8 +75,7 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
             output = model.segment(tokens_BN, state)
             state = output.state
             if predicts:
-                nats_N = F.cross_entropy(output.logits[0].float(), ids[1:], reduction="none")
-                tally.add(nats_N[None], counts_BN, (place_N + done)[None])
+                by_position.update(nats(output.logits, ids[None, 1:])[0], place_N + done)
             if s in weighed:
                 watch.seen(state, s)
             done += length
@@ -109,7 +107,7 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
         "tokens_per_second": done / end["seconds"],
         "peak_memory_kind": peak.kind,
         "memory_curve": watch.curve,
-        "by_position": tally.by_position() if predicts else None,
+        "by_position": by_position.compute() if predicts else None,
     }
 
 

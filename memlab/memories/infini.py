@@ -162,7 +162,7 @@ def _retrieve(features: Tensor, memory: Tensor) -> Tensor:
 
 
 def _fold(start: Tensor, added_S: Tensor, factor_S: Tensor | None = None) -> Tensor:
-    """m_s = A_s m_{s-1} + b_s (A = 1 without factors) of [B, G, S, K, ..]: [B, G, S + 1, K, ..], the first is `start`."""
+    """m_s = A_s m_{s-1} + b_s from m_0 on, A = 1 without factors: [B, G, S, ..] to [B, G, S + 1, ..]."""
     memories = [start]
     for s, added in enumerate(added_S.unbind(2)):
         before = memories[-1] if factor_S is None else factor_S[:, :, s] @ memories[-1]

@@ -37,14 +37,18 @@ class Block(nn.Module):
         self.ffn = FeedForward(d.width, d.ffn_width, d.feed_forward, "ffn" in d.biases)
         self.dropout = nn.Dropout(d.dropout)
 
-    def forward(self, x_BTD: Tensor, form: Form, carried: Any, where: Where) -> tuple[Tensor, Any]:
-        """Read rows in one form of the layer memory: the wanted rows' output, and what that form hands on."""
+    def forward(
+        self, x_BTD: Tensor, form: Form, carried: Any, where: Where
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Read rows in one form of the layer memory: the wanted rows' output, what that form hands on, diagnostics."""
+        # Here, because the weights of a block may only be at hand within its `forward` (trainer=fsdp).
+        found = {} if form == "extend" else self.memory.diagnose()
         y_BTD, kept = getattr(self.memory, form)(x_BTD, carried, where)
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), kept
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), kept, found
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept, found
 
 
 class Backbone(nn.Module):
@@ -205,8 +209,9 @@ class Backbone(nn.Module):
 
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
-    ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Rows through all blocks: the normalised outputs of the wanted rows, and what each layer hands on.
+    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Tensor]]:
+        """Rows through all blocks: the normalised outputs of the wanted rows, what each layer hands on, and
+        diagnostics of all layers, scalars by name: `gate/layer2_head1`, counted from 1.
 
         Args:
             form: the method of the layer memories that reads: see `memories/base.py`.
@@ -215,15 +220,21 @@ class Backbone(nn.Module):
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         handed_on = []
+        diagnostics: dict[str, Tensor] = {}
         for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
             asked = wanted if layer == len(self.blocks) else ALL  # below the top, other rows look at all
             here = self.at(where, layer, asked)
             if self.recompute and torch.is_grad_enabled():
-                x_BTD, kept = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
+                x_BTD, kept, found = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
             else:
-                x_BTD, kept = block(x_BTD, form, own, here)
+                x_BTD, kept, found = block(x_BTD, form, own, here)
             handed_on.append(kept)
-        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(handed_on)
+            for name, value in found.items():
+                if value.dim():
+                    diagnostics |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
+                else:
+                    diagnostics[f"{name}/layer{layer}"] = value
+        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(handed_on), diagnostics
 
     def begin(self, states: Sequence[Any], where: Where) -> tuple[Any, ...]:
         """Open a segment in each layer."""
@@ -247,17 +258,6 @@ class Backbone(nn.Module):
             return None
         content, distance = self.distance_biases[layer - 1 if len(self.distance_biases) > 1 else 0]
         return Relative(content, distance, self.clamp_len)
-
-    def diagnose(self) -> dict[str, Tensor]:
-        """Diagnostics of all layers, scalars by name: `gate/layer2_head1`, counted from 1."""
-        found: dict[str, Tensor] = {}
-        for layer, memory in enumerate(self.memories, 1):
-            for name, value in memory.diagnose().items():
-                if value.dim():
-                    found |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
-                else:
-                    found[f"{name}/layer{layer}"] = value
-        return found
 
 
 def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:

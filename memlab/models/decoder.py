@@ -31,9 +31,10 @@ class Decoder(Model):
         if around:
             parts = [self.tokens.before(state.tokens, len(tokens_BN)), x]
             x = torch.cat([*parts, self.tokens.after(state.tokens)] if w else parts, dim=1)
-        y, layers = self.backbone.read("segment", x, state.layers, where, wanted=slice(m, None) if m else ALL)
+        wanted = slice(m, None) if m else ALL
+        y, layers, found = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y[:, n:]) if w else state.tokens
-        diagnostics = {**self.backbone.diagnose(), **self.tokens.diagnose(state.tokens, tokens)}
+        diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
         return Output(self.backbone.head(y[:, :n]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
 
     @property
@@ -43,9 +44,8 @@ class Decoder(Model):
         Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over
         layers, and each layer reads all segments.
         """
-        if self.memory == "off" or not (
-            self.tokens.carries or any(m.carries for m in self.backbone.memories)
-        ):
+        in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
+        if not self.tokens.carries and not in_layers:
             return self._apart
         in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
         return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None
@@ -65,8 +65,8 @@ class Decoder(Model):
         where = self._where(state, 0, n, ALL)
         where = dataclasses.replace(where, segments=s)
         x_BTD = self.backbone.embedded(tokens_BSN.flatten(1), where, 0)
-        y_BTD, layers = self.backbone.read("parallel", x_BTD, state.layers, where)
-        diagnostics = {name: value.expand(s) for name, value in self.backbone.diagnose().items()}
+        y_BTD, layers, found = self.backbone.read("parallel", x_BTD, state.layers, where)
+        diagnostics = {name: value.expand(s) for name, value in found.items()}
         after = ModelState(state.tokens, layers, state.nothing_B0)
         return Output(self.backbone.head(y_BTD).unflatten(1, (s, n)), after, diagnostics)
 
@@ -95,7 +95,8 @@ class Decoder(Model):
         if w := self.tokens.writes:
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
             where = self._where(open.state, open.read, w, NO_TOKENS, sees_all)
-            y_BWD, layers = self.backbone.read("extend", self.tokens.after(tokens), layers, where)
+            after_BWD = self.tokens.after(tokens)
+            y_BWD, layers, _ = self.backbone.read("extend", after_BWD, layers, where)
             tokens = self.tokens.written(tokens, y_BWD)
         return ModelState(tokens, self.backbone.close(layers), open.state.nothing_B0)
 
@@ -105,14 +106,14 @@ class Decoder(Model):
         layers = self.backbone.begin(state.layers, where)
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
-            _, layers = self.backbone.read("extend", before_BMD, layers, where)
+            _, layers, _ = self.backbone.read("extend", before_BMD, layers, where)
         return Open(state, layers, read=0)
 
     def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
         n = tokens_Bn.shape[1]
         where = self._where(open.state, open.read, n, ALL)
         x_BnD = self.backbone.embedded(tokens_Bn, where, open.read)
-        y_BnD, layers = self.backbone.read("extend", x_BnD, open.layers, where)
+        y_BnD, layers, _ = self.backbone.read("extend", x_BnD, open.layers, where)
         return y_BnD, Open(open.state, layers, open.read + n)
 
     def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:

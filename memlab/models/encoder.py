@@ -26,9 +26,9 @@ class Encoder(Model):
 
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
         x, where = self._rows(tokens_BN, state)
-        y, layers = self.backbone.read("segment", x, state.layers, where, wanted=slice(self.tokens.reads))
+        y, layers, found = self.backbone.read("segment", x, state.layers, where, slice(self.tokens.reads))
         tokens = self.tokens.written(state.tokens, y)
-        diagnostics = {**self.backbone.diagnose(), **self.tokens.diagnose(state.tokens, tokens)}
+        diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
         return Output(self.backbone.head(y[:, :1]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
 
     def _rows(self, tokens_BN: Tensor, state: ModelState) -> tuple[Tensor, Where]:
@@ -47,5 +47,5 @@ class Encoder(Model):
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
         """What a segment's rows look at is counted as for decoders, although an encoder needs no cache."""
         x, where = self._rows(tokens_BN, state)
-        _, layers = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
+        _, layers, _ = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
         return Open(state, layers, tokens_BN.shape[1]).nbytes

@@ -29,12 +29,13 @@ def learning(
 
     Args:
         steps: the lines of `metrics.jsonl`.
-        headline: `accuracy` or `bits_per_byte`.
+        headline: the metric that people look at first, as `accuracy` or `bits_per_byte`.
         stages_began_at: the step at which each stage of the curriculum began.
         chance: accuracy of guessing, where there is an accuracy.
     """
     figure, (top, bottom) = new_figure(2)
-    label, series = _PANELS[headline]
+    usual = headline.replace("_", " "), {f"val/{headline}": "validation"}
+    label, series = _PANELS.get(headline, usual)
     for axes, shown in ((top, {"train/loss": "training", "val/loss": "validation"}), (bottom, series)):
         for key, name in shown.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
@@ -57,7 +58,7 @@ def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> No
     """Mean loss over the position in the document, as `loss_by_position.png`.
 
     Args:
-        ranges: what `evaluation.perplexity.Tally.by_position` gives.
+        ranges: what `evaluation.metrics.CrossEntropyByPosition` computes.
     """
     figure, (axes,) = new_figure(1)
     axes.stairs([r["loss"] for r in ranges], [*(r["from"] + 1 for r in ranges), 2 * ranges[-1]["from"] + 2])

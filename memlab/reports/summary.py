@@ -27,15 +27,14 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     table.add_column(justify="right")
     table.add_column(style="dim")
 
-    for row in _answers(result, metrics) if "val/accuracy" in metrics else _text(result, metrics):
+    rows = _answers if "val/accuracy" in metrics else _text if "val/bits_per_byte" in metrics else _others
+    for row in rows(result, metrics):
         table.add_row(*row)
     table.add_section()
-    seen = (
-        f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}"
-        if "samples" in result
-        else ""
-    )
-    table.add_row("steps", f"{result['steps']:,}", seen or f"{result['tokens']:,} tokens")
+    seen = f"{result.get('tokens', result['tokens_read']):,} tokens"
+    if "samples" in result:
+        seen = f"{result['samples']:,} samples, curriculum stages began at {result['stages_began_at']}"
+    table.add_row("steps", f"{result['steps']:,}", seen)
     table.add_row(
         "training time",
         f"{timing['train_seconds']:.0f} s",
@@ -112,6 +111,16 @@ def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
             f"for each of {read['words']:,} words",
         ),
         validation,
+    ]
+
+
+def _others(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
+    """Of a task whose metrics are its own."""
+    best = f"best checkpoint: step {result['best_step']:,}"
+    return [
+        (name.replace("/", " ").replace("_", " "), f"{value:.4f}", best if name.startswith("val/") else "")
+        for name, value in metrics.items()
+        if name != "val/score"
     ]
 
 

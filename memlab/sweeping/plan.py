@@ -28,7 +28,14 @@ from memlab.tasks.base import SyntheticTask
 from memlab.tracking.mlflow_client import absolute_uri
 
 _ANSWERS = {"val/score", "val/accuracy", "val/accuracy_teacher_forced", "val/exact_match", "val/loss"}
-_TEXT = {"val/score", "val/loss", "val/perplexity", "val/bits_per_byte", "val/word_perplexity"}
+_TEXT = {
+    "val/score",
+    "val/loss",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "val/bits_per_word",
+    "val/word_perplexity",
+}
 _COSTS = {
     f"memory/{name}"
     for name in (

@@ -11,7 +11,7 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +49,17 @@ class Task(abc.ABC):
         vocab_size: V, how many token ids there are; known once the task is prepared.
         batch_size: rows in a training step, over all processes.
         segment_lengths: how the tokens of a row in a step are cut.
+        trained_by: what makes the objective, evaluator and stream of its training: `answers`, `text`, or the
+            dotted name of a function like `memlab.training.answers.training`.
+        stage_threshold: validation accuracy at which a curriculum goes on to its next stage, unless the user
+            asks for another one; None = none, the steps count.
     """
 
     vocab_size: int
     batch_size: int
     segment_lengths: tuple[int, ...]
+    trained_by: ClassVar[str] = "answers"
+    stage_threshold: float | None = None
 
     @property
     def num_segments(self) -> int:
@@ -91,7 +97,6 @@ class SyntheticTask(Task):
     """
 
     chance: float  # accuracy of guessing among the symbols that can occur
-    # validation accuracy at which a curriculum goes on, unless the user says otherwise
     stage_threshold = 0.99
 
     def __init__(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError, UserError
@@ -73,6 +73,8 @@ class TextTask(Task):
     Raises:
         ConfigError: the values do not go together.
     """
+
+    trained_by: ClassVar[str] = "text"
 
     def __init__(
         self,

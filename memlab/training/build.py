@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,37 +16,39 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
+from memlab.config import schema
 from memlab.config.checks import build_task, check_shares
 from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.tasks import growth
-from memlab.tasks.base import SyntheticTask, Task
-from memlab.tasks.text import TextTask
-from memlab.training import random_state
-from memlab.training.answering import AnsweringModule
+from memlab.tasks.base import Task
+from memlab.training import answers, random_state, sharding, text
 from memlab.training.checkpoints import AtomicCheckpointIO
 from memlab.training.curriculum import Curriculum
-from memlab.training.data import EvaluationBatches, TextBatches, TextStream, TrainingStream
-from memlab.training.module import MemoryModule
+from memlab.training.module import TrainingModule
+from memlab.training.parts import Stream, Training
 from memlab.training.processes import Processes, Started
-from memlab.training.reading import ReadingModule
 from memlab.training.sharding import ShardedStrategy
+
+# What makes the parts of a training, by `Task.trained_by`; another name there is the dotted name of such a
+# function.
+TRAINED_BY: dict[str, Callable[..., Training]] = {"answers": answers.training, "text": text.training}
 
 
 @dataclass
 class Parts:
-    """What a configuration describes, built: the module, and the batches for its training,
-    its validations and its one test.
+    """What a configuration describes, built: the module, and the batches for its training, its validations
+    and its one test.
     """
 
     task: Task
     model: Model
-    module: MemoryModule
-    stream: TrainingStream | TextStream
-    validation: EvaluationBatches | TextBatches
-    test: EvaluationBatches | TextBatches
+    module: TrainingModule
+    stream: Stream
+    validation: Iterable[Any]
+    test: Iterable[Any]
 
 
 def build(config: Config, processes: Processes | None = None) -> Parts:
@@ -70,66 +73,23 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
             "between segments; use null"
         )
     if config.trainer.precision == "64-true":
-        # Lightning does so too, but behind a checkpoint, whose weights it would have rounded
+        # Lightning does so too, but after it has loaded a checkpoint, whose weights it would have rounded
         model = model.double()
     model.backbone.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
-    if isinstance(task, TextTask):
-        return _reading(config, task, model, processes)
-    assert isinstance(task, SyntheticTask)
-    return _answering(config, task, model, processes)
+    make = TRAINED_BY.get(task.trained_by) or schema.load(task.trained_by)
+    made = make(config, task, model, _curriculum(config, task, model.answers_once), processes)
+    module = TrainingModule(model, config, made, processes)
+    return Parts(task, model, module, made.stream, made.validation, made.test)
 
 
-def _reading(config: Config, task: TextTask, model: Model, processes: Processes) -> Parts:
-    name, text = config.model["name"], config.task["name"]
-    if model.answers_once:
-        raise ConfigError(
-            f"model={name} answers once for each sample and does not predict text; task={text} needs a "
-            "decoder"
-        )
-    if model.keeps_everything:
-        raise ConfigError(
-            f"model={name} as configured keeps every token of a document, and the documents of task={text} "
-            "are long; use model=transformer_xl with a long model.mem_len"
-        )
-    stream = TextStream(_curriculum(config, task), config.trainer.max_steps, config.seed, processes)
-    module = ReadingModule(model, config, stream, processes)
-    return Parts(
-        task,
-        model,
-        module,
-        stream,
-        TextBatches(task, "validation", processes),
-        TextBatches(task, "test", processes),
-    )
-
-
-def _answering(config: Config, task: SyntheticTask, model: Model, processes: Processes) -> Parts:
-    answers_once = model.answers_once
-    if answers_once and task.answer_tokens > 1:
-        raise ConfigError(
-            f"model={config.model['name']} answers once for each sample, and the answer of "
-            f"task={config.task['name']} as configured has {task.answer_tokens} tokens; use a decoder, or a "
-            "task with one answer token such as associative_retrieval"
-        )
-    curriculum = _curriculum(config, task, answers_once)
-    validation, test = (
-        EvaluationBatches(curriculum, "validation", processes),
-        EvaluationBatches(task, "test", processes),
-    )
-    stream = TrainingStream(curriculum, config.trainer.max_steps, config.seed, processes)
-    return Parts(task, model, AnsweringModule(model, config, stream, processes), stream, validation, test)
-
-
-def _curriculum(config: Config, task: Task, answers_once: bool = False) -> Curriculum:
+def _curriculum(config: Config, task: Task, answers_once: bool) -> Curriculum:
     wish = config.curriculum
     if not isinstance(wish, GrowingCurriculum):
         return Curriculum([task])
     stages = growth.stages(task, wish.by, wish.sizes, answers_once)
-    threshold = (
-        task.stage_threshold if wish.threshold is None and isinstance(task, SyntheticTask) else wish.threshold
-    )
+    threshold = task.stage_threshold if wish.threshold is None else wish.threshold
     return Curriculum(stages, threshold, wish.stage_steps, wish.mixed, config.seed)
 
 
@@ -151,11 +111,10 @@ def trainer(
         # Which parameters take part in a step depends on the curriculum's stage and on where documents begin
         # (a learned initial memory), so they are looked for in each. One that takes part in no process has no
         # gradient, as in one process.
-        more["strategy"] = (
-            ShardedStrategy() if t.strategy == "fsdp" else DDPStrategy(find_unused_parameters=True)
-        )
-        if t.strategy == "fsdp":
-            # weights that are gathered in a validation are used in the steps behind it
+        sharded = sharding.asked_for(t, processes)
+        more["strategy"] = ShardedStrategy() if sharded else DDPStrategy(find_unused_parameters=True)
+        if sharded:
+            # weights that are gathered in a validation are used in the steps after it
             more["inference_mode"] = False
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",

@@ -1,4 +1,4 @@
-"""What happens around the steps: the curriculum moves on, metrics are logged, people see how it goes."""
+"""What happens around the steps: the curriculum moves on, metrics are logged, progress is shown."""
 
 from __future__ import annotations
 
@@ -18,21 +18,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from memlab.training.module import MemoryModule
+from memlab.reports import progress
+from memlab.training.module import TrainingModule
 
 KEPT_STEPS = 10_000  # whose times a checkpoint keeps, for their median
 
 
 class Conductor(L.Callback):
-    """After each validation the module goes on, to a next stage or to the end.
+    """After each validation the curriculum goes on to its next stage, or the training stops if the last one
+    is solved.
 
-    Comes behind those who report.
+    It comes after the callbacks that report.
+
+    Args:
+        stop_at_accuracy: free-running validation accuracy at which the last stage counts as solved; None =
+            never.
     """
 
+    def __init__(self, stop_at_accuracy: float | None = None) -> None:
+        self.stop_at_accuracy = stop_at_accuracy
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, MemoryModule)
-        if module.validated(trainer.global_step, validation_metrics(trainer)):
-            trainer.should_stop = True
+        assert isinstance(module, TrainingModule)
+        curriculum = module.stream.curriculum
+        accuracy = validation_metrics(trainer).get("val/accuracy")  # text has none
+        if curriculum.in_last_stage and accuracy is not None and self.stop_at_accuracy is not None:
+            trainer.should_stop = trainer.should_stop or accuracy >= self.stop_at_accuracy
+        curriculum.update(trainer.global_step, accuracy)
 
 
 class StepClock(L.Callback):
@@ -102,24 +114,26 @@ class MetricsLog(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, MemoryModule)
+        assert isinstance(module, TrainingModule)
         if trainer.global_step % self.log_every:
             return
         metrics = {name: value.mean().item() for name, value in module.train_metrics.items()}
+        if module.stream.curriculum.mixed:
+            metrics["train/segments"] = float(len(batch.segment_lengths))
         metrics["train/tokens_per_second"] = self.clock.speed_since(*self.since)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics |= {
             "train/seconds": self.clock.seconds,
             "train/tokens": self.clock.tokens,
-            **module.place_metrics(),
+            **module.progress,
         }
         self.since = (self.clock.seconds, self.clock.tokens)
         log(trainer, metrics, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, MemoryModule)
+        assert isinstance(module, TrainingModule)
         place = {"val/seconds": self.clock.seconds, "val/tokens": self.clock.tokens}
-        place |= {f"val/{name.partition('/')[2]}": value for name, value in module.place_metrics().items()}
+        place |= {f"val/{name.partition('/')[2]}": value for name, value in module.progress.items()}
         score = float(trainer.callback_metrics["val/score"])
         log(trainer, {**validation_metrics(trainer), "val/score": score, **place}, trainer.global_step)
 
@@ -161,30 +175,30 @@ class ProgressReport(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, MemoryModule)
+        assert isinstance(module, TrainingModule)
         if self.bar is None or time.perf_counter() - self.drawn_at < 0.5:
             return
         speed = self.clock.speed_since(*self.since)
         self.drawn_at, self.since = time.perf_counter(), (self.clock.seconds, self.clock.tokens)
         self.shown |= {
             "loss": f"{module.train_metrics['train/loss'].item():.3f}",
-            "train": module.short_words(),
-            "place": module.place(),
+            "train": progress.step({k: v.mean().item() for k, v in module.train_metrics.items()}),
+            "place": place(module),
             "speed": f"{speed:,.0f} tokens/s",
         }
         self.bar.update(self.bar.task_ids[0], completed=trainer.global_step, **self.shown)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, MemoryModule)
+        assert isinstance(module, TrainingModule)
         metrics = validation_metrics(trainer)
-        self.shown["val"] = f"{metrics['val/' + module.headline]:.3f}"
+        self.shown["val"] = f"{metrics['val/' + module.evaluator.headline]:.3f}"
         if self.bar is None:
             seconds = time.perf_counter() - self.began
-            # a run that is continued behind its last step has a validation, but no training step
+            # a run that is continued after its last step has a validation, but no training step
             loss = f"  loss {module.train_metrics['train/loss'].item():.4f}" if module.train_metrics else ""
             print(
-                f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s  {module.place()}"
-                f"{loss}  val {module.validation_words(metrics)}",
+                f"step {trainer.global_step:>6}/{self.max_steps}  {seconds:6.0f} s  {place(module)}"
+                f"{loss}  val {progress.validation(metrics, module.evaluator.headline)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -197,6 +211,12 @@ class ProgressReport(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, module)
+
+
+def place(module: TrainingModule) -> str:
+    """How far the training is, as a person reads it."""
+    curriculum = module.stream.curriculum
+    return progress.place(module.progress, len(curriculum.stages), curriculum.mixed)
 
 
 def validation_metrics(trainer: L.Trainer) -> dict[str, float]:

@@ -63,18 +63,8 @@ class Curriculum:
         return self.stage == len(self.stages) - 1
 
     @property
-    def words(self) -> str:
-        """The stage as a person reads it: '2/4 (length 12, 2 segments)', or '2/4 (up to length 12, 2
-        segments)' if sizes are mixed.
-        """
-        segments = self.task.num_segments
-        length = f"length {self.task.length}, " if hasattr(self.task, "length") else ""
-        most = "up to " * (self.mixed and self.stage > 0)
-        return f"{self.stage + 1}/{len(self.stages)} ({most}{length}{segments} segment{'s' * (segments > 1)})"
-
-    @property
     def metrics(self) -> dict[str, float]:
-        """The same as numbers, by their names in every tracker."""
+        """The present stage as numbers, by the names they are logged under."""
         length = {"curriculum/length": self.task.length} if hasattr(self.task, "length") else {}
         return {"curriculum/stage": self.stage + 1, "curriculum/segments": self.task.num_segments, **length}
 

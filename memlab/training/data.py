@@ -4,6 +4,7 @@ is part of a checkpoint.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlab.splits import Held, Split
-from memlab.tasks.base import SyntheticTask
+from memlab.splits import Held
 from memlab.tasks.text import TextTask
 from memlab.text.streams import StreamBatch
 from memlab.training import text_loading
 from memlab.training.curriculum import Curriculum
+from memlab.training.parts import Stream
 from memlab.training.processes import Processes
 
 
@@ -92,10 +93,8 @@ class ReadingBatch(_Tensors):
         return (self.offset_BS[:, :, None] + within).flatten(1)
 
 
-class TrainingStream:
-    """The endless stream of training batches, at the size that the curriculum gives them.
-
-    Sized, so that Lightning does not read ahead.
+class AnswerStream(Stream):
+    """Samples of a task with answers, generated as they are needed.
 
     Args:
         steps: batches to give at most.
@@ -104,55 +103,61 @@ class TrainingStream:
     """
 
     def __init__(self, curriculum: Curriculum, steps: int, seed: int, processes: Processes) -> None:
-        self.curriculum = curriculum
-        self.steps = steps
-        self.seed = seed
-        self.processes = processes
-        self.position = 0  # samples given so far, by all processes
-
-    def __len__(self) -> int:
-        return self.steps
+        super().__init__(curriculum, steps)
+        self.seed, self.processes = seed, processes
+        self.position = 0  # samples that were trained on, by all processes
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        while True:
-            task = self.curriculum.at(self.position // self.curriculum.task.batch_size)
-            own = self.processes.share(task.batch_size)
-            batch = task.batch("train", self.position + own.start, len(own), self.seed)
-            self.position += task.batch_size
-            yield TensorBatch.of(batch)
+        size = self.curriculum.task.batch_size  # the same in all stages
+        for number in itertools.count(self.position // size):
+            task = self.curriculum.at(number)
+            own = self.processes.share(size)
+            yield TensorBatch.of(task.batch("train", number * size + own.start, len(own), self.seed))
+
+    def trained_on(self, batch: TensorBatch) -> None:
+        self.position += self.curriculum.task.batch_size
+
+    def facts(self) -> dict[str, Any]:
+        return {"samples": self.position}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "curriculum": self.curriculum.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.position = saved["position"]
+        self.curriculum.load_state_dict(saved["curriculum"])
 
 
 class EvaluationBatches:
-    """This process's share of the fixed samples of a split, of one task or of a curriculum's present
-    stage.
-    """
+    """This process's share of the fixed samples of a split, at the size of a curriculum's present stage."""
 
     def __init__(
-        self, source: SyntheticTask | Curriculum, split: Split, processes: Processes, batch_size: int = 256
+        self, curriculum: Curriculum, split: Held, processes: Processes, batch_size: int = 256
     ) -> None:
-        self.source = source
-        self.split: Split = split
-        task = source.task if isinstance(source, Curriculum) else source
-        self.own = processes.share(task.size(split) or 0)
+        self.curriculum = curriculum
+        self.split: Held = split
+        self.own = processes.share(curriculum.task.size(split))
         self.batch_size = batch_size
-        self.made: dict[int, list[TensorBatch]] = {}  # validation comes back to the same samples many times
+        # of each stage: validation reads the same samples many times
+        self.made: dict[int, list[TensorBatch]] = {}
 
     def __len__(self) -> int:
         return -(-len(self.own) // self.batch_size)
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        task = self.source.task if isinstance(self.source, Curriculum) else self.source
-        if id(task) not in self.made:
+        stage = self.curriculum.stage
+        if stage not in self.made:
+            task = self.curriculum.task
             starts = range(self.own.start, self.own.stop, self.batch_size)
             counts = (min(self.batch_size, self.own.stop - start) for start in starts)
-            self.made[id(task)] = [
+            self.made[stage] = [
                 TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)
             ]
-        return iter(self.made[id(task)])
+        return iter(self.made[stage])
 
 
-class TextStream:
-    """The endless training batches of a text task, of as many segments as the curriculum gives them.
+class TextStream(Stream):
+    """Documents of a text task, of as many segments as the curriculum gives them.
 
     What a row reads does not depend on how many segments of it make a batch: its documents go on where the
     batch before ended.
@@ -160,45 +165,44 @@ class TextStream:
     Args:
         steps: batches to give at most.
         seed: which order of documents.
-        processes: each gives its rows of every batch.
+        rows: of a batch, that this process reads.
     """
 
-    def __init__(self, curriculum: Curriculum, steps: int, seed: int, processes: Processes) -> None:
-        self.curriculum = curriculum
+    def __init__(
+        self, curriculum: Curriculum, steps: int, seed: int, rows: range, processes: Processes
+    ) -> None:
+        super().__init__(curriculum, steps)
         self.task: TextTask = curriculum.stages[-1]
-        self.steps = steps
-        self.seed = seed
-        self.rows = processes.share(self.task.batch_size)
-        # behind the last batch that was trained on, which says itself where that is
+        self.seed, self.rows, self.processes = seed, rows, processes
+        # of each row, after the last batch that was trained on, which says itself where that is
         self.position: list[Any] | None = None
         self.batches = 0  # that were trained on
 
-    def __len__(self) -> int:
-        return self.steps
-
     def __iter__(self) -> Iterator[ReadingBatch]:
-        if len(self.curriculum.stages) == 1:
-            for batch in text_loading.joined(
-                self.task, self.seed, self.rows, self.position, self.task.workers
-            ):
-                yield ReadingBatch.of(batch)
+        one_size = len(self.curriculum.stages) == 1
+        task = self.task if one_size else self.task.at(1)
+        read = text_loading.joined(task, self.seed, self.rows, self.position, self.task.workers)
+        if one_size:
+            yield from map(ReadingBatch.of, read)
             return
-        segments = text_loading.joined(
-            self.task.at(1), self.seed, self.rows, self.position, self.task.workers
-        )
-        number = self.batches
-        while True:
-            yield ReadingBatch.of(
-                StreamBatch.following(
-                    [next(segments) for _ in range(self.curriculum.at(number).num_segments)]
-                )
-            )
-            number += 1
+        for number in itertools.count(self.batches):
+            segments = [next(read) for _ in range(self.curriculum.at(number).num_segments)]
+            yield ReadingBatch.of(StreamBatch.following(segments))
 
     def trained_on(self, batch: ReadingBatch) -> None:
-        """Go on behind this batch."""
         self.position = batch.position
         self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        everyone = self.processes.gather(self.position)
+        position = None if self.position is None else [row for rows in everyone for row in rows or []]
+        return {"position": position, "batches": self.batches, "curriculum": self.curriculum.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        position = saved["position"]
+        self.position = None if position is None else position[self.rows.start : self.rows.stop]
+        self.batches = saved["batches"]
+        self.curriculum.load_state_dict(saved["curriculum"])
 
 
 class TextBatches:
@@ -208,11 +212,9 @@ class TextBatches:
     """
 
     def __init__(self, task: TextTask, split: Held, processes: Processes) -> None:
-        self.task = task
-        self.processes = processes
+        self.task, self.processes = task, processes
         self.split: Held = split
 
     def __iter__(self) -> Iterator[ReadingBatch]:
         rows = self.processes.share(self.task.evaluation_rows(self.split))
-        for batch in self.task.evaluation(self.split, rows):
-            yield ReadingBatch.of(batch)
+        yield from map(ReadingBatch.of, self.task.evaluation(self.split, rows))

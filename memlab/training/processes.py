@@ -101,6 +101,13 @@ class Processes:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def metric_options(self) -> dict[str, Any]:
+        """Arguments for a torchmetrics object that adds up its states over these processes when it computes.
+
+        Its states stay in the host's memory.
+        """
+        return {"process_group": self._group, "distributed_available_fn": lambda: self.size > 1}
+
     def sum(self, number: int) -> int:
         """Of everyone's numbers."""
         return self._reduced(number, dist.ReduceOp.SUM)

@@ -10,7 +10,7 @@ What models carry belongs to the rows of each process and is not shared out.
 
 The processes have to gather the same blocks in the same order. So what a step calls may depend on shapes but
 not on what the rows hold; where documents begin, which decides how segments are read together, is agreed on
-(`memlab.training.reading`). Validation and test gather all weights once, and each process reads at its own
+(`memlab.training.text`). Validation and test gather all weights once, and each process reads at its own
 pace.
 """
 
@@ -31,7 +31,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-FORWARD = ("step_loss", "evaluate")  # the methods of `MemoryModule` within which weights are used
+from memlab.config.sections import TrainerConfig
+from memlab.training.processes import Processes
+
+FORWARD = ("step_loss", "evaluate")  # the methods of `TrainingModule` within which weights are used
 
 
 def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, size: int) -> None:
@@ -47,6 +50,11 @@ def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, 
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for name in FORWARD:
         register_fsdp_forward_method(module, name)
+
+
+def asked_for(config: TrainerConfig, processes: Processes) -> bool:
+    """Whether a training shares out its weights."""
+    return config.strategy == "fsdp" and processes.size > 1
 
 
 def shared(module: nn.Module) -> bool:

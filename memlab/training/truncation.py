@@ -1,5 +1,5 @@
-"""A sample is cut into segments and the model is folded over them; here it is decided how far back a loss
-sends gradient, and what of the activations is kept for it.
+"""How far back a loss sends gradient, and which activations are kept for it: a plan, and the loop that
+executes it.
 
 Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s and no further. One
 chain of states cannot do that with detached boundaries, since a boundary that must stop the loss of segment s
@@ -14,37 +14,57 @@ depth or of none.)
 
 Recomputing segments (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174; over time: Gruslys et al.
 2016, arXiv 1606.03401): each segment is read in a call of its own, of which only the carried state and what
-the loss needs are kept. Its activations are made again when the gradient comes by. So a further segment adds
+the loss needs are kept. Its activations are computed again in the backward pass. So a further segment adds
 one state to the memory, and not its activations; the numbers are the same. What the loss needs of [B, N, V]
-logits is taken within that call (`Keep`), or the logits of all segments would soon weigh most. A model with a
-parallel form reads some segments in each such call: it is quicker, and fewer states are kept, which may be
-large.
+logits is taken within that call (`Keep`), or the logits of all segments would soon take the most memory. A
+model with a parallel form reads several segments in each such call: it is faster, and fewer states are kept,
+which may be large.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from memlab.layers.state import State
-from memlab.models.base import Model, Output
+from memlab.models.base import Model, ModelState, Output
 
 # What is kept of the logits [B, n, V] of the tokens from `start` on: tensors [B, ..], joined along their
 # second dimension afterwards.
 Keep = Callable[[Tensor, int], tuple[Tensor, ...]]
 
-
 TOGETHER = 4  # segments that a model with a parallel form reads in a recomputed call
 
 
-def together(model: Model, wish: int | None = None) -> int:
-    """How many segments are recomputed together, if nobody wishes otherwise."""
-    return wish or (1 if model.parallel is None else TOGETHER)
+@dataclass(frozen=True)
+class Step:
+    """One call of the model.
+
+    Attributes:
+        first, end: reads segments first .. end - 1, which have one length.
+        cut: begins with the detached state that was saved before segment `first`. Otherwise it goes on from
+            the state of the previous step, through which gradient flows; the first step goes on from the
+            given state.
+        reset: a document begins with segment `first`: the state is reset in the rows where one does.
+        graph: builds a graph for the gradient.
+        skip: leading segments of the call that earlier steps have read; nothing is kept of them.
+        recompute: activations are computed again in the backward pass.
+        saves: the state after it is detached and saved: for later steps that are `cut` there, and as the last
+            state.
+    """
+
+    first: int
+    end: int
+    cut: bool = False
+    reset: bool = False
+    graph: bool = True
+    skip: int = 0
+    recompute: bool = False
+    saves: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,181 +73,170 @@ class Kept:
 
     Attributes:
         values: what `Keep` made of their logits.
-        state: behind the last of them.
+        state: after the last of them.
         diagnostics: [S] each.
     """
 
     values: tuple[Tensor, ...]
-    state: State
+    state: ModelState
     diagnostics: dict[str, Tensor]
 
 
-def everything(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
-    """Keep the logits themselves."""
-    return (logits_BnV,)
+def together(model: Model, wish: int | None = None) -> int:
+    """How many segments are recomputed together, unless the user wishes another number."""
+    return wish or (1 if model.parallel is None else TOGETHER)
 
 
-def fold(
-    model: Model,
-    segments: Sequence[Tensor],
-    state: State | None = None,
-    begins_BS: Tensor | None = None,
+def plan(
+    segment_lengths: Sequence[int],
+    depth: int | None = None,
+    wanted: Sequence[bool] | None = None,
     resets: Sequence[bool] | None = None,
-) -> tuple[list[Output], State]:
-    """Read segments in order, neighbours of equal length between which no document begins in one call.
+    recompute: int = 0,
+) -> list[Step]:
+    """The calls of a model that read a sample, or a step's part of streams of documents, with a given depth.
+
+    Neighbours of equal length between which no document begins are read in one call. The numbers are those of
+    a plain loop over segments; only gradients differ. With dropout, a segment that is read in several windows
+    is read with different masks, and a model with a parallel form draws other masks for segments that are
+    read one by one.
 
     Args:
-        segments: token ids [B, N_s], the lengths N_s may differ.
-        state: what was carried so far; None = a document begins in every row.
-        begins_BS: bool; the rows in which a document begins with a segment, whose state is reset before it.
-            None = nowhere.
-        resets: the segments before which states are reset, in no row if no document begins; None = those that
-            `begins_BS` tells. Other processes may need one where this one does not.
-
-    Returns:
-        One output for each call (logits [B, S', N, V], S' segments of one length), and the state after the
-        last segment.
+        segment_lengths: tokens of each of the S segments.
+        depth: k, see above; None = full depth.
+        wanted: [S], whether the logits of a segment will be part of the loss; None = all. Others come without
+            gradient where that saves work.
+        resets: [S], whether a document begins with a segment, in any row; None = nowhere.
+        recompute: this many segments at a time (see `together`) are read in a call whose activations are
+            computed again in the backward pass; 0 = all activations are kept.
     """
-    outputs: list[Output] = []
+    count = len(segment_lengths)
+    wanted = [True] * count if wanted is None else wanted
+    resets = [False] * count if resets is None else resets
+    if depth is None or depth >= count - 1:
+        return _calls(range(count), segment_lengths, resets, recompute)
+    steps: list[Step] = []
+    for s in range(depth + 1):  # their windows all begin with the sample: one chain serves them
+        graph = any(wanted[s : depth + 1])
+        steps += _saved(_calls(range(s, s + 1), segment_lengths, resets, recompute, graph))
+    for s in range(depth + 1, count):
+        skip = depth if wanted[s] else 0
+        window = _calls(range(s - skip, s + 1), segment_lengths, resets, recompute, wanted[s], skip)
+        steps += _saved([replace(window[0], cut=True), *window[1:]])
+    return steps
 
-    def call(tokens_BSN: Tensor, carried: State, start: int) -> State:
-        outputs.append(model(tokens_BSN, carried))
-        return outputs[-1].state
 
-    return outputs, _through(model, segments, state, begins_BS, resets, call)
-
-
-def _through(
+def run(
     model: Model,
     segments: Sequence[Tensor],
-    state: State | None,
-    begins_BS: Tensor | None,
-    resets: Sequence[bool] | None,
-    call: Callable[[Tensor, State, int], State],
-    most: int = 0,
-) -> State:
-    """The calls of a fold, each of [B, S', N] tokens, the state before them, and how many tokens came before;
-    the last state.
+    steps: Sequence[Step],
+    keep: Keep,
+    state: ModelState | None = None,
+    begins_BS: Tensor | None = None,
+) -> Kept:
+    """Execute a plan.
 
     Args:
-        most: segments in a call; 0 = any number.
+        segments: token ids [B, N_s], of the lengths that the plan was made for.
+        keep: called for the segments of each step, and again when they are recomputed.
+        state: carried from an earlier call; None = a document begins in every row.
+        begins_BS: bool; the rows in which a document begins with a segment. None = nowhere.
     """
-    carried = model.init_state(segments[0].shape[0]) if state is None else state
     starts = [0, *itertools.accumulate(part.shape[1] for part in segments)]
-    if resets is None:
-        resets = [begins_BS is not None and bool(begins_BS[:, s].any()) for s in range(len(segments))]
-    calls: list[list[int]] = []  # the segments of each
-    for s, part in enumerate(segments):
-        if resets[s] or s == 0 or part.shape != segments[s - 1].shape or len(calls[-1]) == most:
-            calls.append([])
-        calls[-1].append(s)
-    for group in calls:
-        first = group[0]
-        if begins_BS is not None and resets[first]:
-            carried = carried.reset(begins_BS[:, first], model.init_state(len(begins_BS)))
-        carried = call(torch.stack([segments[s] for s in group], dim=1), carried, starts[first])
-    return carried
+    carried = model.init_state(len(segments[0])) if state is None else state
+    saved: dict[int, ModelState] = {}
+    values: list[tuple[Tensor, ...]] = []
+    diagnostics: list[dict[str, Tensor]] = []
+    for step in steps:
+        with torch.set_grad_enabled(step.graph and torch.is_grad_enabled()):
+            if step.cut:
+                carried = saved[step.first]
+            if step.reset and begins_BS is not None:
+                carried = carried.reset(begins_BS[:, step.first], model.init_state(len(begins_BS)))
+            tokens_BSN = torch.stack([segments[s] for s in range(step.first, step.end)], dim=1)
+            arguments = (model, keep, tokens_BSN, carried, step.skip, starts[step.first + step.skip])
+            again = step.recompute and torch.is_grad_enabled()
+            kept = checkpoint(_call, *arguments, use_reentrant=False) if again else _call(*arguments)
+        carried = kept.state
+        if kept.values:
+            values.append(kept.values)
+            diagnostics.append(kept.diagnostics)
+        if step.saves:
+            saved[step.end] = carried.detach()
+    joined = tuple(torch.cat(parts, dim=1) for parts in zip(*values, strict=True))
+    measured = {name: torch.cat([found[name] for found in diagnostics]) for name in diagnostics[0]}
+    return Kept(joined, saved.get(len(segments), carried), measured)
 
 
 def read(
     model: Model,
     tokens_BT: Tensor,
     segment_lengths: Sequence[int],
-    state: State | None = None,
+    state: ModelState | None = None,
     depth: int | None = None,
     wanted: Sequence[bool] | None = None,
     begins_BS: Tensor | None = None,
     recompute: int = 0,
 ) -> Output:
-    """`keep` of all logits: [B, T, V], the state after the last segment, diagnostics.
-
-    For arguments see there.
-    """
-    kept = keep(model, tokens_BT, segment_lengths, everything, state, depth, wanted, begins_BS, recompute)
-    return Output(kept.values[0], kept.state, kept.diagnostics)
-
-
-def keep(
-    model: Model,
-    tokens_BT: Tensor,
-    segment_lengths: Sequence[int],
-    what: Keep,
-    state: State | None = None,
-    depth: int | None = None,
-    wanted: Sequence[bool] | None = None,
-    begins_BS: Tensor | None = None,
-    recompute: int = 0,
-    resets: Sequence[bool] | None = None,
-) -> Kept:
-    """Read whole samples, or a step's part of streams of documents, with a given back-propagation depth.
-
-    The numbers are those of `fold`; only gradients differ. With dropout, a segment that is read in several
-    windows is read with different masks, and a model with a parallel form draws other masks for segments that
-    are read one by one.
+    """Read T tokens by a plan and keep all logits, [B, T, V].
 
     Args:
         tokens_BT: token ids.
         segment_lengths: how the T tokens are cut.
-        what: is kept of the logits. It is called for one segment or several, and again when a segment is
-            recomputed.
-        state: carried from an earlier call; None = a document begins in every row.
-        depth: k, see above; None = full depth.
-        wanted: for each segment, whether its logits will be part of the loss; None = all. Others come without
-            gradient where that saves work.
-        begins_BS, resets: where documents begin, see `fold`.
-        recompute: so many segments at a time (see `together`) are read in a call whose activations are made
-            again for the gradient; 0 = all activations are kept.
+        state, begins_BS: see `run`.
+        depth, wanted, recompute: see `plan`.
     """
-    segments = tokens_BT.split(list(segment_lengths), dim=1)
-    count = len(segments)
-    starts = [0, *itertools.accumulate(segment_lengths)]
-    found: list[Kept] = []
-
-    def one_call(tokens_BSN: Tensor, before: State, start: int, skip: int) -> Kept:
-        output = model(tokens_BSN, before)
-        start += skip * tokens_BSN.shape[2]
-        values = what(output.logits[:, skip:].flatten(1, 2), start) if skip < tokens_BSN.shape[1] else ()
-        return Kept(values, output.state, {name: value[skip:] for name, value in output.diagnostics.items()})
-
-    def run(first: int, end: int, before: State | None, graph: bool = True, skip: int = 0) -> State:
-        """Read segments first .. end - 1, and note in `found` what is kept of all but the first `skip`."""
-        left = skip
-
-        def call(tokens_BSN: Tensor, carried: State, start: int) -> State:
-            nonlocal left
-            skipped = min(left, tokens_BSN.shape[1])
-            left -= skipped
-            arguments = (tokens_BSN, carried, starts[first] + start, skipped)
-            again = recompute > 0 and torch.is_grad_enabled()
-            kept = checkpoint(one_call, *arguments, use_reentrant=False) if again else one_call(*arguments)
-            if skipped < tokens_BSN.shape[1]:
-                found.append(kept)
-            return kept.state
-
-        begins = None if begins_BS is None else begins_BS[:, first:end]
-        agreed = None if resets is None else resets[first:end]
-        with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-            return _through(model, segments[first:end], before, begins, agreed, call, most=recompute)
-
-    if depth is None or depth >= count - 1:
-        return _joined(found, run(0, count, state))
-    wanted = [True] * count if wanted is None else list(wanted)
-    carried = model.init_state(len(tokens_BT)) if state is None else state
-    before = [carried]  # detached states before each segment; the first is live
-    for s in range(depth + 1):  # their windows all begin with the sample: one chain serves them
-        carried = run(s, s + 1, carried, graph=any(wanted[s : depth + 1]))
-        before.append(carried.detach())
-    for s in range(depth + 1, count):
-        if wanted[s] and depth > 0:
-            before.append(run(s - depth, s + 1, before[s - depth], skip=depth).detach())
-        else:
-            before.append(run(s, s + 1, before[s], graph=wanted[s]).detach())
-    return _joined(found, before[-1])
+    resets = None if begins_BS is None else resets_of(begins_BS)
+    steps = plan(segment_lengths, depth, wanted, resets, recompute)
+    kept = run(model, tokens_BT.split(list(segment_lengths), dim=1), steps, _everything, state, begins_BS)
+    return Output(kept.values[0], kept.state, kept.diagnostics)
 
 
-def _joined(found: Sequence[Kept], carried: State) -> Kept:
-    values = tuple(torch.cat(parts, dim=1) for parts in zip(*(kept.values for kept in found), strict=True))
-    names = found[0].diagnostics
-    return Kept(
-        values, carried, {name: torch.cat([kept.diagnostics[name] for kept in found]) for name in names}
-    )
+def resets_of(begins_BS: Tensor) -> list[bool]:
+    """[S], whether a document begins with a segment, in any of the rows."""
+    resets: list[bool] = begins_BS.any(0).tolist()
+    return resets
+
+
+def _calls(
+    segments: range,
+    lengths: Sequence[int],
+    resets: Sequence[bool],
+    recompute: int,
+    graph: bool = True,
+    skip: int = 0,
+) -> list[Step]:
+    """Segments one after another, as few calls as possible; nothing is kept of the first `skip` segments."""
+    groups: list[range] = []
+    for s in segments:
+        if not groups or resets[s] or lengths[s] != lengths[s - 1] or len(groups[-1]) == recompute:
+            groups.append(range(s, s))
+        groups[-1] = range(groups[-1].start, s + 1)
+    return [
+        Step(
+            first=group.start,
+            end=group.stop,
+            reset=resets[group.start],
+            graph=graph,
+            skip=min(max(0, segments.start + skip - group.start), len(group)),
+            recompute=recompute > 0 and graph,
+        )
+        for group in groups
+    ]
+
+
+def _saved(steps: Sequence[Step]) -> list[Step]:
+    """The same, and the state after the last of them is saved."""
+    return [*steps[:-1], replace(steps[-1], saves=True)]
+
+
+def _call(model: Model, keep: Keep, tokens_BSN: Tensor, state: ModelState, skip: int, start: int) -> Kept:
+    """Read segments, and keep what is needed of all but the first `skip`, whose tokens begin at `start`."""
+    output = model(tokens_BSN, state)
+    values = keep(output.logits[:, skip:].flatten(1, 2), start) if skip < tokens_BSN.shape[1] else ()
+    return Kept(values, output.state, {name: value[skip:] for name, value in output.diagnostics.items()})
+
+
+def _everything(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
+    """Keep the logits themselves."""
+    return (logits_BnV,)

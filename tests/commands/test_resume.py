@@ -91,7 +91,7 @@ def test_an_mlflow_run_that_is_gone_is_replaced(
     tracked = ["tracking=mlflow", f"tracking.uri={uri}"]
     stop = ["trainer.checkpoint_every=1"]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("memlab.training.answering.AnsweringModule.test_step", ending)
+        monkeypatch.setattr("memlab.training.module.TrainingModule.test_step", ending)
         with pytest.raises(RuntimeError):
             train(config(run, *tracked, *stop))
     from mlflow import MlflowClient

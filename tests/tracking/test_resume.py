@@ -12,7 +12,7 @@ import pytest
 from memlab.errors import UserError
 from memlab.tracking import resume
 from memlab.tracking.run_directory import RunDirectory
-from memlab.training import answering
+from memlab.training.module import TrainingModule
 from tests.training import resuming
 from tests.training.resuming import Killed, Processes, assert_same, config, kill, stopped, train
 
@@ -64,7 +64,7 @@ def test_a_longer_run_after_the_last_step(tmp_path: Path, monkeypatch: pytest.Mo
     train(config(tmp_path / "whole", "trainer.max_steps=20"))
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(answering.AnsweringModule, "test_step", kill)
+        patched.setattr(TrainingModule, "test_step", kill)
         with pytest.raises(Killed):
             train(config(run))
     train(config(run, "trainer.max_steps=20", "resume=auto"))

@@ -21,8 +21,9 @@ from memlab.config.paths import config_dir
 from memlab.config.sections import Config
 from memlab.tracking import run_directory
 from memlab.tracking.jsonl import JsonlLogger
-from memlab.training import answering, reading
 from memlab.training import run as run_module
+from memlab.training.callbacks import Conductor
+from memlab.training.module import TrainingModule
 
 # Dropout draws from torch's generator; stages change at validations; the last steps come behind the last
 # regular validation.
@@ -46,6 +47,9 @@ SMALL = [
     "curriculum.stage_steps=4",
     "tracking=off",
 ]
+
+
+END = "end\n"  # to the process that starts others
 
 
 def words(run_dir: Path, *changed: str) -> list[str]:
@@ -117,9 +121,9 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
 
         monkeypatch.setattr(owner, name, counted)
 
-    for module in (answering.AnsweringModule, reading.ReadingModule):
-        for name in ("training_step", "validation_step", "test_step", "validated"):
-            wrap(module, name)
+    for name in ("training_step", "validation_step", "test_step"):
+        wrap(TrainingModule, name)
+    wrap(Conductor, "on_validation_end")
     wrap(JsonlLogger, "log_metrics")
     wrap(torch, "save")
     wrap(Path, "replace")
@@ -149,12 +153,12 @@ def points(tmp_path: Path, *changed: str) -> int:
 def stopped(run: Path, *changed: str, step: int = 10) -> None:
     """A run that was killed in its step after this one."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        original = answering.AnsweringModule.training_step
+        original = TrainingModule.training_step
 
         def training_step(self: Any, *args: Any) -> Any:
             return kill() if self.global_step == step else original(self, *args)
 
-        monkeypatch.setattr(answering.AnsweringModule, "training_step", training_step)
+        monkeypatch.setattr(TrainingModule, "training_step", training_step)
         with pytest.raises(Killed):
             train(config(run, *changed))
 
@@ -204,6 +208,9 @@ class Processes:
 
     def close(self) -> None:
         assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(
+            END
+        )  # closing is not enough: a worker of a DataLoader may still hold the pipe
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()
@@ -222,6 +229,8 @@ def serve() -> None:
     torch.set_num_threads(1)
     child = 0
     for line in sys.stdin:
+        if line == END:
+            return
         if not line.strip():
             status = os.waitpid(child, 0)[1]
             print(os.waitstatus_to_exitcode(status), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from memlab.reports import progress
 from memlab.tasks.reverse import Reverse
 from memlab.training.curriculum import Curriculum
 
@@ -137,11 +138,17 @@ def test_mixed_sizes_depend_on_seed_stage_and_batch_alone() -> None:
     assert sizes(one, range(100)) != sizes(another, range(100))
 
 
+def words(curriculum: Curriculum) -> str:
+    return progress.place(curriculum.metrics, len(curriculum.stages), curriculum.mixed)
+
+
 def test_the_stage_in_words() -> None:
     curriculum = mixed(seed=0)
-    assert curriculum.words == "1/4 (length 6, 1 segment)".replace("6", str(curriculum.task.length))
+    assert words(curriculum) == f"stage 1/4 (length {curriculum.task.length}, 1 segment)"
     curriculum.update(1, 1.0)
-    assert curriculum.words == f"2/4 (up to length {curriculum.task.length}, 2 segments)"
+    assert words(curriculum) == f"stage 2/4 (up to length {curriculum.task.length}, 2 segments)"
+    text = {"curriculum/stage": 1, "curriculum/segments": 3, "train/tokens": 12_345}
+    assert progress.place(text, stages=1, mixed=False) == "12,345 tokens"
     assert curriculum.metrics == {
         "curriculum/stage": 2,
         "curriculum/segments": 2,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from memlab.training import answering, checkpoints, finite
+from memlab.training import checkpoints, finite
+from memlab.training.module import TrainingModule
 from tests.training.resuming import assert_same, config, numbers, train
 
 
@@ -20,7 +21,7 @@ def test_not_a_number_stops_before_the_step(
     """Told with step, learning rate and parameter; the weights and the last checkpoint are those of
     before.
     """
-    original = answering.AnsweringModule.training_step
+    original = TrainingModule.training_step
     weights: list[dict[str, Any]] = []
     names: list[str] = []
 
@@ -38,7 +39,7 @@ def test_not_a_number_stops_before_the_step(
         parameter.register_hook(lambda grad: torch.full_like(grad, value))
         return loss
 
-    monkeypatch.setattr(answering.AnsweringModule, "training_step", training_step)
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
     run = tmp_path / "run"
     with pytest.raises(finite.DivergedError) as stopped:
         train(config(run))

@@ -10,30 +10,31 @@ import torch
 from torch import nn
 
 from memlab.config.sections import OptimConfig
-from memlab.models.infini import Infini
-from memlab.models.memorizing import Memorizing
-from memlab.models.memory_transformer import MemoryTransformer
-from memlab.models.rmt import RMT
-from memlab.models.transformer import Transformer
+from memlab.models.base import Model
+from memlab.models.compose import compose
 from memlab.training import optimizers
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 7,
-    "layers": 2,
-    "width": 8,
-    "heads": 2,
-    "ffn_multiple": 2,
-    "dropout": 0.0,
+SIZES: dict[str, Any] = {"layers": 2, "width": 8, "heads": 2, "ffn_multiple": 2, "dropout": 0.0}
+MODELS: dict[str, dict[str, Any]] = {
+    "rmt": {"layer_memory": "attention", "tokens": "rmt", "memory_tokens": 3},
+    "memory_transformer": {"layer_memory": "attention", "tokens": "front", "memory_tokens": 3},
+    "transformer": {"layer_memory": "attention", "tokens": "none"},
+    "infini": {"layer_memory": "infini", "tokens": "none", "update": "delta", "gate_init": 0.5},
+    "memorizing": {
+        "layer_memory": "memorizing",
+        "tokens": "none",
+        "mem_len": 2,
+        "memory_layer": 2,
+        "memory_size": 9,
+        "top_k": 3,
+        "scale_init": 5.0,
+        "gate_init": 0.5,
+    },
 }
-MODELS = {
-    "rmt": lambda: RMT(memory_tokens=3, write_memory="carried", **SIZES),
-    "memory_transformer": lambda: MemoryTransformer(memory_tokens=3, **SIZES),
-    "transformer": lambda: Transformer(context="segment", **SIZES),
-    "infini": lambda: Infini(update="delta", gate_init=0.5, memory="on", **SIZES),
-    "memorizing": lambda: Memorizing(
-        mem_len=2, memory_layer=2, memory_size=9, top_k=3, scale_init=5.0, gate_init=0.5, memory="on", **SIZES
-    ),
-}
+
+
+def build(name: str) -> Model:
+    return compose(SIZES | MODELS[name], vocab_size=7)
 
 
 def config(**changes: Any) -> OptimConfig:
@@ -53,7 +54,7 @@ def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
     and leaves any other exactly as it was.
     """
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = build(name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1  # biases of 0 would not show a decay
@@ -63,9 +64,14 @@ def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     decayed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    matrices = ("attention.qkv.weight", "attention.out.weight", "ffn.0.weight", "ffn.2.weight")
-    assert decayed == {f"stack.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {
-        "head.weight"
+    matrices = (
+        "memory.attention.qkv.weight",
+        "memory.attention.out.weight",
+        "ffn.up.weight",
+        "ffn.down.weight",
+    )
+    assert decayed == {f"backbone.blocks.{layer}.{matrix}" for layer in range(2) for matrix in matrices} | {
+        "backbone.head.weight"
     }
     for parameter_name in decayed:
         torch.testing.assert_close(
@@ -76,7 +82,7 @@ def test_linear_weights_are_decayed_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", ["infini", "memorizing"])
 def test_gates_have_their_own_learning_rate_and_no_decay(name: str) -> None:
     """With a gradient of 1, Adam's first step moves a parameter by its learning rate."""
-    model = MODELS[name]()
+    model = build(name)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer, _ = optimizers.build(model, config(), max_steps=10)
     for parameter in model.parameters():
@@ -85,13 +91,14 @@ def test_gates_have_their_own_learning_rate_and_no_decay(name: str) -> None:
     moved = {
         n: (before[n] - p.detach()).flatten()[0].item()
         for n, p in model.named_parameters()
-        if n != "embed.weight"
+        if n != "backbone.embed.weight"
     }
-    gates = {n for n in moved if n.startswith("gate")}
-    assert gates == {"gate_LH" if name == "infini" else "gate_H"}
+    gates = {n for n in moved if ".gate" in n}
+    layers = {"infini": [0, 1], "memorizing": [1]}[name]
+    assert gates == {f"backbone.blocks.{layer}.memory.gate_H" for layer in layers}
     for n in gates:
         assert moved[n] == pytest.approx(0.3, rel=1e-4)
-    assert moved["head.bias"] == pytest.approx(0.1, rel=1e-4)
+    assert moved["backbone.head.bias"] == pytest.approx(0.1, rel=1e-4)
     assert sorted(map(id, model.parameters())) == sorted(
         id(p) for group in optimizer.param_groups for p in group["params"]
     )
@@ -99,7 +106,7 @@ def test_gates_have_their_own_learning_rate_and_no_decay(name: str) -> None:
 
 def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decayed() -> None:
     """The names that the test above leaves over, so that it is seen that they are meant."""
-    model = MODELS["rmt"]()
+    model = build("rmt")
     optimizer, _ = optimizers.build(model, config(), max_steps=10)
     names = {id(p): n for n, p in model.named_parameters()}
     spared = {
@@ -109,22 +116,22 @@ def test_embeddings_memories_biases_and_normalisations_are_among_those_not_decay
         for p in group["params"]
     }
     assert {
-        "embed.weight",
-        "initial_memory_MD",
-        "head.bias",
-        "stack.norm.weight",
-        "stack.norm.bias",
+        "backbone.embed.weight",
+        "tokens.initial_memory_MD",
+        "backbone.head.bias",
+        "backbone.norm.weight",
+        "backbone.norm.bias",
     } <= spared
     assert {
-        "stack.blocks.0.attention_norm.weight",
-        "stack.blocks.1.ffn_norm.bias",
-        "stack.blocks.0.ffn.0.bias",
+        "backbone.blocks.0.memory.norm.weight",
+        "backbone.blocks.1.ffn_norm.bias",
+        "backbone.blocks.0.ffn.up.bias",
     } <= spared
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_in_one_group(name: str) -> None:
-    model = MODELS[name]()
+    model = build(name)
     optimizer, _ = optimizers.build(model, config(), max_steps=10)
     ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
@@ -132,7 +139,7 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
 
 def test_a_step_with_a_gradient_moves_every_parameter_by_about_the_learning_rate() -> None:
     """Adam's first step is lr in the gradient's direction; the configuration's betas arrive."""
-    model = MODELS["rmt"]()
+    model = build("rmt")
     optimizer, _ = optimizers.build(model, config(weight_decay=0.0), max_steps=10)
     assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
     before = [p.detach().clone() for p in model.parameters()]

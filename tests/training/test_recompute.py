@@ -1,11 +1,8 @@
-"""Recomputing activations changes nothing but the memory: for every file in configs/model/,
-and every value of its named options.
-"""
+"""Recomputing activations changes nothing but the memory: for every model of the conformance suite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,18 +10,20 @@ import torch
 from torch import Tensor
 
 from memlab.layers.state import State
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 from memlab.training import truncation
-from tests.conformance.test_contract import VOCAB, build, cases
+from tests.conformance.test_contract import VOCAB, build, files, options
 
 B, LENGTHS = 3, (4, 4, 4, 2, 4)
 
-cases_of_models = pytest.mark.parametrize(("file", "options"), cases())
-files = pytest.mark.parametrize(("file", "options"), [case for case in cases() if not case.values[1]])
+every_option = pytest.mark.parametrize(
+    ("name", "changed"), [(name, changed) for name in files() for changed in options(name)], ids=str
+)
+every_model = pytest.mark.parametrize("name", files())
 
 
-def model_of(file: Path, options: dict[str, Any], dropout: float) -> Model:
-    return build(file, options, **{"dropout": dropout, "layers": 2}).train()
+def model_of(name: str, dropout: float, changed: Mapping[str, Any] | None = None) -> Model:
+    return build(name, {**(changed or {}), "dropout": dropout}).train()
 
 
 def tokens() -> Tensor:
@@ -46,12 +45,27 @@ def nats(model: Model, tokens_BT: Tensor) -> truncation.Keep:
     def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:
         n = logits_BnV.shape[1]
         targets_Bn = (
-            tokens_BT[:, start : start + n] if isinstance(model, Decoder) else tokens_BT[:, -1:].expand(-1, n)
+            tokens_BT[:, -1:].expand(-1, n) if model.answers_once else tokens_BT[:, start : start + n]
         )
         chosen = logits_BnV.log_softmax(-1).gather(2, targets_Bn[..., None]).squeeze(2)
         return chosen, logits_BnV.detach().argmax(-1) == targets_Bn
 
     return keep
+
+
+def read(
+    model: Model,
+    tokens_BT: Tensor,
+    lengths: Sequence[int],
+    state: Any = None,
+    begins_BS: Any = None,
+    **how: Any,
+) -> truncation.Kept:
+    """Read by a plan, of which only what the loss needs is kept."""
+    resets = None if begins_BS is None else truncation.resets_of(begins_BS)
+    steps = truncation.plan(lengths, resets=resets, **how)
+    segments = tokens_BT.split(list(lengths), dim=1)
+    return truncation.run(model, segments, steps, nats(model, tokens_BT), state, begins_BS)
 
 
 def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dict[str, Tensor]:
@@ -68,7 +82,7 @@ def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dic
         return tensor
 
     start = None if state is None else state.map(leaf)
-    kept = truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), start, begins_BS=begins(), **how)
+    kept = read(model, tokens(), LENGTHS, start, begins(), **how)
     wants = [t for t in kept.state.tensors() if t.requires_grad]
     weighed = sum(
         (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sum()
@@ -104,38 +118,39 @@ def in_mid_document(model: Model) -> State:
     return model(tokens()[:, :8].view(B, 2, 4)).state.detach()
 
 
-@cases_of_models
+@every_option
 def test_recomputed_segments_have_the_numbers_and_gradients_of_the_plain_run(
-    file: Path, options: dict[str, Any]
+    name: str, changed: dict[str, Any]
 ) -> None:
     """Of the parallel form too; one segment at a time and two; carried state, rows that begin a document;
     to float64's precision.
     """
-    model = model_of(file, options, dropout=0.0)
+    model = model_of(name, 0.0, changed)
     begun = in_mid_document(model)
-    for depth, state in [
-        (None, begun),
-        *([(0, None), (1, begun)] if model.carries else []),
-        *([] if options else [(None, None), (3, begun)]),
-    ]:
+    cases = (
+        [(None, begun), (1, begun)]
+        if changed
+        else [(None, begun), (0, None), (1, begun), (None, None), (3, begun)]
+    )
+    for depth, state in cases:
         if depth is None or model.carries:
             plain = outcome(model, state, depth=depth)
-            for together in (1, 2):
+            for together in (1,) if changed else (1, 2):
                 assert_same(outcome(model, state, depth=depth, recompute=together), plain, 1e-11)
     assert any(plain[name].abs().max() > 1e-6 for name in plain if name.startswith("gradient"))
 
 
-@files
-@pytest.mark.parametrize("depth", [None, 1])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [(name, depth) for name in files() for depth in (None, 1) if depth is None or build(name, {}).carries],
+)
 def test_recomputed_segments_are_the_same_with_dropout(
-    file: Path, options: dict[str, Any], depth: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, depth: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit what the same calls give whose activations are kept: the masks are drawn again as they
     were.
     """
-    model = model_of(file, options, dropout=0.3)
-    if depth is not None and not model.carries:
-        pytest.skip("carries nothing")
+    model = model_of(name, 0.3)
     state = in_mid_document(model)
     recomputed = outcome(model, state, depth=depth, recompute=1)
     other_masks = outcome(model, state, seed=6, depth=depth, recompute=1)
@@ -150,14 +165,14 @@ def test_recomputed_segments_are_the_same_with_dropout(
     assert torch.equal(torch.rand(1), drawn_behind), "what is drawn after it is the same too"
 
 
-@files
-def test_recomputed_blocks_are_the_same_with_dropout(file: Path, options: dict[str, Any]) -> None:
+@every_model
+def test_recomputed_blocks_are_the_same_with_dropout(name: str) -> None:
     """Bit for bit, in the form that the model has; alone, and within recomputed segments."""
-    model = model_of(file, options, dropout=0.3)
+    model = model_of(name, 0.3)
     for how in ({"depth": None}, {"depth": None, "recompute": 1}, *([{"depth": 1}] if model.carries else [])):
-        model.stack.recompute = False
+        model.backbone.recompute = False
         kept = outcome(model, in_mid_document(model), **how)
-        model.stack.recompute = True
+        model.backbone.recompute = True
         assert_same(outcome(model, in_mid_document(model), **how), kept, 0.0)
 
 
@@ -176,12 +191,10 @@ def reads(monkeypatch: pytest.MonkeyPatch, model: Model, name: str) -> list[int]
 
 def test_how_many_are_recomputed_together() -> None:
     """All have equal lengths here; a document that begins, and another length, begin another call."""
-    model = model_of(
-        next(case.values[0] for case in cases() if case.values[0].stem == "infini"), {}, dropout=0.0
-    )
+    model = model_of("infini", 0.0)
     assert truncation.together(model) == 4 and truncation.together(model, 3) == 3
     with pytest.MonkeyPatch.context() as monkeypatch:
-        seen = reads(monkeypatch, model, "parallel")
+        seen = reads(monkeypatch, model, "_parallel")
         with torch.no_grad():
             truncation.read(model, torch.zeros(1, 22, dtype=torch.long), [2] * 11, recompute=4)
             assert seen == [4, 4, 3]
@@ -190,19 +203,18 @@ def test_how_many_are_recomputed_together() -> None:
             assert seen == [2, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "parallel")])
+@pytest.mark.parametrize(("name", "form"), [("rmt", "recurrent"), ("infini", "_parallel")])
 def test_each_segment_is_read_alone_and_a_second_time_for_the_gradient(
     name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else nothing would be recomputed; and without gradient nothing is."""
-    file = next(case.values[0] for case in cases() if case.values[0].stem == name)
-    model = model_of(file, {}, dropout=0.0)
+    model = model_of(name, 0.0)
     seen = reads(monkeypatch, model, form)
     outcome(model, None, recompute=1)
     assert seen == [1] * 2 * len(LENGTHS)
     seen.clear()
     with torch.no_grad():
-        truncation.keep(model, tokens(), LENGTHS, nats(model, tokens()), recompute=1)
+        read(model, tokens(), LENGTHS, recompute=1)
     assert seen == [1] * len(LENGTHS)
 
 
@@ -217,15 +229,13 @@ def saved_bytes(model: Model, segments: int, recompute: int) -> int:
 
     tokens_BT = torch.randint(VOCAB, (B, 4 * segments))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = truncation.keep(model, tokens_BT, [4] * segments, nats(model, tokens_BT), recompute=recompute)
+        kept = read(model, tokens_BT, [4] * segments, recompute=recompute)
     assert kept.values[0].requires_grad
     return sum(storages.values())
 
 
 def test_a_further_segment_leaves_no_activations_behind() -> None:
     """`suite=memory` measures all that is held; here, what autograd saves outside of the segments."""
-    model = model_of(
-        next(case.values[0] for case in cases() if case.values[0].stem == "rmt"), {}, dropout=0.0
-    )
+    model = model_of("rmt", 0.0)
     growth = {how: saved_bytes(model, 12, how) - saved_bytes(model, 4, how) for how in (0, 1)}
     assert growth[1] < growth[0] / 50

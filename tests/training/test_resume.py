@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from memlab.training import answering, random_state
+from memlab.training import random_state
+from memlab.training.module import TrainingModule
 from tests.training import resuming
 from tests.training.resuming import (
     Killed,
@@ -99,7 +100,7 @@ def test_stopped_early_stays_stopped(tmp_path: Path) -> None:
     train(config(tmp_path / "whole", early))
     assert result(tmp_path / "whole")["steps"] == 12, "the third stage is the last, and was solved at once"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(answering.AnsweringModule, "test_step", kill)
+        monkeypatch.setattr(TrainingModule, "test_step", kill)
         with pytest.raises(Killed):
             train(config(tmp_path / "run", early))
     train(config(tmp_path / "run", early, "resume=auto"))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from memlab.training import answering
 from memlab.training import run as run_module
+from memlab.training.module import TrainingModule
 from tests.training.resuming import assert_same, config, resumed_at, train
 
 
@@ -27,7 +27,7 @@ def test_sigterm_saves_and_ends(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In a step, or in the validation behind step 8: that is finished, saved, and told how it goes on."""
-    original = getattr(answering.AnsweringModule, method)
+    original = getattr(TrainingModule, method)
 
     def signalled(self: Any, *args: Any) -> Any:
         if self.global_step == (6 if method == "training_step" else 8):
@@ -35,7 +35,7 @@ def test_sigterm_saves_and_ends(
                 os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args)
 
-    monkeypatch.setattr(answering.AnsweringModule, method, signalled)
+    monkeypatch.setattr(TrainingModule, method, signalled)
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as ended:
         train(config(run), words=["task=copy", "resume=auto", "run_dir=x", "optim.lr=1e-3"])
@@ -62,7 +62,7 @@ def test_signals_behind_the_training_end_it_at_once(
         os.kill(os.getpid(), number)
         pytest.fail("it went on")
 
-    monkeypatch.setattr(answering.AnsweringModule, "test_step", signalled)
+    monkeypatch.setattr(TrainingModule, "test_step", signalled)
     with pytest.raises(SystemExit) as ended:
         train(config(tmp_path / "run"))
     assert ended.value.code == 128 + number

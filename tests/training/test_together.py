@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from memlab.training import checkpoints
 from tests.training import together
@@ -191,6 +192,26 @@ def test_the_best_checkpoint_holds_whole_tensors(pair: Path) -> None:
         for name in mine:
             assert type(mine[name]) is torch.Tensor and mine[name].dtype == other[name].dtype
             torch.testing.assert_close(mine[name], other[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rmt", "text rmt"])
+def test_a_checkpoint_holds_what_all_processes_counted_and_carry(name: str, pair: Path) -> None:
+    """Sums of the metrics, the place in the data, and the state of every row: of two processes as of one."""
+    ours, theirs = (
+        checkpoints.read(place / name / "checkpoints" / "last.ckpt")["memlab"]
+        for place in (pair / "fsdp", alone(pair, name).parent)
+    )
+    assert len(ours["random"]) == 2 and len(theirs["random"]) == 1
+    for part in ("objective", "evaluator", "stream"):
+        mine, other = (pytree.tree_flatten(saved[part]) for saved in (ours, theirs))
+        assert mine[1] == other[1]
+        for one, two in zip(mine[0], other[0], strict=True):
+            if isinstance(one, torch.Tensor):
+                torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+            else:
+                assert one == two
+    counted = "loss.units" if name == "text rmt" else "accuracy.tp"
+    assert int(ours["evaluator"][counted]) > 0
 
 
 def states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from memlab.models.base import Model, Output
-from memlab.models.rmt import RMT, RMTState
+from memlab.memory_tokens.rmt import RMTState
+from memlab.models.base import Model, ModelState, Output
+from memlab.models.decoder import Decoder
 from memlab.training import truncation
+from memlab.training.truncation import Step
 from tests import small
 
 VOCABULARY, BATCH = 20, 2
@@ -149,7 +153,8 @@ def test_depths_differ_in_their_gradients(name: str) -> None:
     """Or else the comparison with the definition, above, would say nothing about depth."""
     model, tokens_BT = build(name), tokens(EQUAL)
     found = [
-        windowed_gradients(model, tokens_BT, EQUAL, depth)["embed.weight"] for depth in range(len(EQUAL))
+        windowed_gradients(model, tokens_BT, EQUAL, depth)["backbone.embed.weight"]
+        for depth in range(len(EQUAL))
     ]
     for shallow, deep in itertools.pairwise(found):
         assert (shallow - deep).abs().max() > 1e-6
@@ -181,7 +186,7 @@ def test_horizon_on_the_input_embeddings(name: str, depth: int | None, lengths: 
         for wanted in (None, [i == s for i in range(len(lengths))]):
             output = truncation.read(model, torch.cat(segments, 1), lengths, depth=depth, wanted=wanted)
             loss = (weights[s] * output.logits.split(lengths, 1)[s]).sum()
-            gradient = gradients(model, loss)["embed.weight"]
+            gradient = gradients(model, loss)["backbone.embed.weight"]
             for source, row_ids in enumerate(ids):
                 size = gradient[row_ids].abs().max().item()
                 within = source <= s and (depth is None or s - source <= depth)
@@ -198,7 +203,7 @@ def test_the_learned_initial_memory_receives_gradient_while_segment_0_is_within_
     for s in range(len(EQUAL)):
         output = truncation.read(model, tokens(EQUAL), EQUAL, depth=depth)
         loss = (loss_weights(EQUAL) * output.logits).split(EQUAL, 1)[s].sum()
-        size = gradients(model, loss)["initial_memory_MD"].abs().max().item()
+        size = gradients(model, loss)["tokens.initial_memory_MD"].abs().max().item()
         assert size > 1e-9 if depth is None or s <= depth else size == 0.0, f"loss of segment {s}: {size}"
 
 
@@ -212,10 +217,11 @@ def test_a_carried_state_that_wants_gradient_receives_it_while_segment_0_is_with
         BATCH, 3, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     ).requires_grad_()
     for s in range(len(EQUAL)):
-        output = truncation.read(model, tokens(EQUAL), EQUAL, RMTState(memory_BMD), depth)
+        state = replace(model.init_state(BATCH), tokens=RMTState(memory_BMD))
+        output = truncation.read(model, tokens(EQUAL), EQUAL, state, depth)
         loss = (loss_weights(EQUAL) * output.logits).split(EQUAL, 1)[s].sum()
         gradient, initial = torch.autograd.grad(
-            loss, [memory_BMD, model.initial_memory_MD], allow_unused=True
+            loss, [memory_BMD, model.tokens.initial_memory_MD], allow_unused=True
         )
         assert initial is None
         if depth is None or s <= depth:
@@ -252,14 +258,14 @@ def graphs_of_segments_read(
 ) -> list[bool]:
     """For each time that one of six segments is read: whether a graph is built."""
     built: list[bool] = []
-    segment = RMT.segment
+    segment = Decoder.segment
 
-    def noted(self: RMT, tokens_BN: Tensor, state: RMTState) -> Output:
+    def noted(self: Decoder, tokens_BN: Tensor, state: ModelState) -> Output:
         output = segment(self, tokens_BN, state)
         built.append(output.logits.requires_grad)
         return output
 
-    monkeypatch.setattr(RMT, "segment", noted)
+    monkeypatch.setattr(Decoder, "segment", noted)
     truncation.read(build("rmt"), tokens([2] * 6), [2] * 6, depth=depth, wanted=wanted)
     return built
 
@@ -294,3 +300,108 @@ def test_without_gradient_nothing_builds_a_graph(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         built = graphs_of_segments_read(monkeypatch, depth, None)
     assert built and not any(built)
+
+
+FULL = [Step(0, 5)]  # one call
+CHAIN = [Step(0, 1, saves=True), Step(1, 2, saves=True)]  # segments 0 and 1 with depth 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "how", "steps"),
+    [
+        ([3] * 5, {}, FULL),
+        ([3] * 5, {"depth": 4}, FULL),
+        ([3] * 5, {"depth": 9, "wanted": [False] * 5}, FULL),
+        ([3], {"depth": 0}, [Step(0, 1)]),
+        # another length begins another call, and goes on from the state of the one before
+        ([2, 4, 4, 1], {}, [Step(0, 1), Step(1, 3), Step(3, 4)]),
+        # so does a document that begins, whose state is reset
+        ([3] * 4, {"resets": [True, False, True, False]}, [Step(0, 2, reset=True), Step(2, 4, reset=True)]),
+        # every segment is wanted: a window for each behind the first chain
+        (
+            [3] * 4,
+            {"depth": 1},
+            [*CHAIN, Step(1, 3, cut=True, skip=1, saves=True), Step(2, 4, cut=True, skip=1, saves=True)],
+        ),
+        # depth 0: nothing is read twice
+        (
+            [3] * 3,
+            {"depth": 0},
+            [Step(0, 1, saves=True), *(Step(s, s + 1, cut=True, saves=True) for s in (1, 2))],
+        ),
+        # only the last is wanted: the others are read once, without a graph
+        (
+            [3] * 4,
+            {"depth": 1, "wanted": [False, False, False, True]},
+            [
+                *(replace(step, graph=False) for step in CHAIN),
+                Step(2, 3, cut=True, graph=False, saves=True),
+                Step(2, 4, cut=True, skip=1, saves=True),
+            ],
+        ),
+        # a window of two calls goes on within, and what was read before is skipped in both
+        (
+            [3, 3, 3, 2],
+            {"depth": 2},
+            [
+                *(Step(s, s + 1, saves=True) for s in range(3)),
+                Step(1, 3, cut=True, skip=2),
+                Step(3, 4, saves=True),
+            ],
+        ),
+        (
+            [3] * 4,
+            {"depth": 2, "resets": [False, False, True, False]},
+            [
+                Step(0, 1, saves=True),
+                Step(1, 2, saves=True),
+                Step(2, 3, reset=True, saves=True),
+                Step(1, 2, cut=True, skip=1),
+                Step(2, 4, reset=True, skip=1, saves=True),
+            ],
+        ),
+        # recomputed by twos; without a graph there is nothing to recompute
+        (
+            [3] * 5,
+            {"recompute": 2},
+            [Step(s, min(s + 2, 5), recompute=True) for s in (0, 2, 4)],
+        ),
+        (
+            [3] * 3,
+            {"recompute": 4, "depth": 0, "wanted": [False, False, True]},
+            [
+                Step(0, 1, graph=False, saves=True),
+                Step(1, 2, cut=True, graph=False, saves=True),
+                Step(2, 3, cut=True, recompute=True, saves=True),
+            ],
+        ),
+    ],
+)
+def test_plans(lengths: list[int], how: dict[str, Any], steps: list[Step]) -> None:
+    assert truncation.plan(lengths, **how) == steps
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("depth", [None, 0, 1, 2, 5])
+def test_every_plan_can_be_executed_and_keeps_each_segment_once(count: int, depth: int | None) -> None:
+    """For every choice of wanted segments, with documents that begin here and there: each step begins where
+    the one before it ended or where a state was saved, and the loss of a wanted segment reaches as far back
+    as it may.
+    """
+    for wanted in itertools.product([False, True], repeat=count):
+        for resets in ([False] * count, [s % 3 == 1 for s in range(count)]):
+            steps = truncation.plan([2] * count, depth, wanted, resets, recompute=2)
+            saved, at, kept, chain = set(), 0, [], 0  # `chain`: the segment with which the graph begins
+            for step in steps:
+                assert step.first == at if not step.cut else step.first in saved
+                chain = step.first if step.cut else chain
+                new = range(step.first + step.skip, step.end)
+                kept += new
+                for s in new:
+                    if wanted[s] and depth is not None and depth < count - 1:
+                        assert chain == max(0, s - depth)
+                    assert step.graph or not wanted[s]
+                assert step.reset == resets[step.first] and not any(resets[step.first + 1 : step.end])
+                at = step.end
+                saved |= {step.end} if step.saves else set()
+            assert kept == list(range(count)) and at == count

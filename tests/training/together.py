@@ -134,7 +134,7 @@ class Stopped(BaseException):
 
 def stop(config: Config, at: int, join: Any = None) -> None:
     """Train, and stop in the step after this one."""
-    with replaced("begin_step", at, stopping):
+    with replaced("training_step", at, stopping):
         try:
             train(config, join)
         except Stopped:
@@ -148,23 +148,19 @@ def stopping(*_: Any) -> None:
 
 @contextlib.contextmanager
 def replaced(name: str, at: int, other: Any) -> Iterator[None]:
-    """In the step after this one, the modules do something else; it is told what they would do."""
-    from memlab.training.answering import AnsweringModule
-    from memlab.training.reading import ReadingModule
+    """In the step after this one, the module does something else, which gets what it would have done."""
+    from memlab.training.module import TrainingModule
 
-    originals = {kind: getattr(kind, name) for kind in (AnsweringModule, ReadingModule)}
+    original = getattr(TrainingModule, name)
 
     def method(self: Any, *args: Any) -> Any:
-        original = next(function for kind, function in originals.items() if isinstance(self, kind))
         return other(self, original, *args) if self.global_step == at else original(self, *args)
 
+    setattr(TrainingModule, name, method)
     try:
-        for kind in originals:
-            setattr(kind, name, method)
         yield
     finally:
-        for kind, original in originals.items():
-            setattr(kind, name, original)
+        setattr(TrainingModule, name, original)
 
 
 def losses(run_dir: Path) -> list[dict[str, float]]:

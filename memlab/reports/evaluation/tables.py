@@ -78,7 +78,8 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
     title = f"{_who(record)}: {entry['documents_read']} test documents, {entry['tokens']:,} tokens"
     table = _table(title, ["", "figure", "95 %, documents"])
     bounds = entry["intervals"]
-    for name in ("bits_per_byte", "loss", "perplexity", "word_perplexity"):
+    names = ("bits_per_byte", "loss", "perplexity", "bits_per_word", "word_perplexity")
+    for name in (name for name in names if name in entry):  # 0.1 had no bits per word
         table.add_row(
             name.replace("_", " "), f"{entry[name]:,.4f}", interval(bounds[name]) if bounds.get(name) else ""
         )

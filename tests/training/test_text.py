@@ -18,8 +18,10 @@ from memlab.config.sections import Config
 from memlab.errors import ConfigError
 from memlab.models.base import Model
 from memlab.training.build import Parts, build
+from memlab.training.callbacks import place
 from memlab.training.data import ReadingBatch
-from memlab.training.reading import ReadingModule
+from memlab.training.module import TrainingModule
+from memlab.training.text import TextEvaluator, TextObjective
 
 N, S = 8, 3  # tokens in a segment, segments in a step
 MODELS = [
@@ -74,11 +76,15 @@ def config(corpus: Path, model: str, *more: str) -> Config:
         return check(compose("train", words))
 
 
-def parts_of(corpus: Path, model: str, *more: str) -> tuple[Parts, ReadingModule]:
+def parts_of(corpus: Path, model: str, *more: str) -> tuple[Parts, TrainingModule]:
     parts = build(config(corpus, model, *more))
-    assert isinstance(parts.module, ReadingModule)
     parts.module.double()
     return parts, parts.module
+
+
+def objective(module: TrainingModule) -> TextObjective:
+    assert isinstance(module.objective, TextObjective)
+    return module.objective
 
 
 def alone(model: Model, document: bytes) -> Tensor:
@@ -102,16 +108,20 @@ def test_evaluation_is_each_document_by_itself(corpus: Path, model: str) -> None
         for batch in parts.test:
             assert isinstance(batch, ReadingBatch)
             module.test_step(batch, 0)
-        metrics = module.evaluated("test")
+        metrics = module.evaluator.finish()
         documents = [f"{text} test".encode() for text in TEXTS]
         nats_by_document = [alone(parts.model, document) for document in documents]
     nats = math.fsum(float(n.sum()) for n in nats_by_document)
     count = sum(map(len, documents))
     words = sum(len(document.decode().split()) for document in documents)
-    assert metrics["loss"] == pytest.approx(nats / count, rel=1e-6)  # evaluation sums in float32
+    assert metrics["loss"] == pytest.approx(nats / count, rel=1e-6)  # as it is in double precision
     assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / count, rel=1e-6)
     assert metrics["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
-    first = module.tally.by_position()[0]
+    bits = nats / math.log(2)
+    assert metrics["bits_per_word"] == pytest.approx(bits / words, rel=1e-6)
+    evaluator = module.evaluator
+    assert isinstance(evaluator, TextEvaluator)
+    first = evaluator.by_position[0]
     assert first["tokens"] == sum(min(N, len(document)) for document in documents)
     assert first["loss"] == pytest.approx(
         float(torch.cat([n[:N] for n in nats_by_document]).mean()), rel=1e-6
@@ -154,12 +164,12 @@ def test_no_gradient_between_steps_and_all_within(corpus: Path) -> None:
     parts, module = parts_of(corpus, "rmt")
     batches = iter(parts.stream)
     module.training_step(next(batches), 0)  # type: ignore[arg-type]
-    before = module.carried
+    before = objective(module).carried
     assert before is not None and not any(tensor.requires_grad for tensor in before.tensors())
     leaf = before.map(lambda tensor: tensor.clone().requires_grad_())
-    module.carried = leaf
+    objective(module).carried = leaf
     module.training_step(next(batches), 0).backward()  # type: ignore[arg-type]
-    assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in leaf.tensors())
+    assert leaf.tokens.memory_BMD.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
@@ -197,11 +207,10 @@ def test_carried_state_is_in_the_checkpoint(corpus: Path, tmp_path: Path) -> Non
     torch.save(saved, tmp_path / "saved.ckpt")
     again, other = parts_of(corpus, "infini_delta")
     other.on_load_checkpoint(torch.load(tmp_path / "saved.ckpt", weights_only=True))
-    other.on_train_start()
     for one, two, _ in zip(batches, again.stream, range(5), strict=False):
         assert torch.equal(one.tokens_BT, two.tokens_BT)
         assert torch.equal(module.training_step(one, 0), other.training_step(two, 0))  # type: ignore[arg-type]
-    assert module.tokens == other.tokens
+    assert objective(module).tokens == objective(other).tokens > 0
 
 
 def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> None:
@@ -216,7 +225,7 @@ def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> 
         assert isinstance(batch, ReadingBatch)
         module.training_step(batch, step)
         batches.append(batch)
-        module.validated(step + 1, {})
+        module.stream.curriculum.update(step + 1, None)
     assert [len(batch.segment_lengths) for batch in batches] == [1, 1, 2, 2, 3, 3]
     assert [batch.begins_BS.shape[1] for batch in batches] == [1, 1, 2, 2, 3, 3]
     single, _ = parts_of(corpus, "rmt", "task.num_segments=1")
@@ -226,10 +235,8 @@ def test_a_growing_number_of_segments_reads_the_same_documents(corpus: Path) -> 
             torch.cat([getattr(b, name) for b in batches], 1), torch.cat([getattr(b, name) for b in ones], 1)
         ), name
     assert batches[-1].position == ones[-1].position and module.stream.position == ones[-1].position
-    assert (
-        module.place().startswith("stage 3/3 (3 segments), ")
-        and module.place_metrics()["curriculum/segments"] == 3
-    )
+    assert place(module) == f"stage 3/3 (3 segments), {objective(module).tokens:,} tokens"
+    assert module.progress["curriculum/segments"] == 3
 
 
 def test_recomputed_segments_train_text_alike(corpus: Path) -> None:
@@ -239,8 +246,9 @@ def test_recomputed_segments_train_text_alike(corpus: Path) -> None:
         parts, module = parts_of(corpus, "rmt", f"trainer.recompute={recompute}")
         losses = [module.training_step(batch, 0) for batch, _ in zip(parts.stream, range(2), strict=False)]
         sum(losses).backward()  # type: ignore[union-attr]
-        assert module.carried is not None
-        found.append([*losses, *(p.grad for p in module.model.parameters()), *module.carried.tensors()])
+        carried = objective(module).carried
+        assert carried is not None
+        found.append([*losses, *(p.grad for p in module.model.parameters()), *carried.tensors()])
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)

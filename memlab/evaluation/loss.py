@@ -1,0 +1,17 @@
+"""Nats of predictions: the loss that models are trained and judged by."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nats(logits_BnV: Tensor, targets_Bn: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, [B, n].
+
+    Half precision is too coarse for it, so it is at least in float32; double precision is kept.
+    """
+    logits = logits_BnV.flatten(0, 1)
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(exact, targets_Bn.flatten(), reduction="none").view_as(targets_Bn)

@@ -1,0 +1,137 @@
+"""Training on samples with an answer: the loss of the answer's tokens, and both accuracies.
+
+Metrics by the names they are logged under: `train/loss`, `train/accuracy` (teacher-forced, this batch);
+`val/` and `test/` `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole
+answers), `loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from memlab.config.sections import Config
+from memlab.errors import ConfigError
+from memlab.evaluation import metrics
+from memlab.evaluation.accuracy import free_running
+from memlab.evaluation.loss import nats
+from memlab.models.base import Model
+from memlab.tasks.base import SyntheticTask
+from memlab.training import truncation
+from memlab.training.curriculum import Curriculum
+from memlab.training.data import AnswerStream, EvaluationBatches, TensorBatch
+from memlab.training.parts import Evaluator, Objective, Training, added
+from memlab.training.processes import Processes
+
+
+def training(
+    config: Config, task: SyntheticTask, model: Model, curriculum: Curriculum, processes: Processes
+) -> Training:
+    """The parts for a task with answers.
+
+    Raises:
+        ConfigError: the model cannot give the task's answers.
+    """
+    if model.answers_once and task.answer_tokens > 1:
+        raise ConfigError(
+            f"model={config.model['name']} answers once for each sample, and the answer of "
+            f"task={config.task['name']} as configured has {task.answer_tokens} tokens; use a decoder, or a "
+            "task with one answer token such as associative_retrieval"
+        )
+    return Training(
+        AnswerObjective(model, config, processes),
+        AnswerEvaluator(model, curriculum, processes),
+        AnswerStream(curriculum, config.trainer.max_steps, config.seed, processes),
+        validation=EvaluationBatches(curriculum, "validation", processes),
+        test=EvaluationBatches(Curriculum([task]), "test", processes),
+    )
+
+
+class AnswerObjective(Objective):
+    """Cross-entropy of the answer's tokens."""
+
+    batch: TensorBatch  # of the step in progress
+    read: list[dict[str, Tensor]]  # metrics of its parts so far
+
+    def begin(self, batch: TensorBatch) -> None:
+        self.batch, self.read = batch, []
+
+    def loss(self, rows: range) -> Tensor:
+        kept = self._answers(self.batch.part(rows))
+        # of an encoder, which answers after each segment, the last answer counts
+        nats_BA, right_BA = (value[:, -1:] if self.model.answers_once else value for value in kept.values)
+        # each row of each process has as many targets: means of means are the mean over the whole batch
+        loss = nats_BA.mean()
+        share = len(rows) / len(self.batch.tokens_BT)
+        # Means of the batch are plain tensors: a torchmetrics object would cost a step more than it is worth
+        # (65 us to update MulticlassAccuracy, 7 us for this; and a synchronisation of 24 ms in each step of
+        # two processes). Diagnostics are [S]; their means are taken where they are logged, which is not at
+        # each step.
+        found = {"train/loss": loss.detach(), "train/accuracy": right_BA.float().mean(), **kept.diagnostics}
+        self.read.append({name: value * share for name, value in found.items()})
+        return loss * share
+
+    def end(self) -> dict[str, Tensor]:
+        return self.processes.means(added(self.read))
+
+    def _answers(self, batch: TensorBatch) -> truncation.Kept:
+        """Read whole samples: nats of the answer's tokens, and whether they are right."""
+        answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
+        once = self.model.answers_once
+
+        def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            if once:
+                targets_Ba = batch.targets_BT[:, answer_T].expand(-1, logits_BnV.shape[1])
+            else:
+                now = slice(start, start + logits_BnV.shape[1])
+                logits_BnV = logits_BnV[:, answer_T[now]]
+                targets_Ba = batch.targets_BT[:, now][:, answer_T[now]]
+            return nats(logits_BnV, targets_Ba), logits_BnV.detach().argmax(-1) == targets_Ba
+
+        wanted = None if self.depth is None else batch.answer_segments
+        lengths = batch.segment_lengths
+        steps = truncation.plan(lengths, self.depth, wanted, recompute=self.recompute)
+        return truncation.run(self.model, batch.tokens_BT.split(list(lengths), 1), steps, keep)
+
+
+class AnswerEvaluator(Evaluator):
+    """Free-running and teacher-forced answers.
+
+    Checkpoints are ranked by the stage of the curriculum plus accuracy, so that no easier stage beats a later
+    one.
+    """
+
+    headline = "accuracy"
+
+    def __init__(self, model: Model, curriculum: Curriculum, processes: Processes) -> None:
+        vocab_size = curriculum.stages[-1].vocab_size
+        super().__init__(metrics.of_answers(vocab_size, **processes.metric_options()), processes)
+        self.model, self.curriculum = model, curriculum
+
+    def read(self, batch: TensorBatch) -> None:
+        answer_T = batch.answer_BT[0]
+        once = self.model.answers_once
+        logits_BTV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits
+        logits_BAV = logits_BTV[:, -1:] if once else logits_BTV[:, answer_T]
+        truth_BA = batch.targets_BT[:, answer_T]
+        forced_BA = logits_BAV.argmax(-1)
+        if once:  # one answer has no earlier tokens that could be forced
+            free_BA = forced_BA
+        else:
+            decoder: Any = self.model
+            free_BA = free_running(decoder, batch.tokens_BT, answer_T.tolist(), batch.segment_lengths)
+        nats_BA, truth, free, forced = (
+            t.cpu() for t in (nats(logits_BAV, truth_BA), truth_BA, free_BA, forced_BA)
+        )
+        self.metrics["loss"].update(nats_BA)
+        self.metrics["accuracy"].update(free, truth)
+        self.metrics["exact_match"].update(free, truth)
+        self.metrics["accuracy_teacher_forced"].update(forced, truth)
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        return self.curriculum.stage + metrics["accuracy"]
+
+    def facts(self) -> dict[str, Any]:
+        return {"chance": self.curriculum.stages[-1].chance}

@@ -1,0 +1,99 @@
+"""Where a run is kept: its directory, the checkpoint that it goes on from,
+and the command that continues it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memlab.config.sections import Config, MLflowTracking
+from memlab.errors import UserError
+from memlab.reports.summary import print_summary
+from memlab.tracking import mlflow_store
+from memlab.tracking.run_directory import RunDirectory
+from memlab.training import checkpoints
+from memlab.training.checkpoints import BEST, LAST
+from memlab.training.processes import Processes
+
+
+def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory:
+    """The run's directory, which the first process makes or takes for all of them.
+
+    Raises:
+        UserError: it cannot be used, or MLflow's store cannot.
+    """
+    claimed: list[RunDirectory] = []
+
+    def take() -> Path:
+        if isinstance(config.tracking, MLflowTracking):
+            part_of_a_sweep = config.tracking.parent_run is not None  # which has reached the store before
+            mlflow_store.prepare(config.tracking.uri, config.tracking.experiment, patient=part_of_a_sweep)
+        claimed.append(RunDirectory(config.run_dir, config, continues))
+        return claimed[0].path
+
+    path = processes.first(take)
+    return claimed[0] if claimed else RunDirectory(path, config, ours=False)
+
+
+def go_on(directory: RunDirectory) -> Path | None:
+    """Make a run's directory what it was at its newest whole checkpoint, and return that; None = it never
+    came to one.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    found = checkpoints.newest(directory.checkpoints)
+    step = found[1]["global_step"] if found else 0
+    directory.forget_after(checkpoints.metrics_bytes(found[1]) if found else 0)
+    directory.note(resumed_at=[*directory.facts()["resumed_at"], step])
+    where = (
+        f"step {step}, {found[0].name}"
+        if found
+        else "the beginning: it was stopped before its first checkpoint"
+    )
+    print(f"memlab: the run goes on from {where}", file=sys.stderr)
+    return found[0] if found else None
+
+
+def kept(directory: RunDirectory) -> str:
+    """Which checkpoint there is."""
+    last = directory.checkpoints / LAST
+    return f"The last checkpoint is kept: {last}" if last.exists() else "There is no checkpoint yet"
+
+
+def command(words: Sequence[str], directory: Path) -> str:
+    """The command line that continues a run."""
+    # Hydra too has characters of its own
+    place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"
+    return shlex.join(["python", "-m", "memlab.train", *without_place(words), f"resume={place}"])
+
+
+def without_place(words: Sequence[str]) -> list[str]:
+    """A command line but for where the run is kept."""
+    return [word for word in words if word.partition("=")[0] not in ("resume", "run_dir")]
+
+
+def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Print the result of a run that has nothing left to do, and return it."""
+    print(f"memlab: the run in {directory} has finished already", file=sys.stderr)
+    print_summary(result, directory, None)
+    return result
+
+
+def read_best(directory: RunDirectory) -> dict[str, Any]:
+    """The checkpoint that is tested.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return checkpoints.read(directory.checkpoints / BEST)
+    except checkpoints.DamagedError as error:
+        raise UserError(
+            f"{directory.checkpoints / BEST} is damaged ({error}); without it there is nothing to test"
+        ) from None
