@@ -22,7 +22,7 @@ from memlab.evaluation.cost import PeakMemory
 from memlab.evaluation.memory import Watch
 from memlab.evaluation.perplexity import Tally
 from memlab.evaluation.progress import Meter
-from memlab.models.base import Encoder, Model
+from memlab.models.base import Model
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
 
@@ -55,7 +55,7 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
     segments = -(-tokens // length)
     points = {-(-n // length) for n in (FIRST << p for p in range(64)) if n < tokens} | {segments}
     source = _text(task, length) if isinstance(task, TextTask) else _random(task.vocab_size, length)
-    predicts = isinstance(task, TextTask) and not isinstance(model, Encoder)
+    predicts = isinstance(task, TextTask) and not model.answers_once
     tally = Tally(length)
     counts_BN, place_N = torch.ones(1, length, dtype=torch.bool), torch.arange(length)
 
