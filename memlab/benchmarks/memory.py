@@ -25,7 +25,7 @@ from torch import Tensor
 from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, spread, write
 from memlab.benchmarks.settings import BenchConfig
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 from memlab.reports import curves
 from memlab.training import truncation
 from memlab.training.build import on_gpu
@@ -43,7 +43,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         name: measure.build(name, config, sizes, sizes.segment_length).to(device)
         for name in sizes.models or measure.names()
     }
-    by_model = {name: weigh(model, config, device) for name, model in models.items()}
+    by_model = {name: weigh(name, model, config, device) for name, model in models.items()}
     result = {
         "suite": "memory",
         **sizes.model_dump(exclude={"models"}),
@@ -59,10 +59,8 @@ def run(config: BenchConfig) -> dict[str, Any]:
     return result
 
 
-def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Peak bytes of each way at each number of segments, seconds of each way at the largest,
-    and bytes of the state carried there.
-    """
+def weigh(name: str, model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
+    """Peak bytes of each way at each number of segments; seconds of each way, and bytes of the state carried, at the last."""
     sizes = config.memory
     together = truncation.together(model, config.trainer.recompute_together)
     peaks: dict[str, list[int]] = {way: [] for way in WAYS}
@@ -77,7 +75,6 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
 
     for way in WAYS:
         step(way, sizes.segments[0])()  # makes the gradients' tensors, and warms up
-    name = type(model).__name__
     for segments, way in track(
         list(itertools.product(sizes.segments, WAYS)), description=f"{name}: bytes", transient=True
     ):
@@ -105,12 +102,12 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
 def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, together: int) -> None:
     """Forward and backward of the next-token loss. The gradients' tensors stay."""
     model.zero_grad(set_to_none=False)
-    model.stack.recompute = way == "block"
+    model.backbone.recompute = way == "block"
     targets_BT = tokens_BT.roll(-1, dims=1)
 
     def nats(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
         n = logits_BnV.shape[1]
-        first = start if isinstance(model, Decoder) else 0  # an encoder answers once for each segment
+        first = 0 if model.answers_once else start  # an encoder answers once for each segment
         targets_Bn = targets_BT[:, first : first + n]
         return (
             F.cross_entropy(logits_BnV.flatten(0, 1), targets_Bn.flatten(), reduction="none").view_as(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +27,7 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
     config = typed(OmegaConf.to_container(composed, resolve=True), kind)
-    _check_model(config.model)
+    check_model(config.model)
     _check_task(config.task)
     _check_together(config, build_task(config))
     return config
@@ -145,8 +146,12 @@ def check_shares(config: Config, task: Task, size: int) -> None:
                 )
 
 
-def _check_model(values: dict[str, Any]) -> None:
-    """Whether each key is an option of a part that was chosen, and has a value that it accepts."""
+def check_model(values: dict[str, Any]) -> None:
+    """Whether each key is an option of a part that was chosen, and has a value that it accepts.
+
+    Raises:
+        ConfigError: it is not, or a key is missing.
+    """
     if "_target_" in values:
         raise ConfigError(
             f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of backbone, "
@@ -156,20 +161,7 @@ def _check_model(values: dict[str, Any]) -> None:
         if key not in values:
             raise ConfigError(f"model.{key} is missing: every model has it")
         schema.check_value(f"model.{key}", values[key], annotation)
-    backbone = schema.parameters(choices.BACKBONE)
-    if isinstance(values.get("layers"), int):
-        schema.check_value("model.layers", values["layers"], backbone["layers"].annotation)
-    else:
-        raise ConfigError(f"model.layers={values.get('layers')!r}: a number of layers is needed")
-    chosen = choices.choose(values)
-    options = {**backbone, **schema.parameters(chosen.tokens)}
-    for memory in dict.fromkeys(chosen.memories):
-        options |= schema.parameters(memory)
-    given = {"width"} - backbone.keys() | set(choices.GIVEN)
-    options = {name: option for name, option in options.items() if name not in given} | {
-        "width": backbone["width"]
-    }
-    options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
+    options = model_options(values)
     if values.get("context") == "full" and "attention" not in _listed(values["layer_memory"]):
         raise ConfigError(
             f"model.context=full: it says what layers without a memory look at, and layer_memory={values['layer_memory']} "
@@ -185,6 +177,29 @@ def _check_model(values: dict[str, Any]) -> None:
     for key, option in options.items():
         if option.required and key not in values:
             raise ConfigError(f"model.{key} is missing: it has to be {option.words}")
+
+
+def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
+    """The keys that the chosen backbone, layer memories and memory tokens of a model have, and what each accepts.
+
+    Raises:
+        ConfigError: there is no such choice, or the layers cannot be shared out among the memories.
+    """
+    backbone = schema.parameters(choices.BACKBONE)
+    if isinstance(values.get("layers"), int):
+        schema.check_value("model.layers", values["layers"], backbone["layers"].annotation)
+    else:
+        raise ConfigError(f"model.layers={values.get('layers')!r}: a number of layers is needed")
+    chosen = choices.choose(values)
+    options = {**backbone, **schema.parameters(chosen.tokens)}
+    for memory in dict.fromkeys(chosen.memories):
+        options |= schema.parameters(memory)
+    given = {"width"} - backbone.keys() | set(choices.GIVEN)
+    options = {name: option for name, option in options.items() if name not in given} | {
+        "width": backbone["width"]
+    }
+    options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
+    return options
 
 
 def _listed(value: Any) -> list[Any]:

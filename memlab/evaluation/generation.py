@@ -6,6 +6,7 @@ Legend: B batch, T tokens of the prompt, V vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -53,7 +54,7 @@ def _read(
     model: Model, tokens_BT: Tensor, state: ModelState | Open | Unread | None, segment_length: int
 ) -> tuple[Tensor, ModelState | Open | Unread]:
     """The scores after the last token, [B, V], and the state there."""
-    *_, piece = model.stream(tokens_BT, state, segment_length=segment_length)
+    piece = deque(model.stream(tokens_BT, state, segment_length=segment_length), maxlen=1).pop()
     return piece.logits[:, -1], piece.state
 
 
