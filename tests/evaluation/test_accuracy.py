@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memlab.evaluation.accuracy import Score, free_running
 from memlab.layers.state import State, state
-from memlab.models.base import Decoder, Open, Output
+from memlab.models.base import Model, Open
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.copy import Copy
@@ -25,11 +25,11 @@ from tests import small
 VOCABULARY = 13
 
 
-def build(name: str) -> Decoder:
+def build(name: str) -> Model:
     return small.build(name, VOCABULARY)
 
 
-def go_on(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
+def go_on(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths: Sequence[int]) -> Tensor:
     """Free running where the answer is all that comes after a prompt; what stands in its place is never
     looked at.
     """
@@ -38,7 +38,7 @@ def go_on(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths
     return free_running(model, torch.cat([prompt_BP, nonsense], dim=1), answer_T, segment_lengths)
 
 
-def reread(model: Decoder, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:
+def reread(model: Model, prompt_BP: Tensor, answer_tokens: int, segment_lengths: list[int]) -> Tensor:
     """For each token of the answer, the whole sequence so far is read from its beginning,
     the last segment being cut short.
     """
@@ -119,23 +119,19 @@ class Heard(State):
     tokens_BP: Tensor
 
 
-class Oracle(Decoder):
+class Oracle:
     """Knows the right next token wherever it follows from what it has read, and writes token 0 once it has
     read a mistake.
 
-    It stands on the three methods of open segments alone, and checks that they are called in order.
+    It has the methods of open segments alone.
     """
 
     def __init__(self, solve: Any, vocab_size: int) -> None:
-        super().__init__(vocab_size, layers=1, width=2, heads=1, ffn_multiple=1, dropout=0.0)
-        self.solve = solve
+        self.solve, self.vocab_size = solve, vocab_size
         self.closed = 0
 
     def init_state(self, batch_size: int) -> Heard:
         return Heard(torch.zeros(batch_size, 0, dtype=torch.long))
-
-    def segment(self, tokens_BN: Tensor, state: Heard) -> Output:
-        raise AssertionError("free running reads token by token")
 
     def begin(self, state: Heard) -> Open:
         return Open(state, (), read=0)
@@ -148,7 +144,7 @@ class Oracle(Decoder):
             [self.solve(row[: before + i + 1]) for i in range(tokens_Bn.shape[1])]
             for row in heard_BP.tolist()
         ]
-        logits_BnV = torch.nn.functional.one_hot(torch.tensor(answers), self.embed.num_embeddings).float()
+        logits_BnV = torch.nn.functional.one_hot(torch.tensor(answers), self.vocab_size).float()
         return logits_BnV, Open(Heard(heard_BP), (), open.read + tokens_Bn.shape[1])
 
     def close(self, open: Open) -> Heard:
