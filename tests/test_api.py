@@ -22,7 +22,6 @@ from memlab.config.checks import check
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation.generation import draw, generate
-from memlab.evaluation.settings import check_generate
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests import small
 from tests.training import resuming
@@ -246,9 +245,13 @@ def test_command(
         (["run=x", "temperature=warm"], "temperature='warm'"),
     ],
 )
-def test_command_mistakes(words: list[str], told: str) -> None:
-    with initialize_config_dir(config_dir(), version_base="1.3"), pytest.raises(ConfigError, match=told):
-        check_generate(compose("generate", words))
+def test_command_mistakes(
+    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memlab.generate", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_import_is_light() -> None:

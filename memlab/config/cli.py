@@ -54,8 +54,8 @@ def run(
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
         unused: keys that are in the configuration because tasks say how they are trained, and that this
             command does not read.
-        groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own,
-            not the group of presets.
+        groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of groups,
+            such as `experiment` and `tokens`.
     """
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         print(f"memlab {__version__}")

@@ -31,7 +31,9 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
     """
     names = model_names(own)
     if name not in names:
-        raise ConfigError(f"no model is named {name!r}.{suggestion(name, names)} There are: {', '.join(names)}")
+        raise ConfigError(
+            f"no model is named {name!r}.{suggestion(name, names)} There are: {', '.join(names)}"
+        )
     with _composing():
         try:
             composed = compose("train", [f"model={name}", *overrides, *search_path(own)])

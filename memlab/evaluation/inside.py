@@ -83,7 +83,9 @@ class Watching:
         self.between: dict[str, Tensor] = {}  # by what is compared: [S + 1, S + 1]
         self.by_slot: dict[str, Tensor] = {}  # of memory tokens: [M, S]
         self.changed: set[str] = set()  # states that turned out to change their size
-        self.back: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: retrieved keys and their attention, [H, bins]
+        self.back: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by layer: retrieved keys and their attention, [H, bins]
 
     @property
     def most_rows(self) -> int:
@@ -145,7 +147,9 @@ class Watching:
             if not memory.carries:
                 continue
             if layer not in offered and self.segments == 1:
-                said.append(f"memory share of layer {layer}: one segment has none before it that could be remembered")
+                said.append(
+                    f"memory share of layer {layer}: one segment has none before it that could be remembered"
+                )
             elif layer not in offered:
                 said.append(
                     f"memory share of layer {layer}: {type(memory).__name__} attends to no remembered rows with "
@@ -169,8 +173,12 @@ class Watching:
             elif event == "nearest":
                 self._nearest(**values)
 
-    def _attention(self, memory: LayerMemory, where: Where, remembered: int, keys: Tensor, attend: Any) -> None:
-        once = int(self.model.answers_once)  # then the first row is the class token: it asks, and is no memory
+    def _attention(
+        self, memory: LayerMemory, where: Where, remembered: int, keys: Tensor, attend: Any
+    ) -> None:
+        once = int(
+            self.model.answers_once
+        )  # then the first row is the class token: it asks, and is no memory
         asking_T = _tokens(where)
         asking_T[:once] = True
         spans = {"remembered": (0, remembered), MEMORY_TOKENS: (remembered + once, remembered - where.first)}
@@ -182,7 +190,9 @@ class Watching:
                 mass_BHT1 = attend(one_L1.expand(*keys.shape[:2], -1, -1))
                 self._add(kind, memory, mass_BHT1[:, :, asking_T, 0])
 
-    def _mix(self, memory: LayerMemory, where: Where, gate: Tensor, remembered: Tensor, local: Tensor) -> None:
+    def _mix(
+        self, memory: LayerMemory, where: Where, gate: Tensor, remembered: Tensor, local: Tensor
+    ) -> None:
         from_memory, from_local = (gate * remembered).norm(dim=-1), ((1 - gate) * local).norm(dim=-1)
         share = from_memory / (from_memory + from_local).clamp_min(1e-30)
         self._add("gated", memory, share[..., _tokens(where)[where.wanted]].flatten(2))
@@ -211,7 +221,9 @@ class Watching:
         if self.model.tokens.carries and (vectors := _numbers(state.tokens)):
             alone = len(vectors) == 1 and vectors[0].dim() == 3
             kept[MEMORY_TOKENS] = vectors[0] if alone else _flat(vectors)
-        for layer, (memory, own) in enumerate(zip(self.model.backbone.memories, state.layers, strict=True), 1):
+        for layer, (memory, own) in enumerate(
+            zip(self.model.backbone.memories, state.layers, strict=True), 1
+        ):
             if memory.carries and not memory.state_grows and (numbers := _numbers(own)):
                 kept[_name(layer)] = _flat(numbers)
         return kept

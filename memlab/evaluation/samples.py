@@ -141,7 +141,9 @@ class _Reader(abc.ABC):
             raise ValueError("shuffled needs two samples")
         self.answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
         self.starts = [0, *itertools.accumulate(batch.segment_lengths)]
-        self.others_B = torch.arange(self.rows, device=model.device).roll(1)  # of each document, the one before it
+        self.others_B = torch.arange(self.rows, device=model.device).roll(
+            1
+        )  # of each document, the one before it
         self.initial = model.init_state(self.rows)
         self.state = self.initial
         self.answers = {

@@ -228,9 +228,7 @@ class LayerMemory(nn.Module, abc.ABC):
         mask = where.mask if mask is None else mask
 
         def over(values: Tensor, wanted: slice) -> Tensor:
-            return self.attention.attend(
-                q, k, values, mask, where.relative, where.mask is not None, wanted
-            )
+            return self.attention.attend(q, k, values, mask, where.relative, where.mask is not None, wanted)
 
         observing.offer(
             "attention",

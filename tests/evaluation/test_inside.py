@@ -310,7 +310,10 @@ def test_parts_of_the_samples_make_the_same_means(monkeypatch: pytest.MonkeyPatc
     whole = inside.look(model, TASK, 5)
     monkeypatch.setattr(inside, "rows_at_once", lambda model, task: 2)
     parts = inside.look(model, TASK, 5)
-    for get in (lambda e: e["memory_share"]["memory_tokens"]["values"], lambda e: e["similarity"]["memory_tokens"]["between"]):
+    for get in (
+        lambda e: e["memory_share"]["memory_tokens"]["values"],
+        lambda e: e["similarity"]["memory_tokens"]["between"],
+    ):
         torch.testing.assert_close(torch.tensor(get(parts)), torch.tensor(get(whole)))
 
 

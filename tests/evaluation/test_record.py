@@ -94,7 +94,9 @@ def test_a_broken_file_and_one_of_another_format_are_mistakes(tmp_path: Path) ->
         Record(tmp_path, {})
     earlier = '{"format": 1, "lengths": [{"segments": 3}]}'
     (tmp_path / "evaluation.json").write_text(earlier)
-    with pytest.raises(UserError, match=rf"has format 1, this memlab writes format {record.FORMAT}; move it away"):
+    with pytest.raises(
+        UserError, match=rf"has format 1, this memlab writes format {record.FORMAT}; move it away"
+    ):
         Record(tmp_path, {}).add("lengths", entry(4))
     assert (tmp_path / "evaluation.json").read_text() == earlier
 

@@ -135,10 +135,14 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
 def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
     """How much goes to memory and how far a segment moves it, by layer: the figures show each head and segment."""
     columns = [f"{e['segments']:,} ({e['samples']:,})" for e in entries]
-    shown = [(kind, layer) for e in entries for kind, of in e["memory_share"].items() for layer in of["layers"]]
+    shown = [
+        (kind, layer) for e in entries for kind, of in e["memory_share"].items() for layer in of["layers"]
+    ]
     if kinds := sorted(set(shown)):
         title = f"{_who(record)}: share of memory, mean over heads and over the segments after the first"
-        said = "memory tokens, remembered: of attention; gated: of what memory and local attention give together"
+        said = (
+            "memory tokens, remembered: of attention; gated: of what memory and local attention give together"
+        )
         table = _table(title, ["segments (samples)", *columns])
         for kind, layer in kinds:
             shares = []
@@ -154,9 +158,13 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
         for name in names:
             steps = []
             for between in (e["similarity"].get(name, {"between": []})["between"] for e in entries):
-                cosines = [between[s][s - 1] for s in range(2, len(between))]  # the first is of the initial state
+                cosines = [
+                    between[s][s - 1] for s in range(2, len(between))
+                ]  # the first is of the initial state
                 steps.append(f"{sum(cosines) / len(cosines):.3f}" if cosines else "")
-            table.add_row(name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer "), *steps)
+            table.add_row(
+                name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer "), *steps
+            )
         _print(console, table, "mean over the segments after the first")
     for sentence in dict.fromkeys(sentence for e in entries for sentence in e["missing"]):
         console.print(f"not shown: {sentence}", style="dim", soft_wrap=True)
