@@ -1,5 +1,5 @@
-"""Small models in float64 with the same weights every time, for tests of what is built on models; and how a model is read
-in pieces.
+"""Small models in float64 with the same weights every time, for tests of what is built on models; and how a
+model is read in pieces.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def read_in_pieces(model: Model, tokens_BSN: Tensor, pieces: list[int]) -> tuple[Tensor, Any]:
-    """Every segment by begin, extend in pieces of these sizes, close: logits [B, S * N, V] and the last state."""
+    """Every segment by begin, extend in pieces of these sizes, close: logits [B, S * N,
+    V] and the last state.
+    """
     state, logits = model.init_state(len(tokens_BSN)), []
     for tokens_BN in tokens_BSN.unbind(1):
         open = model.begin(state)

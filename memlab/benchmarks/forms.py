@@ -1,8 +1,8 @@
 """The parallel form of each model against its recurrent form: the same numbers and gradients, at what speed?
 
-Both forms do a forward and a backward pass over the same random tokens, by turns. A model without a parallel form is
-measured in its recurrent form alone. What the time goes into is measured in passes of their own, since a profiler slows
-what it watches.
+Both forms do a forward and a backward pass over the same random tokens, by turns. A model without a parallel
+form is measured in its recurrent form alone. What the time goes into is measured in passes of their own,
+since a profiler slows what it watches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FORMS = ("recurrent", "parallel")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also in `forms.json`.
+    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also
+    in `forms.json`.
 
     A model without a parallel form has its recurrent form measured, and no ratio.
     """
@@ -50,7 +51,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def compare(name: str, model: Model, tokens_BSN: Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds of each pass of the forms, by turns; their ratio pass by pass; and the operations that take most time."""
+    """Seconds of each pass of the forms, by turns; their ratio pass by pass;
+    and the operations that take most time.
+    """
     there = FORMS if model.parallel is not None else FORMS[:1]
     forms: dict[str, measure.Work] = {form: partial(one_pass, model, form, tokens_BSN) for form in there}
     seconds = measure.by_turns(forms, repeats, tokens_BSN.device, name, WARM_UP)

@@ -46,7 +46,8 @@ def names() -> list[str]:
 
 
 def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **more: Any) -> Model:
-    """A model with its preset's values (or, if it is the configured one, those), at the sizes of this measurement.
+    """A model with its preset's values (or, if it is the configured one, those), at the sizes of this
+    measurement.
 
     Layers are rounded up to a number that the preset's pattern of layer memories can share.
 
@@ -92,7 +93,9 @@ def tokens(config: BenchConfig, *shape: int) -> Tensor:
 
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
-    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment, of the last one of each."""
+    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment,
+    of the last one of each.
+    """
     logits = model(tokens_BSN).logits
     targets_BSN = targets_BSN[..., -1:] if model.answers_once else targets_BSN
     return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
@@ -107,7 +110,8 @@ def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None =
     """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss.
 
     Args:
-        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, and after the last one the first.
+        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, and after the last one the
+            first.
     """
     adam = optimizer(model)
     targets = (

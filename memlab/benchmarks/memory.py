@@ -60,7 +60,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def weigh(name: str, model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Peak bytes of each way at each number of segments; seconds of each way, and bytes of the state carried, at the last."""
+    """Peak bytes of each way at each number of segments; seconds of each way,
+    and bytes of the state carried, at the last.
+    """
     sizes = config.memory
     together = truncation.together(model, config.trainer.recompute_together)
     peaks: dict[str, list[int]] = {way: [] for way in WAYS}

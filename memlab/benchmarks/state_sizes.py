@@ -60,8 +60,11 @@ _READ = {"transformer_xl", "rmt"}  # of which the paper counts what a segment re
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the numbers held for one document; also in `state_sizes.json`."""
-    # On the meta device scores take no memory, so the search for the nearest keys need not be cut into thousands of pieces
+    """Measure, print a table and return, by model, the numbers held for one document;
+    also in `state_sizes.json`.
+    """
+    # On the meta device scores take no memory, so the search for the nearest keys need not be cut into
+    # thousands of pieces
     with mock.patch.object(nearest, "_SCORES", 1 << 60), torch.device("meta"), torch.no_grad():
         models = {name: measure(name, build(name)) for name in OPTIONS}
     result = {
@@ -86,7 +89,9 @@ def build(name: str) -> Model:
 
 
 def measure(name: str, model: Model) -> dict[str, Any]:
-    """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything is here)."""
+    """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything
+    is here).
+    """
     tokens_BN = torch.zeros(1, SEGMENT, dtype=torch.long)
     read = SEGMENTS - 1 if model.state_grows else 1  # a state that does not grow has one size for ever
     before = model(tokens_BN[:, None].expand(-1, read, -1), model.init_state(1)).state
@@ -95,7 +100,7 @@ def measure(name: str, model: Model) -> dict[str, Any]:
     cost = memory.weigh(model, state.nbytes, model.peak_bytes(tokens_BN, before), SEGMENTS * SEGMENT)
     return {
         "printed": PRINTED[name],
-        "paper": numbers(*key_values(model.begin(state))) if name in _READ else numbers(state),  # type: ignore[operator]
+        "paper": numbers(*key_values(model.begin(state))) if name in _READ else numbers(state),
         "carried": numbers(state),
         "held": cost.peak_bytes / size,
         "compression_carry": cost.compression_carry,

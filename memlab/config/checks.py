@@ -154,8 +154,9 @@ def check_model(values: dict[str, Any]) -> None:
     """
     if "_target_" in values:
         raise ConfigError(
-            f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of backbone, "
-            "layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use memlab 0.1"
+            f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of "
+            "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
+            "memlab 0.1"
         )
     for key, annotation in _OF_EVERY_MODEL.items():
         if key not in values:
@@ -164,14 +165,17 @@ def check_model(values: dict[str, Any]) -> None:
     options = model_options(values)
     if values.get("context") == "full" and "attention" not in _listed(values["layer_memory"]):
         raise ConfigError(
-            f"model.context=full: it says what layers without a memory look at, and layer_memory={values['layer_memory']} "
-            "has none; use layer_memory=full"
+            "model.context=full: it says what layers without a memory look at, and "
+            f"layer_memory={values['layer_memory']} has none; use layer_memory=full"
         )
     for key, value in values.items():
         if key in _OF_EVERY_MODEL:
             continue
         if key not in options:
-            parts = f"backbone={values['backbone']}, layer_memory={values['layer_memory']}, tokens={values['tokens']}"
+            parts = (
+                f"backbone={values['backbone']}, layer_memory={values['layer_memory']}, "
+                f"tokens={values['tokens']}"
+            )
             raise ConfigError(f"{unknown_key(f'model.{key}', list(options))} (as composed: {parts})")
         schema.check_value(f"model.{key}", value, options[key].annotation)
     for key, option in options.items():
@@ -180,7 +184,8 @@ def check_model(values: dict[str, Any]) -> None:
 
 
 def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
-    """The keys that the chosen backbone, layer memories and memory tokens of a model have, and what each accepts.
+    """The keys that the chosen backbone, layer memories and memory tokens of a model have, and what each
+    accepts.
 
     Raises:
         ConfigError: there is no such choice, or the layers cannot be shared out among the memories.

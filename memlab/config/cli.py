@@ -54,8 +54,8 @@ def run(
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
         unused: keys that are in the configuration because tasks say how they are trained, and that this
             command does not read.
-        groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of groups,
-            such as `experiment` and `tokens`.
+        groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of
+            groups, such as `experiment` and `tokens`.
     """
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         print(f"memlab {__version__}")
@@ -182,7 +182,10 @@ def compose_checked(command: str, words: Sequence[str], check: Check, folder: Pa
 
 @contextmanager
 def own_hydra() -> Iterator[None]:
-    """A Hydra over memlab's files. Hydra has one at a time: that of the command that is running is set aside."""
+    """A Hydra over memlab's files.
+
+    Hydra has one at a time: that of the command that is running is set aside.
+    """
     outside = GlobalHydra.instance().is_initialized()
     saved = copy.copy(GlobalHydra.instance().hydra) if outside else None
     GlobalHydra.instance().clear()

@@ -1,4 +1,7 @@
-"""The values of `model` for a preset, `model=NAME`, as a command line would compose them. No torch is imported."""
+"""The values of `model` for a preset, `model=NAME`, as a command line would compose them.
+
+No torch is imported.
+"""
 
 from __future__ import annotations
 

@@ -1,19 +1,22 @@
-"""What a model does with its memory while it reads test samples: an entry of `inside` in `evaluation.json` (`record.py`).
+"""What a model does with its memory while it reads test samples: an entry of `inside` in `evaluation.json`
+(`record.py`).
 
-    memory_share   how much of a head's work goes to memory, by layer, head and segment; means over samples and over the
-                   queries that are tokens (and the class token)
-                     memory_tokens  share of the head's softmax on memory tokens before the segment
-                     remembered     share of the head's softmax on rows that the layer remembers
-                     gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and
-                                    local attention give a head; 0 where nothing has been written yet. With such a gate
-                                    the two kinds above are of local attention alone
-    similarity     cosine between what was carried after different segments, mean over samples: of memory tokens (each
-                   slot with itself), and of the state of each layer whose size is constant (all its numbers as one vector)
-    retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins [1, 2), [2, 4), [4, 8), ..
+    memory_share   how much of a head's work goes to memory, by layer, head and segment; means over samples
+                   and over the queries that are tokens (and the class token) memory_tokens  share of the
+                   head's softmax on memory tokens before the segment remembered     share of the head's
+                   softmax on rows that the layer remembers gated          |g y_memory| / (|g y_memory| + |(1
+                   - g) y_local|), by the norms of what a memory and local attention give a head; 0 where
+                   nothing has been written yet. With such a gate the two kinds above are of local attention
+                   alone
+    similarity     cosine between what was carried after different segments, mean over samples: of memory
+                   tokens (each slot with itself), and of the state of each layer whose size is constant (all
+                   its numbers as one vector)
+    retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins [1, 2), [2,
+                   4), [4, 8), ..
     missing        what cannot be shown of this model, and why
 
-Nothing here knows a kind of memory. Layers offer what they compute (`layers/observing.py`), and states are trees of tensors.
-The model reads segment by segment and computes what it always computes.
+Nothing here knows a kind of memory. Layers offer what they compute (`layers/observing.py`), and states are
+trees of tensors. The model reads segment by segment and computes what it always computes.
 
 Legend: B samples, H heads, G key-value heads, T queries, L keys, S segments, M memory tokens, F numbers.
 """
@@ -152,13 +155,13 @@ class Watching:
                 )
             elif layer not in offered:
                 said.append(
-                    f"memory share of layer {layer}: {type(memory).__name__} attends to no remembered rows with "
-                    "LayerMemory.attend and mixes nothing in with LayerMemory.mix"
+                    f"memory share of layer {layer}: {type(memory).__name__} attends to no remembered rows "
+                    "with LayerMemory.attend and mixes nothing in with LayerMemory.mix"
                 )
             if memory.state_grows or _name(layer) in self.changed:
                 said.append(
-                    f"similarity of layer {layer}: its state grows with the document, and states of different sizes "
-                    "have no cosine"
+                    f"similarity of layer {layer}: its state grows with the document, and states of "
+                    "different sizes have no cosine"
                 )
             elif _name(layer) not in self.between:
                 said.append(f"similarity of layer {layer}: its state has no numbers but counters")

@@ -39,17 +39,17 @@ same key is the same entry, found again only with `again=true`.
                 state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
     inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
-              memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}: means
-                over samples and tokens
-              similarity.{memory_tokens, layer1, layer2, ..}: {between [1 + segments][1 + segments],
-                by_slot [slots][segments] of memory tokens, else null}
-              retrieval: [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back
-                retrieved keys lie, one for each layer that retrieves
-              missing: [sentences]: what cannot be shown of this model, and why
-              Layers are named by numbers from 1. The first of a list of heads or slots is head or slot 1; segment 0
-              of `between` is the initial state, and a state of zeros has cosine 0 with every other
+              memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}:
+              means over samples and tokens similarity.{memory_tokens, layer1, layer2, ..}: {between [1 +
+              segments][1 + segments], by_slot [slots][segments] of memory tokens, else null} retrieval:
+              [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back retrieved keys
+              lie, one for each layer that retrieves missing: [sentences]: what cannot be shown of this model,
+              and why Layers are named by numbers from 1. The first of a list of heads or slots is head or
+              slot 1; segment 0 of `between` is the initial state, and a state of zeros has cosine 0 with
+              every other
 
-Format 1 is of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity and one retrieval.
+Format 1 is of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity and one
+retrieval.
 
 `best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes
 the largest.
@@ -150,8 +150,8 @@ def read(file: Path) -> dict[str, Any]:
     format = found.get("format") if isinstance(found, dict) else None
     if format != FORMAT:
         raise UserError(
-            f"{file} has format {format}, this memlab writes format {FORMAT}; move it away, and what is in it is "
-            "computed anew"
+            f"{file} has format {format}, this memlab writes format {FORMAT}; move it away, and what is in "
+            "it is computed anew"
         )
     return dict(found)
 

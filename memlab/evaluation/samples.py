@@ -2,8 +2,8 @@
 thousands there are.
 
 Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, by
-`Model.init_state` and `Model.exchanged`, so they exist for every model. Both read only the segments with answers a
-second time:
+`Model.init_state` and `Model.exchanged`, so they exist for every model. Both read only the segments with
+answers a second time:
 
     memory_off   such a segment begins with the initial state: nothing of an earlier one is known
     shuffled     it begins with the state that another document of the batch has at this boundary, as that

@@ -53,7 +53,8 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     """Open a run.
 
     Args:
-        changes: other values of its task's configuration; None, and keys that the task does not have, are left out.
+        changes: other values of its task's configuration; None, and keys that the task does not have, are
+            left out.
 
     Raises:
         UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not

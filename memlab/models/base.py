@@ -200,6 +200,18 @@ class Model(nn.Module, abc.ABC):
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
         """`segment` with the memory on."""
 
+    def begin(self, state: ModelState) -> Open:
+        """Open a segment, to be read in pieces; not of a model that answers once."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
+    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
+    def close(self, open: Open) -> ModelState:
+        """End the segment: write memory, and return the state that the next segment needs."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
     @abc.abstractmethod
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
         """Bytes held just before a segment is closed: the state, and what the segment's rows look at."""

@@ -1,4 +1,7 @@
-"""Runs of memlab 0.1, whose models were one class each. Their results are plain JSON; their weights do not fit."""
+"""Runs of memlab 0.1, whose models were one class each.
+
+Their results are plain JSON; their weights do not fit.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def refuse(named: str, config: Any) -> None:
     model = config.get("model") or {}
     if "_target_" in model:
         raise UserError(
-            f"{named} was written by memlab 0.1 (model._target_={model['_target_']}). Since 0.2 a model is composed of "
-            "backbone, layer_memory and tokens, and weights of 0.1 do not fit. Train the run again, or open it with "
-            "memlab 0.1; memlab.compare reads its results as they are"
+            f"{named} was written by memlab 0.1 (model._target_={model['_target_']}). Since 0.2 a model is "
+            "composed of backbone, layer_memory and tokens, and weights of 0.1 do not fit. Train the run "
+            "again, or open it with memlab 0.1; memlab.compare reads its results as they are"
         )

@@ -203,12 +203,14 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
     ):
         evaluate(asked(run, "lengths=[4]"))
     (run / "config.yaml").write_text(config.replace("layer_memory: attention", "layer_memory: gone"))
-    with pytest.raises(UserError, match="configuration does not fit: .*model.layer_memory=gone"):
+    with pytest.raises(UserError, match=r"configuration does not fit: .*model\.layer_memory=gone"):
         evaluate(asked(run, "lengths=[4]"))
 
 
 def test_a_run_of_memlab_0_1(run: Path, tmp_path: Path) -> None:
-    """Its weights are refused in one message, as a run, as a checkpoint alone, and when it shall be resumed."""
+    """Its weights are refused in one message, as a run, as a checkpoint alone,
+    and when it shall be resumed.
+    """
     text = (run / "config.yaml").read_text()
     target = "_target_: memlab.models.rmt.RMT"
     (run / "config.yaml").write_text(text.replace("model:\n", f"model:\n  {target}\n", 1))

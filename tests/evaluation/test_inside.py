@@ -16,7 +16,8 @@ from torch import Tensor
 from memlab.errors import ConfigError
 from memlab.evaluation import inside
 from memlab.layers.positions import rotate
-from memlab.layers.state import State, state
+from memlab.layers.state import State
+from memlab.layers.state import state as declared
 from memlab.memories import attention
 from memlab.memories.base import LayerMemory, Where
 from memlab.models.base import Model
@@ -204,7 +205,9 @@ def test_how_far_back_keys_are_retrieved() -> None:
 
 
 def test_memory_tokens_retrieve_nothing() -> None:
-    """Every token of the segments after the first looks at k keys, where there are so many, and no other row does."""
+    """Every token of the segments after the first looks at k keys, where there are so many,
+    and no other row does.
+    """
     (found,) = inside.look(build("rmt_memorizing"), TASK, 4)["retrieval"]
     lengths, rows, keys = TASK.segment_lengths, 0, 0
     for n in lengths:
@@ -234,7 +237,7 @@ def test_similarity_of_memories() -> None:
     assert of_layer["between"][0][0] == 0, "before the first segment the window is zeros"
 
 
-@state
+@declared
 class MeanState(State):
     """A vector, and how many segments made it."""
 
@@ -261,7 +264,9 @@ class Mean(attention.Attention):
 
 
 class Silent(Mean):
-    """A memory that neither attends nor mixes with the base class's methods, and whose state changes its size."""
+    """A memory that neither attends nor mixes with the base class's methods,
+    and whose state changes its size.
+    """
 
     def segment(self, x_BTD: Tensor, state: MeanState, where: Where) -> tuple[Tensor, MeanState]:
         return x_BTD, MeanState(torch.cat([state.mean_BD, x_BTD.mean(1)], dim=1), state.segments_B)
@@ -320,7 +325,7 @@ def test_parts_of_the_samples_make_the_same_means(monkeypatch: pytest.MonkeyPatc
 def test_nothing_to_look_at() -> None:
     with pytest.raises(ConfigError, match="carries nothing"):
         inside.check(small.build("segment", 9), 3)
-    with pytest.raises(ConfigError, match="model.memory=shuffled reads each one twice"):
+    with pytest.raises(ConfigError, match=r"model\.memory=shuffled reads each one twice"):
         inside.check(small.build("rmt", 9, memory="shuffled"), 3)
     with pytest.raises(ConfigError, match="128 at most"):
         inside.check(build("rmt"), 129)

@@ -133,7 +133,9 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
 
 
 def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-    """How much goes to memory and how far a segment moves it, by layer: the figures show each head and segment."""
+    """How much goes to memory and how far a segment moves it, by layer: the figures show each head and
+    segment.
+    """
     columns = [f"{e['segments']:,} ({e['samples']:,})" for e in entries]
     shown = [
         (kind, layer) for e in entries for kind, of in e["memory_share"].items() for layer in of["layers"]
