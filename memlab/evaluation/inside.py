@@ -2,17 +2,17 @@
 (`record.py`).
 
     memory_share   how much of a head's work goes to memory, by layer, head and segment; means over samples
-                   and over the queries that are tokens (and the class token) memory_tokens  share of the
-                   head's softmax on memory tokens before the segment remembered     share of the head's
-                   softmax on rows that the layer remembers gated          |g y_memory| / (|g y_memory| + |(1
-                   - g) y_local|), by the norms of what a memory and local attention give a head; 0 where
-                   nothing has been written yet. With such a gate the two kinds above are of local attention
-                   alone
+                   and over the queries that are tokens (and the class token)
+      memory_tokens  the part of the head's softmax on memory tokens before the segment
+      remembered     the part of the head's softmax on rows that the layer remembers
+      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and local
+                     attention give a head; 0 where nothing has been written yet. With such a gate the two kinds
+                     above are of local attention alone
     similarity     cosine between what was carried after different segments, mean over samples: of memory
-                   tokens (each slot with itself), and of the state of each layer whose size is constant (all
-                   its numbers as one vector)
-    retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins [1, 2), [2,
-                   4), [4, 8), ..
+                   tokens (each slot with itself), and of the state of each layer whose size is constant
+                   (all its numbers as one vector)
+    retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins
+                   [1, 2), [2, 4), [4, 8), ..
     missing        what cannot be shown of this model, and why
 
 Nothing here knows a kind of memory. Layers offer what they compute (`layers/observing.py`), and states are

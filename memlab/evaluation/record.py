@@ -40,13 +40,14 @@ same key is the same entry, found again only with `again=true`.
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
     inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
               memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}:
-              means over samples and tokens similarity.{memory_tokens, layer1, layer2, ..}: {between [1 +
-              segments][1 + segments], by_slot [slots][segments] of memory tokens, else null} retrieval:
-              [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back retrieved keys
-              lie, one for each layer that retrieves missing: [sentences]: what cannot be shown of this model,
-              and why Layers are named by numbers from 1. The first of a list of heads or slots is head or
-              slot 1; segment 0 of `between` is the initial state, and a state of zeros has cosine 0 with
-              every other
+                means over samples and tokens
+              similarity.{memory_tokens, layer1, layer2, ..}: {between [1 + segments][1 + segments],
+                by_slot [slots][segments] of memory tokens, else null}
+              retrieval: [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back
+                retrieved keys lie, one for each layer that retrieves
+              missing: [sentences]: what cannot be shown of this model, and why
+              Layers are counted from 1; heads and slots are in order. Row 0 of `between` is the initial
+              state; a state of zeros has cosine 0 with every other
 
 Format 1 is of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity and one
 retrieval.
