@@ -5,9 +5,9 @@
                    and over the queries that are tokens (and the class token)
       memory_tokens  the part of the head's softmax on memory tokens before the segment
       remembered     the part of the head's softmax on rows that the layer remembers
-      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and local
-                     attention give a head; 0 where nothing has been written yet. With such a gate the two kinds
-                     above are of local attention alone
+      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and
+                     local attention give a head; 0 where nothing has been written yet. With such a gate the
+                     two kinds above are of local attention alone
     similarity     cosine between what was carried after different segments, mean over samples: of memory
                    tokens (each slot with itself), and of the state of each layer whose size is constant
                    (all its numbers as one vector)
