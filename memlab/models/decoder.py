@@ -90,7 +90,7 @@ class Decoder(Model):
     def close(self, open: Open) -> ModelState:
         """End the segment: write memory, and return the state that the next segment needs."""
         if self.memory == "off":
-            return open.state
+            return self.init_state(open.state.batch_size)
         tokens, layers = open.state.tokens, open.layers
         if w := self.tokens.writes:
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
@@ -106,7 +106,7 @@ class Decoder(Model):
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
             _, layers = self.backbone.read("extend", before_BMD, layers, where)
-        # What is kept of the layers' states is in `layers`: of a full context, the carried rows would be there twice
+        # `layers` holds what is needed of the layers' states; a full context's carried rows would be there twice
         return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
 
     def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
