@@ -21,7 +21,7 @@ from memlab.layers.state import state as declared
 from memlab.memories import attention
 from memlab.memories.base import LayerMemory, Where
 from memlab.models.base import Model
-from memlab.reports import evaluation_tables, inside_figures
+from memlab.reports.evaluation import inside_figures, tables
 from memlab.tasks.copy import Copy
 from tests import small
 
@@ -294,7 +294,7 @@ def test_a_memory_of_one_s_own_shows_up(tmp_path: Path, capsys: pytest.CaptureFi
         "inside_gated_3_segments.png",
         "inside_similarity_of_layers_3_segments.png",
     ]
-    evaluation_tables.print_inside(Console(), {"model": "own", "task": "copy", "seed": 0}, [entry])
+    tables.print_inside(Console(), {"model": "own", "task": "copy", "seed": 0}, [entry])
     said = capsys.readouterr().out
     assert "gated, layer 1" in said and "state of layer 2" in said and "not shown" not in said
 
@@ -303,7 +303,7 @@ def test_what_cannot_be_shown_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     entry = inside.look(own("Silent"), TASK, 4)
     assert not entry["memory_share"] and not entry["similarity"]
     entry |= {"segments": 3, "samples": 4}
-    evaluation_tables.print_inside(Console(width=300), {"model": "own", "task": "copy", "seed": 0}, [entry])
+    tables.print_inside(Console(width=300), {"model": "own", "task": "copy", "seed": 0}, [entry])
     said = capsys.readouterr().out
     for layer in (1, 2):
         assert f"not shown: memory share of layer {layer}: Silent attends to no remembered rows" in said
