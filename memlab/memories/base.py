@@ -241,9 +241,9 @@ class LayerMemory(nn.Module, abc.ABC):
         return over(v, where.wanted)
 
     def mix(self, local: Tensor, remembered: Tensor, gate: Tensor, where: Where) -> Tensor:
-        """(1 - gate) local + gate remembered, for the wanted rows: [B, H, .., T, K]; `gate` is broadcastable to it.
+        """(1 - gate) local + gate remembered, for the wanted rows: [B, H, .., T, K].
 
-        It counts as 0 for rows that do not look at what the layer remembers.
+        `gate` is broadcastable to it. It counts as 0 for rows that do not look at what the layer remembers.
         """
         if not where.only_tokens:
             gate = gate * where.readers()[where.wanted, None]

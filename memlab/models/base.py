@@ -84,7 +84,7 @@ class Open:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the carried state and of the open segment together; a tensor that is in both counts once."""
+        """Bytes of the carried state and of the open segment; a tensor that is in both counts once."""
         tensors = [t for t in pytree.tree_leaves((self.state, self.layers)) if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 

@@ -106,7 +106,7 @@ class Decoder(Model):
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
             _, layers = self.backbone.read("extend", before_BMD, layers, where)
-        # `layers` holds what is needed of the layers' states; a full context's carried rows would be there twice
+        # `layers` holds what is needed of the layers' states: a full context would be there twice
         return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
 
     def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
