@@ -19,8 +19,7 @@ from memlab.errors import UserError
 from memlab.evaluation import trained
 from memlab.evaluation.generation import generate
 from memlab.evaluation.settings import check_sampling
-from memlab.layers.state import State
-from memlab.models.base import Decoder, Model, Open, Piece, Unread
+from memlab.models.base import Model, ModelState, Open, Piece, Unread
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
 from memlab.text.tokenizers import Tokenizer
@@ -73,7 +72,7 @@ class Run:
             raise UserError(f"the text is not Unicode: {error}") from None
         return torch.tensor([[task.begin, *task.tokenizer.encode(document).tolist()]])
 
-    def stream(self, tokens_BT: Tensor, state: State | Open | Unread | None = None) -> Iterator[Piece]:
+    def stream(self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None) -> Iterator[Piece]:
         """Read tokens of any number, segment by segment, in constant memory: `Model.stream` with this run's
         segments.
 
@@ -83,7 +82,7 @@ class Run:
                 document begins.
 
         Returns:
-            An iterator over pieces; of each `logits` and the `state` behind it.
+            An iterator over pieces; each has `logits` and the `state` after it.
 
         Raises:
             UserError: `tokens_BT` is not [B, T], or has ids that the model does not know.
@@ -114,7 +113,7 @@ class Run:
         top_k: int | None = 50,
         seed: int = 0,
     ) -> str:
-        """What the model writes behind a prompt. Time grows with the number of tokens, memory does not.
+        """What the model writes after a prompt. Time grows with the number of tokens, memory does not.
 
         Args:
             prompt: the beginning of a document; may be empty.
@@ -141,7 +140,6 @@ class Run:
         """As `generate`, in pieces of whole characters as they come."""
         wish = check_sampling(prompt, tokens, temperature, top_k, seed)
         task, model = self._text("generate"), self.model
-        assert isinstance(model, Decoder)  # an encoder cannot be trained on text
         ids = generate(
             model,
             self.encode(prompt),
@@ -157,7 +155,7 @@ class Run:
     def _text(self, what: str) -> TextTask:
         if not isinstance(self.task, TextTask):
             model, task = self.config.model["name"], self.config.task["name"]
-            kind = ", and answers once for each sample" if not isinstance(self.model, Decoder) else ""
+            kind = ", and answers once for each sample" if self.model.answers_once else ""
             raise UserError(
                 f"{what} needs a run on text: {self.checkpoint} is model={model}, trained on "
                 f"task={task}{kind}"

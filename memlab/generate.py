@@ -50,7 +50,7 @@ def quoted(word: str) -> str:
 
 def main() -> None:
     sys.argv[1:] = [quoted(word) for word in sys.argv[1:]]
-    cli.run("generate", check_generate, job)
+    cli.run("generate", check_generate, job, groups=False)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ from memlab.config.checks import check
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, UserError
 from memlab.evaluation.generation import draw, generate
-from memlab.evaluation.settings import check_generate
-from memlab.models.rmt_encoder import RMTEncoder
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests import small
-from tests.conformance.test_contract import VOCAB
 from tests.training import resuming
 
+VOCAB = 13
 DOCUMENT = "It was a dark and stormy night; the rain fell in torrents, “except” at occasional intervals. " * 3
 
 
@@ -182,9 +180,7 @@ def test_mistakes(run: memlab.Run, text_run: Path, whole: Path, tmp_path: Path) 
     for ask in (lambda: samples.generate("a"), lambda: samples.encode("a")):
         with pytest.raises(UserError, match=r"needs a run on text: .*model=\w+, trained on task=copy"):
             ask()
-    encoder = RMTEncoder(
-        vocab_size=VOCAB, memory_tokens=2, layers=1, width=8, heads=2, ffn_multiple=2, dropout=0.0
-    )
+    encoder = small.build("rmt_encoder", VOCAB)
     with pytest.raises(UserError, match="answers once for each sample"):
         dataclasses.replace(samples, model=encoder).generate("a")
     wrong: list[tuple[dict[str, object], str]] = [
@@ -249,9 +245,13 @@ def test_command(
         (["run=x", "temperature=warm"], "temperature='warm'"),
     ],
 )
-def test_command_mistakes(words: list[str], told: str) -> None:
-    with initialize_config_dir(config_dir(), version_base="1.3"), pytest.raises(ConfigError, match=told):
-        check_generate(compose("generate", words))
+def test_command_mistakes(
+    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memlab.generate", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_import_is_light() -> None:

@@ -1,7 +1,8 @@
 """The parallel form of each model against its recurrent form: the same numbers and gradients, at what speed?
 
-Both forms do a forward and a backward pass over the same random tokens, by turns. What the time goes into is
-measured in passes of their own, since a profiler slows what it watches.
+Both forms do a forward and a backward pass over the same random tokens, by turns. A model without a parallel
+form is measured in its recurrent form alone. What the time goes into is measured in passes of their own,
+since a profiler slows what it watches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from torch import Tensor
 from memlab.benchmarks import measure
 from memlab.benchmarks.report import machine, rows, spread, words, write
 from memlab.benchmarks.settings import BenchConfig
-from memlab.errors import ConfigError
 from memlab.models.base import Model
 
 WARM_UP = 2  # passes of each form that are not counted
@@ -24,23 +24,20 @@ FORMS = ("recurrent", "parallel")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio;
-    also in `forms.json`.
+    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also
+    in `forms.json`.
+
+    A model without a parallel form has its recurrent form measured, and no ratio.
     """
     sizes = config.forms
     models = {
         name: measure.build(name, config, sizes, sizes.segment_length)
         for name in sizes.models or measure.names()
     }
-    refused = [name for name, model in models.items() if model.parallel is None]
-    if refused and sizes.models:
-        raise ConfigError(f"forms.models={sizes.models}: {', '.join(refused)} has no parallel form")
     tokens_BSN = measure.tokens(config, sizes.batch_size, sizes.segments, sizes.segment_length)
-    models = {name: model.to(tokens_BSN.device) for name, model in models.items()}
     by_model = {
-        name: compare(model, tokens_BSN, config.repeats)
+        name: compare(name, model.to(tokens_BSN.device), tokens_BSN, config.repeats)
         for name, model in models.items()
-        if name not in refused
     }
     result = {
         "suite": "forms",
@@ -53,16 +50,17 @@ def run(config: BenchConfig) -> dict[str, Any]:
     return result
 
 
-def compare(model: Model, tokens_BSN: Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds of each pass of both forms, by turns; their ratio pass by pass;
+def compare(name: str, model: Model, tokens_BSN: Tensor, repeats: int) -> dict[str, Any]:
+    """Seconds of each pass of the forms, by turns; their ratio pass by pass;
     and the operations that take most time.
     """
-    forms: dict[str, measure.Work] = {form: partial(one_pass, model, form, tokens_BSN) for form in FORMS}
-    seconds = measure.by_turns(forms, repeats, tokens_BSN.device, type(model).__name__, WARM_UP)
-    ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
+    there = FORMS if model.parallel is not None else FORMS[:1]
+    forms: dict[str, measure.Work] = {form: partial(one_pass, model, form, tokens_BSN) for form in there}
+    seconds = measure.by_turns(forms, repeats, tokens_BSN.device, name, WARM_UP)
+    ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)] if len(there) > 1 else []
     return {
-        "seconds": seconds,
-        "ratio": spread(ratios),
+        "seconds": {form: seconds.get(form) for form in FORMS},
+        "ratio": spread(ratios) if ratios else None,
         "time": {form: measure.most_time(do) for form, do in forms.items()},
     }
 
@@ -71,7 +69,14 @@ def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
     """Forward and backward of the next-token loss."""
     model.zero_grad()
     logits = getattr(model, form)(tokens_BSN, model.init_state(len(tokens_BSN))).logits
-    F.cross_entropy(logits.flatten(0, 2), tokens_BSN.roll(-1, dims=2).flatten()).backward()
+    targets_BSN = tokens_BSN.roll(-1, dims=2)[..., -logits.shape[2] :]
+    F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten()).backward()
+
+
+def milliseconds(measured: dict[str, Any]) -> list[str]:
+    """Of each form, the median; - where there is none."""
+    both = (measured["seconds"][form] for form in FORMS)
+    return ["-" if seconds is None else f"{1000 * spread(seconds)['median']:.1f}" for seconds in both]
 
 
 def heading(result: dict[str, Any]) -> str:
@@ -86,8 +91,8 @@ def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     body = []
     for name, measured in result["models"].items():
-        milliseconds = [f"{1000 * spread(measured['seconds'][form])['median']:.1f}" for form in FORMS]
-        body.append([name, *milliseconds, words(measured["ratio"])])
+        ratio = measured["ratio"]
+        body.append([name, *milliseconds(measured), "no parallel form" if ratio is None else words(ratio)])
     head = ["model", "recurrent, ms", "parallel, ms", "recurrent / parallel"]
     return ["## Parallel and recurrent form", "", f"{heading(result).capitalize()}.", "", *rows(head, body)]
 
@@ -100,12 +105,13 @@ def table(result: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "model" else "right")
     captions = []
     for name, measured in result["models"].items():
-        milliseconds = [f"{1000 * spread(measured['seconds'][form])['median']:.1f}" for form in FORMS]
-        table.add_row(name, *milliseconds, *(f"{v:.2f}" for v in measured["ratio"].values()))
+        ratio = measured["ratio"]
+        table.add_row(name, *milliseconds(measured), *(f"{v:.2f}" for v in (ratio or {}).values()))
+        form = list(measured["time"])[-1]
         shares = ", ".join(
-            f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"]["parallel"].items()
+            f"{key.removeprefix('aten::')} {share:.0%}" for key, share in measured["time"][form].items()
         )
-        captions.append(f"{name}: {shares}")
-    table.caption = "Where the parallel form's time goes:\n" + "\n".join(captions)
+        captions.append(f"{name}{' (it has no parallel form)' if ratio is None else ''}: {shares}")
+    table.caption = "Where the time of the parallel form goes:\n" + "\n".join(captions)
     table.caption_justify = "left"
     return table

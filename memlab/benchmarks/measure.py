@@ -7,21 +7,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
 from memlab.benchmarks.settings import BenchConfig
-from memlab.config import schema
-from memlab.config.paths import config_dir
-from memlab.errors import ConfigError, suggestion
-from memlab.models.base import Decoder, Model
+from memlab.config.checks import model_options
+from memlab.config.compose_model import model_names, model_values
+from memlab.errors import ConfigError
+from memlab.models.base import Model
+from memlab.models.compose import compose
 from memlab.training.build import on_gpu
 
 VOCABULARY = 256
@@ -42,43 +41,43 @@ class Sizes(Protocol):
 
 
 def names() -> list[str]:
-    """Every model that configs/model has a file of."""
-    return sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
+    """Every preset of a model: those of `configs/model/`, and the user's own in --config-dir."""
+    return model_names()
 
 
 def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **more: Any) -> Model:
-    """A model with its file's settings (or, if it is the configured one, those), at the sizes of this
+    """A model with its preset's values (or, if it is the configured one, those), at the sizes of this
     measurement.
+
+    Layers are rounded up to a number that the preset's pattern of layer memories can share.
 
     Args:
         segment_length: caches are as long.
-        more: arguments that this measurement sets; those that the model does not have are left out.
+        more: options that this measurement sets; those that the model does not have are left out.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such preset, or its values do not go with these sizes.
     """
-    file = Path(config_dir(), "model", f"{name}.yaml")
-    if not file.exists():
-        raise ConfigError(
-            f"{config.suite}.models: no model is named {name!r}.{suggestion(name, names())} There are: "
-            f"{', '.join(names())}"
-        )
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
-    values = config.model if name == config.model["name"] else values
-    arguments = schema.parameters(values["_target_"])
+    try:
+        values = config.model if name == config.model["name"] else model_values(name)
+    except ConfigError as error:
+        raise ConfigError(f"{config.suite}.models: {error}") from None
+    pattern = values["layer_memory"]
+    shared = len(pattern) if isinstance(pattern, list) else 1
     own = {
         "width": sizes.width,
-        "layers": sizes.layers,
+        "layers": -(-sizes.layers // shared) * shared,
         "heads": sizes.heads,
         "mem_len": segment_length,
         "dropout": 0.0,
         **more,
     }
+    options = model_options(values)
     torch.manual_seed(config.seed)
-    model: Model = schema.load(values["_target_"])(
-        vocab_size=VOCABULARY,
-        **{key: own.get(key, values.get(key)) for key in arguments.keys() - {"vocab_size"}},
-    )
+    try:
+        model = compose({**values, **{key: own[key] for key in own.keys() & options.keys()}}, VOCABULARY)
+    except ConfigError as error:
+        raise ConfigError(f"{config.suite}: model={name} at the sizes of this suite: {error}") from None
     return model.train()
 
 
@@ -95,10 +94,10 @@ def tokens(config: BenchConfig, *shape: int) -> Tensor:
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
     """Mean cross-entropy of all targets; of an encoder, which answers once for each segment,
-    of the last target of each.
+    of the last one of each.
     """
     logits = model(tokens_BSN).logits
-    targets_BSN = targets_BSN if isinstance(model, Decoder) else targets_BSN[..., -1:]
+    targets_BSN = targets_BSN[..., -1:] if model.answers_once else targets_BSN
     return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
 
 
@@ -111,8 +110,8 @@ def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None =
     """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss.
 
     Args:
-        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, behind the last of which comes
-            the first.
+        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, and after the last one the
+            first.
     """
     adam = optimizer(model)
     targets = (

@@ -19,34 +19,35 @@ Beside it stand our two: what is carried, and what is held while a segment is re
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 from rich.table import Table
+from torch.utils import _pytree as pytree
 
 from memlab.benchmarks.report import write
 from memlab.benchmarks.settings import BenchConfig
+from memlab.config.compose_model import model_values
 from memlab.evaluation import memory
-from memlab.layers import nearest
+from memlab.layers.attention import KeyValues
 from memlab.layers.state import State
 from memlab.models.base import Model
-from memlab.models.infini import Infini
-from memlab.models.memorizing import Memorizing
-from memlab.models.rmt import RMT
-from memlab.models.transformer_xl import TransformerXL
+from memlab.models.compose import compose
+from memlab.ops import nearest
 from memlab.tracking.versions import versions
 
 SEGMENT, SEGMENTS = 2048, 32
+VOCABULARY = 32_000
 _MEMORY = 65_000  # "65K"; with 65,536 the paper's 183M would be 184.5M
-_BACKBONE: dict[str, Any] = {
-    "vocab_size": 32_000,
-    "layers": 12,
-    "width": 1024,
-    "heads": 8,
-    "ffn_multiple": 4,
-    "dropout": 0.0,
+_BACKBONE = {"layers": 12, "width": 1024, "heads": 8}
+_MEMORIZING = {"mem_len": SEGMENT, "memory_layer": 9, "memory_size": _MEMORY, "top_k": 32}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "transformer_xl": {"mem_len": SEGMENT, "positions": "rope"},
+    "memorizing": _MEMORIZING,
+    "rmt": {"memory_tokens": 100},
+    "infini": {},
+    "infini_delta": {},
 }
 PRINTED = {
     "transformer_xl": "50M",
@@ -55,6 +56,7 @@ PRINTED = {
     "infini": "1.6M",
     "infini_delta": "1.6M",
 }
+_READ = {"transformer_xl", "rmt"}  # of which the paper counts what a segment reads, and not what is carried
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     # On the meta device scores take no memory, so the search for the nearest keys need not be cut into
     # thousands of pieces
     with mock.patch.object(nearest, "_SCORES", 1 << 60), torch.device("meta"), torch.no_grad():
-        models = {name: measure(make(), PRINTED[name]) for name, make in makers().items()}
+        models = {name: measure(name, build(name)) for name in OPTIONS}
     result = {
         "suite": "state_sizes",
         "tokens": SEGMENTS * SEGMENT,
@@ -79,45 +81,26 @@ def run(config: BenchConfig) -> dict[str, Any]:
     return result
 
 
-def makers() -> dict[str, Callable[[], Model]]:
-    """The models of the table, at its sizes."""
-    search: dict[str, Any] = {
-        "mem_len": SEGMENT,
-        "memory_layer": 9,
-        "memory_size": _MEMORY,
-        "top_k": 32,
-        "scale_init": 10.0,
-    }
-    xl: dict[str, Any] = {
-        "mem_len": SEGMENT,
-        "eval_mem_len": None,
-        "same_length": False,
-        "clamp_len": None,
-        "untie": False,
-    }
-    return {
-        "transformer_xl": lambda: TransformerXL(**xl, **_BACKBONE),
-        "memorizing": lambda: Memorizing(gate_init=0.0, memory="on", **search, **_BACKBONE),
-        "rmt": lambda: RMT(memory_tokens=100, write_memory="carried", **_BACKBONE),
-        "infini": lambda: Infini(update="linear", gate_init=0.0, memory="on", **_BACKBONE),
-        "infini_delta": lambda: Infini(update="delta", gate_init=0.0, memory="on", **_BACKBONE),
-    }
+def build(name: str) -> Model:
+    """A model of the table: its preset at the paper's sizes."""
+    values = {**_BACKBONE, **OPTIONS[name]}
+    overrides = [f"model.{key}={value}" for key, value in values.items()]
+    return compose(model_values(name, overrides), VOCABULARY).eval()
 
 
-def measure(model: Model, printed: str) -> dict[str, Any]:
+def measure(name: str, model: Model) -> dict[str, Any]:
     """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything
     is here).
     """
-    model = model.eval()
     tokens_BN = torch.zeros(1, SEGMENT, dtype=torch.long)
     read = SEGMENTS - 1 if model.state_grows else 1  # a state that does not grow has one size for ever
     before = model(tokens_BN[:, None].expand(-1, read, -1), model.init_state(1)).state
     state = model.segment(tokens_BN, before).state
-    size = model.embed.weight.element_size()
+    size = model.backbone.embed.weight.element_size()
     cost = memory.weigh(model, state.nbytes, model.peak_bytes(tokens_BN, before), SEGMENTS * SEGMENT)
     return {
-        "printed": printed,
-        "paper": counted_as_printed(model, state),
+        "printed": PRINTED[name],
+        "paper": numbers(*key_values(model.begin(state))) if name in _READ else numbers(state),
         "carried": numbers(state),
         "held": cost.peak_bytes / size,
         "compression_carry": cost.compression_carry,
@@ -125,11 +108,10 @@ def measure(model: Model, printed: str) -> dict[str, Any]:
     }
 
 
-def counted_as_printed(model: Any, state: Any) -> int:
-    """What the paper counts: see above."""
-    if isinstance(model, TransformerXL):
-        return numbers(*(past.seen for past in model.begin(state).past))
-    return numbers(*model.begin(state).past) if isinstance(model, RMT) else numbers(state)
+def key_values(open: Any) -> list[KeyValues]:
+    """The keys and values that a segment's rows look at when it begins."""
+    leaves = pytree.tree_leaves(open.layers, is_leaf=lambda node: isinstance(node, KeyValues))
+    return [leaf for leaf in leaves if isinstance(leaf, KeyValues)]
 
 
 def numbers(*states: State) -> int:

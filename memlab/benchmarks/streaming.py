@@ -21,7 +21,7 @@ from rich.table import Table
 
 from memlab.benchmarks import measure, report
 from memlab.benchmarks.settings import BenchConfig
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 
 FIRST = 8_192  # tokens at the first point of a stream; the others are at twice as many each, and at the end
 
@@ -36,7 +36,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         model.eval()
         with torch.inference_mode():
             found[name]["stream"] = None if model.keeps_everything else stream(name, model, config)
-            found[name]["token"] = token(name, model, config) if isinstance(model, Decoder) else None
+            found[name]["token"] = None if model.answers_once else token(name, model, config)
     result = {
         "suite": "streaming",
         **sizes.model_dump(exclude={"models"}),
@@ -117,7 +117,7 @@ def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]
 
 
 def resident() -> int | None:
-    """Bytes of this process in memory, as Linux tells them; None elsewhere."""
+    """Bytes of this process in memory, as Linux reports them; None elsewhere."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -126,7 +126,7 @@ def resident() -> int | None:
     )
 
 
-def token(name: str, model: Decoder, config: BenchConfig) -> dict[str, Any]:
+def token(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
     """Seconds of one more token when 1 and when all but one of a segment's tokens have been read, and of a
     segment at once.
 

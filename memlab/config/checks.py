@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +27,7 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
     config = typed(OmegaConf.to_container(composed, resolve=True), kind)
-    _check_model(config.model)
+    check_model(config.model)
     _check_task(config.task)
     _check_together(config, build_task(config))
     return config
@@ -145,17 +146,50 @@ def check_shares(config: Config, task: Task, size: int) -> None:
                 )
 
 
-def _check_model(values: dict[str, Any]) -> None:
-    """Whether each key is an option of a part that was chosen, and has a value that it accepts."""
+def check_model(values: dict[str, Any]) -> None:
+    """Whether each key is an option of a part that was chosen, and has a value that it accepts.
+
+    Raises:
+        ConfigError: it is not, or a key is missing.
+    """
     if "_target_" in values:
         raise ConfigError(
-            f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of backbone, "
-            "layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use memlab 0.1"
+            f"model._target_={values['_target_']} is of memlab 0.1: since 0.2 a model is composed of "
+            "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
+            "memlab 0.1"
         )
     for key, annotation in _OF_EVERY_MODEL.items():
         if key not in values:
             raise ConfigError(f"model.{key} is missing: every model has it")
         schema.check_value(f"model.{key}", values[key], annotation)
+    options = model_options(values)
+    if values.get("context") == "full" and "attention" not in _listed(values["layer_memory"]):
+        raise ConfigError(
+            "model.context=full: it says what layers without a memory look at, and "
+            f"layer_memory={values['layer_memory']} has none; use layer_memory=full"
+        )
+    for key, value in values.items():
+        if key in _OF_EVERY_MODEL:
+            continue
+        if key not in options:
+            parts = (
+                f"backbone={values['backbone']}, layer_memory={values['layer_memory']}, "
+                f"tokens={values['tokens']}"
+            )
+            raise ConfigError(f"{unknown_key(f'model.{key}', list(options))} (as composed: {parts})")
+        schema.check_value(f"model.{key}", value, options[key].annotation)
+    for key, option in options.items():
+        if option.required and key not in values:
+            raise ConfigError(f"model.{key} is missing: it has to be {option.words}")
+
+
+def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
+    """The keys that the chosen backbone, layer memories and memory tokens of a model have, and what each
+    accepts.
+
+    Raises:
+        ConfigError: there is no such choice, or the layers cannot be shared out among the memories.
+    """
     backbone = schema.parameters(choices.BACKBONE)
     if isinstance(values.get("layers"), int):
         schema.check_value("model.layers", values["layers"], backbone["layers"].annotation)
@@ -170,21 +204,7 @@ def _check_model(values: dict[str, Any]) -> None:
         "width": backbone["width"]
     }
     options["context"] = schema.Parameter(Literal["segment", "full"], "", required=False)
-    if values.get("context") == "full" and "attention" not in _listed(values["layer_memory"]):
-        raise ConfigError(
-            f"model.context=full: it says what layers without a memory look at, and layer_memory={values['layer_memory']} "
-            "has none; use layer_memory=full"
-        )
-    for key, value in values.items():
-        if key in _OF_EVERY_MODEL:
-            continue
-        if key not in options:
-            parts = f"backbone={values['backbone']}, layer_memory={values['layer_memory']}, tokens={values['tokens']}"
-            raise ConfigError(f"{unknown_key(f'model.{key}', list(options))} (as composed: {parts})")
-        schema.check_value(f"model.{key}", value, options[key].annotation)
-    for key, option in options.items():
-        if option.required and key not in values:
-            raise ConfigError(f"model.{key} is missing: it has to be {option.words}")
+    return options
 
 
 def _listed(value: Any) -> list[Any]:

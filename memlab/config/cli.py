@@ -13,6 +13,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,8 +54,8 @@ def run(
         job: does the work and returns the exit status. With `--multirun` each job is a process of its own.
         unused: keys that are in the configuration because tasks say how they are trained, and that this
             command does not read.
-        groups: whether the command chooses files of `configs/*/`; False = `experiment=` is a key of its own,
-            not the group of presets.
+        groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of
+            groups, such as `experiment` and `tokens`.
     """
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         print(f"memlab {__version__}")
@@ -126,7 +127,7 @@ def _preflight(command: str, arguments: Any, check: Check, unused: Sequence[str]
             "--multirun under torchrun: every process would go through all jobs; leave torchrun out and use "
             "trainer=ddp"
         )
-    search = _search(arguments.config_dir)
+    search = search_path(arguments.config_dir)
     with initialize_config_dir(place, version_base="1.3") if place else initialize(None, version_base="1.3"):
         try:
             overrides = OverridesParser.create().parse_overrides(arguments.overrides)
@@ -168,20 +169,29 @@ def compose_checked(command: str, words: Sequence[str], check: Check, folder: Pa
     Raises:
         ConfigError: for the first mistake.
     """
-    # a command is composing its own configuration: Hydra has one at a time
+    with own_hydra():
+        try:
+            overrides = OverridesParser.create().parse_overrides(list(words))
+        except HydraException as error:
+            raise ConfigError(f"cannot read {' '.join(words)}: {str(error).splitlines()[0]}") from None
+        if swept := next((o for o in overrides if o.is_sweep_override()), None):
+            raise ConfigError(f"{swept.input_line}: several values; a training takes one")
+        _check_twice(overrides)
+        return check(_compose(command, list(words), search_path(folder)))
+
+
+@contextmanager
+def own_hydra() -> Iterator[None]:
+    """A Hydra over memlab's files.
+
+    Hydra has one at a time: that of the command that is running is set aside.
+    """
     outside = GlobalHydra.instance().is_initialized()
     saved = copy.copy(GlobalHydra.instance().hydra) if outside else None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir(), version_base="1.3"):
-            try:
-                overrides = OverridesParser.create().parse_overrides(list(words))
-            except HydraException as error:
-                raise ConfigError(f"cannot read {' '.join(words)}: {str(error).splitlines()[0]}") from None
-            if swept := next((o for o in overrides if o.is_sweep_override()), None):
-                raise ConfigError(f"{swept.input_line}: several values; a training takes one")
-            _check_twice(overrides)
-            return check(_compose(command, list(words), _search(folder)))
+            yield
     finally:
         if saved is not None:
             GlobalHydra.instance().hydra = saved
@@ -263,7 +273,7 @@ def _compose(command: str, job: list[str], search: list[str]) -> DictConfig:
     return composed
 
 
-def _search(folder: Path | str | None) -> list[str]:
+def search_path(folder: Path | str | None) -> list[str]:
     """The override by which Hydra also looks for files in a folder of the user's."""
     return [f"hydra.searchpath=[file://{os.path.abspath(folder)}]"] if folder else []
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlab.models.base import Encoder, Model
+from memlab.models.base import Model
 
 
 def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
         losses.append(
             F.cross_entropy(output.logits.flatten(0, 1), tokens_BN[:, : output.logits.shape[1]].flatten())
         )
-    return losses[-1] if isinstance(model, Encoder) else torch.stack(losses).sum()
+    return losses[-1] if model.answers_once else torch.stack(losses).sum()
 
 
 def operations(work: Callable[[], Any]) -> int:

@@ -148,7 +148,7 @@ class _Reader:
             return None
         from_B = torch.arange(len(counts_BN), device=counts_BN.device)
         from_B[reading] = reading.roll(1)
-        return self.state.map(lambda t: t[from_B])
+        return self.model.exchanged(self.state, from_B)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)

@@ -6,17 +6,18 @@ Legend: B batch, T tokens of the prompt, V vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from memlab.models.base import Decoder, Open, State
+from memlab.models.base import Model, ModelState, Open, Unread
 
 
 @torch.no_grad()
 def generate(
-    model: Decoder,
+    model: Model,
     prompt_BT: Tensor,
     tokens: int,
     segment_length: int,
@@ -29,6 +30,7 @@ def generate(
     was written before.
 
     Args:
+        model: one that predicts tokens (not one that answers once).
         prompt_BT: token ids of a document from its beginning, at least one.
         tokens: how many are written.
         segment_length: N, after so many tokens memory is written.
@@ -39,7 +41,8 @@ def generate(
     """
     # of the CPU: its draws are the same wherever the model is
     generator = torch.Generator().manual_seed(seed)
-    next_BT, state = prompt_BT, None
+    next_BT: Tensor = prompt_BT
+    state: ModelState | Open | Unread | None = None
     for _ in range(tokens):
         logits_BV, state = _read(model, next_BT, state, segment_length)
         drawn_B = draw(logits_BV[:, :choices].cpu(), temperature, top_k, generator)
@@ -48,13 +51,11 @@ def generate(
 
 
 def _read(
-    model: Decoder, tokens_BT: Tensor, state: State | Open | None, segment_length: int
-) -> tuple[Tensor, State | Open]:
-    """The scores behind the last token, [B, V], and the state there."""
-    for piece in model.stream(tokens_BT, state, segment_length=segment_length):
-        logits_BV, state = piece.logits[:, -1], piece.state  # type: ignore[assignment]
-    assert state is not None
-    return logits_BV, state
+    model: Model, tokens_BT: Tensor, state: ModelState | Open | Unread | None, segment_length: int
+) -> tuple[Tensor, ModelState | Open | Unread]:
+    """The scores after the last token, [B, V], and the state there."""
+    piece = deque(model.stream(tokens_BT, state, segment_length=segment_length), maxlen=1).pop()
+    return piece.logits[:, -1], piece.state
 
 
 def draw(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:

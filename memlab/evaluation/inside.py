@@ -1,45 +1,47 @@
 """What a model does with its memory while it reads test samples: an entry of `inside` in `evaluation.json`
-(see `record.py`).
+(`record.py`).
 
-    memory_share    memory_tokens, cache: the part of a head's softmax that lies on rows written before the
-                    segment: RMT's read memory, or the cache of Transformer-XL, of Memorizing's local
-                    attention, of a full context. Means over the queries that are tokens (and the class
-                    token). Where a gate mixes a memory in, this is of the local attention, before the gate.
-                    gated: g |y_memory| / (g |y_memory| + (1 - g) |y_local|), by the norms of what the memory
-                    and the local attention of Infini-attention and Memorizing give a head; 0 where nothing
-                    has been written yet
-    similarity      cosine of each memory token of RMT with itself, between the memories written by different
-                    segments, mean over samples
-    retrieval       how many tokens before the query the keys lie that Memorizing retrieves, in bins [1, 2),
-                    [2, 4), [4, 8), ..
+    memory_share   how much of a head's work goes to memory, by layer, head and segment; means over samples
+                   and over the queries that are tokens (and the class token)
+      memory_tokens  the part of the head's softmax on memory tokens before the segment
+      remembered     the part of the head's softmax on rows that the layer remembers
+      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and
+                     local attention give a head; 0 where nothing has been written yet. With such a gate the
+                     two kinds above are of local attention alone
+    similarity     cosine between what was carried after different segments, mean over samples: of memory
+                   tokens (each slot with itself), and of the state of each layer whose size is constant
+                   (all its numbers as one vector)
+    retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins
+                   [1, 2), [2, 4), [4, 8), ..
+    missing        what cannot be shown of this model, and why
 
-The models are read segment by segment, with the numbers that they always have: layers offer what they compute
-(`layers/observing.py`).
+Nothing here knows a kind of memory. Layers offer what they compute (`layers/observing.py`), and states are
+trees of tensors. The model reads segment by segment and computes what it always computes.
 
-Legend: B samples, H heads, T queries, L keys, S segments, M memory tokens, D width.
+Legend: B samples, H heads, G key-value heads, T queries, L keys, S segments, M memory tokens, F numbers.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from memlab.errors import ConfigError
 from memlab.evaluation.lengths import rows_at_once, shares
 from memlab.layers import observing
-from memlab.models.base import Model
-from memlab.models.rmt import RMTState
-from memlab.models.rmt_encoder import RMTEncoder
-from memlab.models.rmt_xl import RMTXLState
+from memlab.memories.base import LayerMemory, Where
+from memlab.models.base import Model, ModelState
 from memlab.tasks.base import Batch, SyntheticTask
 
 SEGMENTS = 128  # at most: similarity is a matrix of them
+MEMORY_TOKENS = "memory_tokens"  # a kind of memory_share, and a key of similarity beside those of layers
 _BINS = 48  # powers of 2
+_BYTES = 1 << 27  # of states that are kept at once for their similarity
 
 
 def check(model: Model, segments: int) -> None:
@@ -52,6 +54,11 @@ def check(model: Model, segments: int) -> None:
         raise ConfigError(
             "inside looks at what a memory does, and this model carries nothing from segment to segment"
         )
+    if model.memory == "shuffled":
+        raise ConfigError(
+            "inside looks at one reading of each segment, and model.memory=shuffled reads each one twice; "
+            "choose a run with model.memory=on"
+        )
     if segments > SEGMENTS:
         raise ConfigError(
             f"inside: {segments} segments are too many to be drawn; {SEGMENTS} at most, see lengths"
@@ -62,7 +69,7 @@ def look(model: Model, task: SyntheticTask, samples: int) -> dict[str, Any]:
     """Read the first `samples` test samples."""
     watching = Watching(model, task.num_segments)
     start = 0
-    for count in shares(samples, rows_at_once(model, task), 1):
+    for count in shares(samples, min(rows_at_once(model, task), watching.most_rows), 1):
         watching.read(task.batch("test", start, count))
         start += count
     return watching.found()
@@ -73,37 +80,39 @@ class Watching:
 
     def __init__(self, model: Model, segments: int) -> None:
         self.model, self.segments = model, segments
-        self.layers = {id(block.attention): layer for layer, block in enumerate(model.stack.blocks)}
-        self.samples, self.segment, self.tokens = 0, 0, 0
-        self.memory_tokens = 0  # M of the state that is read now
+        self.layers = {id(memory): layer for layer, memory in enumerate(model.backbone.memories, 1)}
+        self.samples, self.segment = 0, 0
         self.share: dict[tuple[str, int], Tensor] = {}  # by kind and layer: [S, H]
-        self.between: Tensor | None = None  # [S + 1, S + 1]
-        self.by_slot: Tensor | None = None  # [M, S]
-        self.retrieving: int | None = None  # the layer that does
-        self.keys, self.attention = (
-            torch.zeros(model.stack.heads, _BINS, dtype=torch.float64) for _ in range(2)
-        )
+        self.between: dict[str, Tensor] = {}  # by what is compared: [S + 1, S + 1]
+        self.by_slot: dict[str, Tensor] = {}  # of memory tokens: [M, S]
+        self.changed: set[str] = set()  # states that turned out to change their size
+        self.back: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by layer: retrieved keys and their attention, [H, bins]
+
+    @property
+    def most_rows(self) -> int:
+        """Samples that are read at once, so that the states to be compared stay within bounds."""
+        kept = self._comparable(self.model.init_state(1)).values()
+        held = (self.segments + 1) * sum(t.numel() * t.element_size() for t in kept)
+        return max(1, _BYTES // max(1, held))
 
     @torch.inference_mode()
     def read(self, batch: Batch) -> list[Tensor]:
         """Read a batch; returns the logits of each segment."""
         state, logits = self.model.init_state(len(batch.tokens_BT)), []
-        memories = [_memory(state)]
+        kept = [self._comparable(state)]
         ends = list(itertools.accumulate(batch.segment_lengths))
         for self.segment, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            tokens_BN = torch.from_numpy(np.ascontiguousarray(batch.tokens_BT[:, first:end])).to(
-                self.model.device
-            )
-            self.tokens = end - first
-            self.memory_tokens = 0 if memories[-1] is None else memories[-1].shape[1]
+            tokens = np.ascontiguousarray(batch.tokens_BT[:, first:end])
             with observing.by(self._see):
-                output = self.model.segment(tokens_BN, state)
+                output = self.model.segment(torch.from_numpy(tokens).to(self.model.device), state)
             state = output.state
             logits.append(output.logits)
-            memories.append(_memory(state))
+            kept.append(self._comparable(state))
         self.samples += len(batch.tokens_BT)
-        if memories[0] is not None:
-            self._compare(torch.stack([m for m in memories if m is not None]).double())
+        for name in kept[0]:
+            self._compare(name, [parts[name] for parts in kept])
         return logits
 
     def found(self) -> dict[str, Any]:
@@ -113,80 +122,146 @@ class Watching:
             layers = sorted(layer for other, layer in self.share if other == kind)
             values_SLH = torch.stack([self.share[kind, layer] for layer in layers], dim=1) / self.samples
             share[kind] = {"layers": layers, "values": values_SLH.tolist()}
-        similarity = None
-        if self.between is not None and self.by_slot is not None:
-            similarity = {
-                "between": (self.between / self.samples).tolist(),
-                "by_slot": (self.by_slot / self.samples).tolist(),
+        similarity = {
+            name: {
+                "between": (between / self.samples).tolist(),
+                "by_slot": (self.by_slot[name] / self.samples).tolist() if name in self.by_slot else None,
             }
-        retrieval = None
-        if self.retrieving is not None:
-            bins = int(self.keys.sum(0).nonzero().max()) + 1 if self.keys.any() else 0
-            retrieval = {
-                "layer": self.retrieving,
-                "from": [1 << b for b in range(bins)],
-                "keys": self.keys[:, :bins].long().tolist(),
-                "attention": self.attention[:, :bins].tolist(),
-            }
-        return {"memory_share": share, "similarity": similarity, "retrieval": retrieval}
+            for name, between in self.between.items()
+        }
+        retrieval = []
+        for layer, (keys, attention) in sorted(self.back.items()):
+            bins = int(keys.sum(0).nonzero().max()) + 1 if keys.any() else 0
+            retrieval.append(
+                {
+                    "layer": layer,
+                    "from": [1 << b for b in range(bins)],
+                    "keys": keys[:, :bins].long().tolist(),
+                    "attention": attention[:, :bins].tolist(),
+                }
+            )
+        missing = self._missing()
+        return {"memory_share": share, "similarity": similarity, "retrieval": retrieval, "missing": missing}
+
+    def _missing(self) -> list[str]:
+        said = []
+        offered = {layer for kind, layer in self.share if kind != MEMORY_TOKENS}
+        for layer, memory in enumerate(self.model.backbone.memories, 1):
+            if not memory.carries:
+                continue
+            if layer not in offered and self.segments == 1:
+                said.append(
+                    f"memory share of layer {layer}: one segment has none before it that could be remembered"
+                )
+            elif layer not in offered:
+                said.append(
+                    f"memory share of layer {layer}: {type(memory).__name__} attends to no remembered rows "
+                    "with LayerMemory.attend and mixes nothing in with LayerMemory.mix"
+                )
+            if memory.state_grows or _name(layer) in self.changed:
+                said.append(
+                    f"similarity of layer {layer}: its state grows with the document, and states of "
+                    "different sizes have no cosine"
+                )
+            elif _name(layer) not in self.between:
+                said.append(f"similarity of layer {layer}: its state has no numbers but counters")
+        return said
 
     def _see(self, event: str, values: dict[str, Any]) -> None:
         with observing.by(None):
-            told: dict[str, Callable[..., None]] = {
-                "attention": self._attention,
-                "mix": self._mix,
-                "nearest": self._nearest,
-            }
-            told[event](**values)
+            if event == "attention":
+                self._attention(**values)
+            elif event == "mix":
+                self._mix(**values)
+            elif event == "nearest":
+                self._nearest(**values)
 
     def _attention(
-        self, attention: Any, q: Tensor, k: Tensor, mask: Tensor | None, relative: Any, ahead: bool
+        self, memory: LayerMemory, where: Where, remembered: int, keys: Tensor, attend: Any
     ) -> None:
-        layer, queries, keys = self.layers[id(attention)], q.shape[2], k.shape[2]
-        m, cached = self.memory_tokens, keys - queries
-        first = cached + isinstance(self.model, RMTEncoder)  # [cache | class token | read memory | ..]
-        asking = torch.ones(queries, dtype=torch.bool, device=q.device)
-        if m:
-            asking[first - cached : first - cached + m] = False
-            asking[first - cached + m + self.tokens :] = False
-        for kind, begin, end in (("cache", 0, cached), ("memory_tokens", first, first + m)):
-            # attention to values that are 1 in memory and 0 elsewhere is the part that lies on memory
+        once = int(
+            self.model.answers_once
+        )  # then the first row is the class token: it asks, and is no memory
+        asking_T = _tokens(where)
+        asking_T[:once] = True
+        spans = {"remembered": (0, remembered), MEMORY_TOKENS: (remembered + once, remembered - where.first)}
+        for kind, (begin, end) in spans.items():
+            # Attention to values that are 1 in memory and 0 elsewhere is the part that lies on memory
             if end > begin:
-                one_L1 = torch.zeros(keys, 1, dtype=q.dtype, device=q.device)
+                one_L1 = keys.new_zeros(keys.shape[2], 1)
                 one_L1[begin:end] = 1
-                mass_BHTK = attention.attend(q, k, one_L1.expand_as(k), mask, relative, ahead)
-                self._add(kind, layer, mass_BHTK[:, :, asking, 0])
+                mass_BHT1 = attend(one_L1.expand(*keys.shape[:2], -1, -1))
+                self._add(kind, memory, mass_BHT1[:, :, asking_T, 0])
 
-    def _mix(self, layer: int, gate: Tensor, remembered: Tensor, local: Tensor) -> None:
-        from_memory = gate.squeeze(-1) * remembered.norm(dim=-1)
-        from_local = (1 - gate.squeeze(-1)) * local.norm(dim=-1)
-        self._add("gated", layer, (from_memory / (from_memory + from_local).clamp_min(1e-30)).flatten(2))
+    def _mix(
+        self, memory: LayerMemory, where: Where, gate: Tensor, remembered: Tensor, local: Tensor
+    ) -> None:
+        from_memory, from_local = (gate * remembered).norm(dim=-1), ((1 - gate) * local).norm(dim=-1)
+        share = from_memory / (from_memory + from_local).clamp_min(1e-30)
+        self._add("gated", memory, share[..., _tokens(where)[where.wanted]].flatten(2))
 
-    def _nearest(self, found: Tensor, seen: Tensor, weight: Tensor, rows: int, shared: int) -> None:
-        position_T1 = torch.arange(found.shape[2] // shared, device=found.device).repeat_interleave(shared)[
-            :, None
-        ]
-        back = position_T1 + rows - found  # the last row is the token before the segment
-        self.retrieving = getattr(self.model, "memory_layer", 0)
+    def _nearest(self, memory: LayerMemory, where: Where, found: Any, rows: int) -> None:
+        heads, groups = memory.description.heads, memory.description.kv_heads
+        shared = heads // groups
+        position_T = torch.arange(where.start, where.start + where.count, device=where.device)[where.wanted]
+        back = position_T.repeat_interleave(shared)[:, None] + rows - found.rows
+        seen = found.seen & _tokens(where)[where.wanted].repeat_interleave(shared)[:, None]
+        zeros = torch.zeros(heads, _BINS, dtype=torch.float64)
+        totals = self.back.setdefault(self.layers[id(memory)], (zeros, zeros.clone()))
         for b in range(_BINS):
             inside = seen & (back >= 1 << b) & (back < 2 << b)
-            for total, of in ((self.keys, inside.double()), (self.attention, weight.double() * inside)):
+            for total, of in zip(totals, (inside.double(), found.weight.double() * inside), strict=True):
                 total[:, b] += of.unflatten(2, (-1, shared)).sum((0, 2, 4)).flatten().cpu()
 
-    def _add(self, kind: str, layer: int, share_BHT: Tensor) -> None:
-        sums = self.share.setdefault(
-            (kind, layer), torch.zeros(self.segments, self.model.stack.heads, dtype=torch.float64)
-        )
+    def _add(self, kind: str, memory: LayerMemory, share_BHT: Tensor) -> None:
+        zeros = torch.zeros(self.segments, memory.description.heads, dtype=torch.float64)
+        sums = self.share.setdefault((kind, self.layers[id(memory)]), zeros)
         sums[self.segment] += share_BHT.double().mean(2).sum(0).cpu()
 
-    def _compare(self, memories_SBMD: Tensor) -> None:
-        unit = torch.nn.functional.normalize(memories_SBMD, dim=-1)
-        between = torch.einsum("sbmd,tbmd->st", unit, unit).cpu() / unit.shape[2]
-        by_slot = (unit[1:] * unit[:-1]).sum((1, 3)).T.cpu()
-        self.between = between if self.between is None else self.between + between
-        self.by_slot = by_slot if self.by_slot is None else self.by_slot + by_slot
+    def _comparable(self, state: ModelState) -> dict[str, Tensor]:
+        """What is compared of a state, by name: [B, M, F] of memory tokens, [B, 1, F] of layers."""
+        kept = {}
+        if self.model.tokens.carries and (vectors := _numbers(state.tokens)):
+            alone = len(vectors) == 1 and vectors[0].dim() == 3
+            kept[MEMORY_TOKENS] = vectors[0] if alone else _flat(vectors)
+        for layer, (memory, own) in enumerate(
+            zip(self.model.backbone.memories, state.layers, strict=True), 1
+        ):
+            if memory.carries and not memory.state_grows and (numbers := _numbers(own)):
+                kept[_name(layer)] = _flat(numbers)
+        return kept
+
+    def _compare(self, name: str, states: list[Tensor]) -> None:
+        if name in self.changed or len({t.shape for t in states}) > 1:
+            self.changed.add(name)
+            self.between.pop(name, None)
+            return
+        unit_SBMF = torch.nn.functional.normalize(torch.stack(states).double(), dim=-1)
+        slots = unit_SBMF.shape[2]
+        between = torch.einsum("sbmf,tbmf->st", unit_SBMF, unit_SBMF).cpu() / slots
+        self.between[name] = self.between.get(name, 0) + between
+        if name == MEMORY_TOKENS:
+            by_slot = (unit_SBMF[1:] * unit_SBMF[:-1]).sum((1, 3)).T.cpu()
+            self.by_slot[name] = self.by_slot.get(name, 0) + by_slot
 
 
-def _memory(state: Any) -> Tensor | None:
-    """The memory tokens of a state, [B, M, D]."""
-    return state.memory_BMD if isinstance(state, RMTState | RMTXLState) else None
+def _tokens(where: Where) -> Tensor:
+    """bool [T]: the rows of a call that are the segment's tokens."""
+    tokens_T = torch.zeros(where.count, dtype=torch.bool, device=where.device)
+    tokens_T[where.tokens] = True
+    return tokens_T
+
+
+def _name(layer: int) -> str:
+    return f"layer{layer}"
+
+
+def _numbers(state: Any) -> list[Tensor]:
+    """The tensors of a state that are no counters."""
+    leaves = pytree.tree_leaves(state)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """All numbers of each document as one vector, [B, 1, F]."""
+    return torch.cat([t.flatten(1) for t in tensors], dim=1)[:, None]

@@ -105,8 +105,10 @@ def rows_at_once(model: Model, task: SyntheticTask) -> int:
     """Rows of a batch, so that what is held stays within bounds whatever the length."""
     if model.state_grows:
         held = kv_full_bytes(model, task.tokens)
-        # of those with an end, one layer is that large
-        held = held if model.keeps_everything else held // len(model.stack.blocks)
+        # Of those with an end, as many layers are that large as have a memory that grows
+        memories = model.backbone.memories
+        growing = sum(memory.state_grows for memory in memories)
+        held = held if model.keeps_everything else held * growing // len(memories)
     else:
         longest = max(task.segment_lengths)
         held = kv_full_bytes(model, longest) + model.init_state(1).nbytes

@@ -3,7 +3,7 @@
 Written whole after every finding, so nothing is computed twice.
 
     {
-      "format": 1,
+      "format": 2,
       "run": its directory,  "model", "task": names,  "seed": of the training,
       "trained_segments": its longest samples (text: null),
       "chance": accuracy of guessing (text: null),
@@ -39,13 +39,18 @@ same key is the same entry, found again only with `again=true`.
                 state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
     inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
-              memory_share.{memory_tokens, cache, gated}: {layers, values [segments][layers][heads]}: means
-                over samples and tokens
-              similarity: {between [1 + segments][1 + segments], by_slot [slots][segments]} of memory tokens,
-                or null
-              retrieval: {layer, from [bins], keys [heads][bins], attention [heads][bins]}: how far back
-                retrieved keys lie, or null
-              Layers, heads and slots are counted from 0; segment 0 of `between` is the initial memory
+              memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}:
+                means over samples and tokens
+              similarity.{memory_tokens, layer1, layer2, ..}: {between [1 + segments][1 + segments],
+                by_slot [slots][segments] of memory tokens, else null}
+              retrieval: [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back
+                retrieved keys lie, one for each layer that retrieves
+              missing: [sentences]: what cannot be shown of this model, and why
+              Layers are counted from 1; heads and slots are in order. Row 0 of `between` is the initial
+              state; a state of zeros has cosine 0 with every other
+
+Format 1 is of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity and one
+retrieval.
 
 `best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes
 the largest.
@@ -66,7 +71,7 @@ from memlab.files import write_whole
 from memlab.tracking.checkpoint_file import BEST
 
 NAME = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 KEYS: dict[str, tuple[str, ...]] = {
     "lengths": ("checkpoint", "step", "segments", "length", "samples"),
     "texts": ("checkpoint", "step", "documents", "bytes"),
@@ -130,10 +135,10 @@ class Record:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What is in an `evaluation.json`; {} if there is none, or one of an earlier format.
+    """What is in an `evaluation.json`; {} if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or it is of another format.
     """
     if not file.is_file():
         return {}
@@ -143,7 +148,13 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} cannot be read ({error}); remove it, and what is in it is computed anew"
         ) from None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else {}
+    format = found.get("format") if isinstance(found, dict) else None
+    if format != FORMAT:
+        raise UserError(
+            f"{file} has format {format}, this memlab writes format {FORMAT}; move it away, and what is in "
+            "it is computed anew"
+        )
+    return dict(found)
 
 
 def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

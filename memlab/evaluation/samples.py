@@ -1,8 +1,9 @@
 """Samples with an answer, read segment by segment: activations of one segment are held, however many
 thousands there are.
 
-Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, so they
-exist for every model, and both read only the segments that have answers in them a second time:
+Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, by
+`Model.init_state` and `Model.exchanged`, so they exist for every model. Both read only the segments with
+answers a second time:
 
     memory_off   such a segment begins with the initial state: nothing of an earlier one is known
     shuffled     it begins with the state that another document of the batch has at this boundary, as that
@@ -31,7 +32,7 @@ from torch import Tensor
 from memlab.evaluation.accuracy import read_on
 from memlab.evaluation.intervals import token_share, wilson
 from memlab.evaluation.memory import Watch
-from memlab.models.base import Decoder, Model
+from memlab.models.base import Model
 from memlab.tasks.base import Batch
 
 PLAIN, MEMORY_OFF, SHUFFLED = "plain", "memory_off", "shuffled"
@@ -90,7 +91,7 @@ def read(
     Returns:
         By condition.
     """
-    reader = (_Generating if isinstance(model, Decoder) else _Answering)(model, batch, conditions)
+    reader = (_Answering if model.answers_once else _Generating)(model, batch, conditions)
     marked = {s for s in range(reader.segments) if reader.asks(s)} | (
         set() if watch is None else set(watch.points(batch.segment_lengths))
     )
@@ -130,11 +131,6 @@ def stretches(segment_lengths: Sequence[int], alone: set[int], tokens: int) -> I
         first = end
 
 
-def exchanged(state: Any) -> Any:
-    """Each document of the batch with the state of the one before it."""
-    return state.map(lambda t: t.roll(1, dims=0))
-
-
 class _Reader(abc.ABC):
     """A batch, and the states behind what has been read of it."""
 
@@ -145,6 +141,9 @@ class _Reader(abc.ABC):
             raise ValueError("shuffled needs two samples")
         self.answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
         self.starts = [0, *itertools.accumulate(batch.segment_lengths)]
+        self.others_B = torch.arange(self.rows, device=model.device).roll(
+            1
+        )  # of each document, the one before it
         self.initial = model.init_state(self.rows)
         self.state = self.initial
         self.answers = {
@@ -164,9 +163,9 @@ class _Reader(abc.ABC):
 
     def before(self, name: str, state: Any) -> Any:
         """The state that a segment begins with under a condition, when it is `state` by plain reading."""
-        return {PLAIN: lambda: state, MEMORY_OFF: lambda: self.initial, SHUFFLED: lambda: exchanged(state)}[
-            name
-        ]()
+        if name == MEMORY_OFF:
+            return self.initial
+        return self.model.exchanged(state, self.others_B) if name == SHUFFLED else state
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)

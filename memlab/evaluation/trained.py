@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from memlab.config import schema
 from memlab.config.checks import build_task, check
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
 from memlab.models.base import Model
+from memlab.models.compose import compose
 from memlab.tasks.base import Task
-from memlab.tracking import checkpoint_file
+from memlab.tracking import checkpoint_file, earlier
 from memlab.tracking.finished_runs import Found
 from memlab.version import __version__
 
@@ -70,9 +70,7 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
-    model: Model = schema.load(config.model["_target_"])(
-        vocab_size=task.vocab_size, **config.arguments("model")
-    )
+    model = compose(config.model, task.vocab_size)
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -95,6 +93,7 @@ def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    earlier.refuse(str(found.checkpoint), composed)
     try:
         return check(composed)  # type: ignore[arg-type]
     except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:

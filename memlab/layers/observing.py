@@ -3,13 +3,15 @@
 Layers offer tensors that they have anyway, by the name of an event; the observer within `by(observer)`
 receives them. Without one, an offer is a comparison. An observer must not change what it receives.
 
-    attention   LayerMemory.attend: memory (the module), remembered (leading keys written before the segment),
-                where, and mass: a function from values [B, G, L, 1] to what the wanted queries make of them,
-                [B, H, T, 1]
-    mix         LayerMemory.mix, a memory mixed with local attention by a gate: memory, gate, remembered,
-                local, broadcastable to [B, H, .., K]
-    nearest     attend_nearest: found, seen, weight [B, G, T * shared, k'] (rows, whether there is one,
-                softmax), rows (P), shared (H / G)
+    attention   LayerMemory.attend. remembered: how many of the keys were written before the segment, the
+                first ones. keys: [B, G, L, K]. attend: a function from values [B, G, L, k] to what all T rows
+                of the call make of them, [B, H, T, k]
+    mix         LayerMemory.mix, a memory mixed with local attention by a gate. gate, remembered, local:
+                broadcastable to [B, H, .., T, K], of the wanted rows
+    nearest     a search for the nearest keys. found: as `ops/nearest.py` gives it, of the wanted rows. rows:
+                P, that were searched; the last one is the token before the segment
+
+Each also has memory, the layer memory that offers it, and where, as in `memories/base.py`.
 """
 
 from __future__ import annotations

@@ -227,17 +227,27 @@ class LayerMemory(nn.Module, abc.ABC):
         """
         mask = where.mask if mask is None else mask
 
-        def mass(values_BGLK: Tensor) -> Tensor:
-            return self.attention.attend(
-                q, k, values_BGLK, mask, where.relative, where.mask is not None, where.wanted
-            )
+        def over(values: Tensor, wanted: slice) -> Tensor:
+            return self.attention.attend(q, k, values, mask, where.relative, where.mask is not None, wanted)
 
-        observing.offer("attention", memory=self, remembered=remembered, where=where, mass=mass, key=k)
-        return mass(v)
+        observing.offer(
+            "attention",
+            memory=self,
+            where=where,
+            remembered=remembered,
+            keys=k,
+            attend=lambda values: over(values, ALL),
+        )
+        return over(v, where.wanted)
 
-    def mix(self, local: Tensor, remembered: Tensor, gate: Tensor) -> Tensor:
-        """(1 - gate) local + gate remembered, [B, H, .., K]; `gate` is broadcastable to it."""
-        observing.offer("mix", memory=self, gate=gate, remembered=remembered, local=local)
+    def mix(self, local: Tensor, remembered: Tensor, gate: Tensor, where: Where) -> Tensor:
+        """(1 - gate) local + gate remembered, for the wanted rows: [B, H, .., T, K].
+
+        `gate` is broadcastable to it. It counts as 0 for rows that do not look at what the layer remembers.
+        """
+        if not where.only_tokens:
+            gate = gate * where.readers()[where.wanted, None]
+        observing.offer("mix", memory=self, where=where, gate=gate, remembered=remembered, local=local)
         wide = torch.promote_types(remembered.dtype, gate.dtype)
         return torch.lerp(local.to(wide), remembered.to(wide), gate.to(wide)).to(local.dtype)
 

@@ -136,9 +136,7 @@ class Infini(LayerMemory):
             written_BGS = before[..., -1].amax(-1) > 0  # features, and so z, are positive
             written = written_BGS.repeat_interleave(features.shape[2], dim=1)
             gate_BHS11 = self.gate_H.sigmoid().view(-1, 1, 1, 1) * written[..., None, None]
-            if not where.only_tokens:
-                gate_BHS11 = gate_BHS11 * where.readers()[where.wanted, None]
-            return self.mix(local_BHSNK, remembered, gate_BHS11)
+            return self.mix(local_BHSNK, remembered, gate_BHS11, where)
 
     @torch.no_grad()
     def diagnose(self) -> dict[str, Tensor]:

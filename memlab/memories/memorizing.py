@@ -191,12 +191,10 @@ class Memorizing(LayerMemory):
         if rows := memory.keys_BGLK.shape[2]:
             keys, values, scaled = *memory.tensors(), q * self.description.head_width**-0.5
             remembered, found = attend_nearest(scaled, keys, values, low_BS, high_BS, self.top_k)
-            observing.offer("nearest", memory=self, found=found, rows=rows)
+            observing.offer("nearest", memory=self, where=where, found=found, rows=rows)
         written_BT = (low_BS < high_BS).repeat_interleave(q.shape[2] // low_BS.shape[1], dim=1)
         gate_BHT1 = self.gate_H.sigmoid().view(-1, 1, 1) * written_BT[:, None, :, None]
-        if not where.only_tokens:
-            gate_BHT1 = gate_BHT1 * where.readers()[where.wanted, None]
-        return self.mix(local, remembered, gate_BHT1)
+        return self.mix(local, remembered, gate_BHT1, where)
 
     @torch.no_grad()
     def diagnose(self) -> dict[str, Tensor]:

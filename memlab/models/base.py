@@ -66,19 +66,25 @@ class Output:
 
 @dataclass(frozen=True)
 class Open:
-    """A segment that is being read: the carried state, and in each layer what the segment's rows look at.
+    """A segment that is being read. It is not carried over a boundary; its bytes count in `compression_peak`.
 
-    It is not carried over a boundary; its bytes count in `compression_peak`.
+    Attributes:
+        state: what was carried to the segment, but that of the layers.
+        layers: in each layer what it needs of its state, and what the segment's rows look at.
+        read: tokens of this segment that have been read: the next one's position within it.
+        offset_B: see `Where`.
+        other: with memory=shuffled, the same segment after another document's state.
     """
 
     state: ModelState
     layers: tuple[Any, ...]
-    read: int  # tokens of this segment that have been read: the next one's position within it
-    other: Open | None = None  # with memory=shuffled, the same segment after another document's state
+    read: int
+    offset_B: Tensor | None = None
+    other: Open | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state and of the open segment together; a tensor that is in both counts once."""
+        """Bytes of the carried state and of the open segment; a tensor that is in both counts once."""
         tensors = [t for t in pytree.tree_leaves((self.state, self.layers)) if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
@@ -194,6 +200,18 @@ class Model(nn.Module, abc.ABC):
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
         """`segment` with the memory on."""
 
+    def begin(self, state: ModelState) -> Open:
+        """Open a segment, to be read in pieces; not of a model that answers once."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
+    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+        """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
+    def close(self, open: Open) -> ModelState:
+        """End the segment: write memory, and return the state that the next segment needs."""
+        raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
+
     @abc.abstractmethod
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
         """Bytes held just before a segment is closed: the state, and what the segment's rows look at."""
@@ -205,9 +223,12 @@ class Model(nn.Module, abc.ABC):
         return self.exchanged(state, torch.arange(state.batch_size, device=self.device).roll(1))
 
     def _where(
-        self, state: ModelState, start: int, count: int, tokens: slice, mask: Tensor | None = None
+        self, at: ModelState | Open, start: int, count: int, tokens: slice, mask: Tensor | None = None
     ) -> Where:
-        """Where `count` rows stand that begin at position `start` of their segment."""
+        """Where `count` rows stand that begin at position `start` of the next segment, or of the open one."""
+        state, offset_B = (
+            (at.state, at.offset_B) if isinstance(at, Open) else (at, self.backbone.offset(at.layers))
+        )
         return Where(
             start=start,
             count=count,
@@ -217,7 +238,7 @@ class Model(nn.Module, abc.ABC):
             tokens=tokens,
             mask=mask,
             memory_tokens_read=getattr(self.tokens, "read_mem_from_cache", False),
-            offset_B=self.backbone.offset(state.layers),
+            offset_B=offset_B,
             rotary=self.backbone.rotary,
         )
 

@@ -90,11 +90,11 @@ class Decoder(Model):
     def close(self, open: Open) -> ModelState:
         """End the segment: write memory, and return the state that the next segment needs."""
         if self.memory == "off":
-            return open.state
+            return self.init_state(open.state.batch_size)
         tokens, layers = open.state.tokens, open.layers
         if w := self.tokens.writes:
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
-            where = self._where(open.state, open.read, w, NO_TOKENS, sees_all)
+            where = self._where(open, open.read, w, NO_TOKENS, sees_all)
             after_BWD = self.tokens.after(tokens)
             y_BWD, layers, _ = self.backbone.read("extend", after_BWD, layers, where)
             tokens = self.tokens.written(tokens, y_BWD)
@@ -107,14 +107,15 @@ class Decoder(Model):
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
             _, layers, _ = self.backbone.read("extend", before_BMD, layers, where)
-        return Open(state, layers, read=0)
+        # `layers` holds what is needed of the layers' states: a full context would be there twice
+        return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
 
     def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
         n = tokens_Bn.shape[1]
-        where = self._where(open.state, open.read, n, ALL)
+        where = self._where(open, open.read, n, ALL)
         x_BnD = self.backbone.embedded(tokens_Bn, where, open.read)
         y_BnD, layers, _ = self.backbone.read("extend", x_BnD, open.layers, where)
-        return y_BnD, Open(open.state, layers, open.read + n)
+        return y_BnD, Open(open.state, layers, open.read + n, open.offset_B)
 
     def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
         if ends and not isinstance(state, Open):  # a whole segment at once

@@ -10,6 +10,7 @@ Legend: B batch, N tokens in a segment, n tokens in a piece, V vocabulary, the c
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import torch
@@ -48,4 +49,4 @@ class Encoder(Model):
         """What a segment's rows look at is counted as for decoders, although an encoder needs no cache."""
         x, where = self._rows(tokens_BN, state)
         _, layers, _ = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
-        return Open(state, layers, tokens_BN.shape[1]).nbytes
+        return Open(dataclasses.replace(state, layers=()), layers, tokens_BN.shape[1]).nbytes

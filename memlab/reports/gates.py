@@ -29,7 +29,7 @@ def kinds(gates: Sequence[float]) -> dict[str, int]:
 
 
 def over_training(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[tuple[int, float]]]:
-    """The gates that were logged: (step, gate) by (layer, head), both counted from 0.
+    """The gates that were logged: (step, gate) by (layer, head), both counted from 1.
 
     Args:
         steps: the lines of `metrics.jsonl`.
@@ -56,7 +56,7 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
     import numpy as np
 
     layers = sorted({layer for layer, _ in found})
-    heads = 1 + max(head for _, head in found)
+    heads = max(head for _, head in found)
     figure, _ = new_figure(1, height=5.2)
     figure.clear()
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1 + 0.2 * len(layers)))
@@ -64,11 +64,11 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
     for low, high in ((0, LOCAL), (MEMORY, 1), MIXER):
         top.axhspan(low, high, color="0.9", zorder=0)
     for (layer, head), points in found.items():
-        label = f"layer {layer}" if head == 0 else None
+        label = f"layer {layer}" if head == 1 else None
         top.plot(
             *zip(*points, strict=True),
             color=colours(layers.index(layer)),
-            linestyle=_LINES[head % len(_LINES)],
+            linestyle=_LINES[(head - 1) % len(_LINES)],
             label=label,
         )
     words = ((LOCAL / 2, "local"), (sum(MIXER) / 2, "mixer"), ((1 + MEMORY) / 2, "memory"))
@@ -85,7 +85,7 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
 
     values = np.full((len(layers), heads), np.nan)
     for (layer, head), points in found.items():
-        values[layers.index(layer), head] = points[-1][1]
+        values[layers.index(layer), head - 1] = points[-1][1]
     image = bottom.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for row, column in np.ndindex(values.shape):
         if heads <= 16 and not np.isnan(values[row, column]):
@@ -93,7 +93,7 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
             bottom.text(
                 column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour
             )
-    bottom.set_xticks(range(heads))
+    bottom.set_xticks(range(heads), [str(head) for head in range(1, heads + 1)])
     bottom.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     bottom.set(ylabel="layer", xlabel="head, at the last step logged")
     figure.supxlabel(caption([points[-1][1] for points in found.values()]), fontsize=8)

@@ -16,6 +16,7 @@ import yaml
 
 from memlab.config.sections import Config
 from memlab.errors import UserError
+from memlab.tracking import earlier
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told,
 # not what is computed.
@@ -110,9 +111,11 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(config: Config, directory: Path, named: str) -> Origin:
     """The run in a directory, if this configuration may continue it."""
+    saved = _saved(directory)
+    earlier.refuse(named, saved)
     result = _result(directory)
     now = flatten(config.model_dump())
-    before = {key: value for key, value in ADDED.items() if key in now} | flatten(_saved(directory))
+    before = {key: value for key, value in ADDED.items() if key in now} | flatten(saved)
     keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
     differing = [
         k

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from memlab.bench import check_bench
 from memlab.benchmarks import state_sizes
+from memlab.config.compose_model import model_names
 from memlab.config.paths import config_dir
 
 
@@ -36,9 +38,33 @@ def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"here"}, "the stores it measures with are gone"
 
 
-def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -> None:
-    sizes = {"segments": 3, "segment_length": 4, "batch_size": 2, "width": 16, "layers": 2, "heads": 2}
+OWN = """
+from memlab.memories.infini import Infini
+
+
+class Mine(Infini):
+    pass
+"""
+PRESET = """# @package _global_
+defaults:
+  - override /layer_memory: infini
+  - override /tokens: none
+
+model:
+  name: mine
+  layer_memory: [my_memory.Mine, attention]
+  layers: 4
+"""
+
+
+def test_forms_reports_every_preset_and_says_where_there_is_no_parallel_form(tmp_path: Path) -> None:
+    """One's own too, whose layers are rounded up to what its pattern needs."""
+    (tmp_path / "my_memory.py").write_text(OWN)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "mine.yaml").write_text(PRESET)
+    sizes = {"segments": 3, "segment_length": 4, "batch_size": 2, "width": 16, "layers": 3, "heads": 2}
     words = [
+        "--config-dir=mine",
         "suite=forms",
         "repeats=2",
         "run_dir=here",
@@ -54,12 +80,17 @@ def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "forms.json").read_text())
-    assert {"infini", "infini_delta", "memorizing", "transformer_xl"} <= set(result["models"])
-    assert not {"rmt", "rmt_xl", "rmt_encoder"} & set(result["models"]), (
-        "a parallel form that is not there cannot be measured"
-    )
+    assert set(result["models"]) == {*model_names(), "mine"}
+    recurrent = {name for name, measured in result["models"].items() if measured["ratio"] is None}
+    assert {"rmt", "rmt_xl", "rmt_encoder"} <= recurrent
+    assert not {"infini", "infini_delta", "memorizing", "transformer_xl", "mine"} & recurrent
+    page = (tmp_path / "here" / "PERFORMANCE.md").read_text()
     for name, measured in result["models"].items():
         slow, fast = measured["seconds"]["recurrent"], measured["seconds"]["parallel"]
+        if name in recurrent:
+            assert len(slow) == 2 and fast is None and f"{name} (it has no parallel form)" in done.stdout
+            assert re.search(rf"\| {name} \| [\d.]+ \| - \| no parallel form \|", page)
+            continue
         ratios = [a / b for a, b in zip(slow, fast, strict=True)]
         assert len(ratios) == 2
         assert measured["ratio"] == {"median": sum(ratios) / 2, "min": min(ratios), "max": max(ratios)}
@@ -67,12 +98,11 @@ def test_forms_reports_both_forms_of_every_model_that_has_them(tmp_path: Path) -
         assert name in done.stdout
 
 
-def test_a_model_without_a_parallel_form_is_a_mistake(tmp_path: Path) -> None:
-    for wish, words in (("rmt", "has no parallel form"), ("infinite", "Did you mean 'infini'")):
-        arguments = [sys.executable, "-m", "memlab.bench", "suite=forms", f"forms.models=[{wish}]"]
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and words in done.stderr, done.stderr
-        assert not list(tmp_path.iterdir())
+def test_a_model_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "memlab.bench", "suite=forms", "forms.models=[infinite]"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "forms.models: no model is named 'infinite'" in done.stderr, done.stderr
+    assert "Did you mean 'infini'" in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_suite_is_a_mistake(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from memlab.evaluation import inside, lengths, memory
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 from memlab.reports.evaluation.command import evaluate
+from memlab.tracking import resume as resuming
+from memlab.tracking.stored_runs import StoredRun, from_directory
 from memlab.training.build import build
 from memlab.training.run import train
 from tests.evaluation.test_documents import text
@@ -187,7 +189,7 @@ def altered(run: Path, change: Any) -> Path:
 def test_a_checkpoint_of_another_version(run: Path) -> None:
     altered(run, lambda c: c["memlab"].update(version="7.1.0"))
     evaluate(asked(run, "lengths=[2]", "samples=8"))  # as long as it fits, why not
-    name = "model.initial_memory_MD"
+    name = "model.tokens.initial_memory_MD"
     altered(run, lambda c: c["state_dict"].update({"model.other": c["state_dict"].pop(name)}))
     with pytest.raises(
         UserError,
@@ -200,9 +202,39 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
         UserError, match=r"written by memlab 7\.1\.0, .*configuration does not fit: .*model\.slots"
     ):
         evaluate(asked(run, "lengths=[4]"))
-    (run / "config.yaml").write_text(config.replace("memlab.models.rmt.RMT", "memlab.models.gone.RMT"))
-    with pytest.raises(UserError, match="configuration does not fit"):
+    (run / "config.yaml").write_text(config.replace("layer_memory: attention", "layer_memory: gone"))
+    with pytest.raises(UserError, match=r"configuration does not fit: .*model\.layer_memory=gone"):
         evaluate(asked(run, "lengths=[4]"))
+
+
+def test_a_run_of_memlab_0_1(run: Path, tmp_path: Path) -> None:
+    """Its weights are refused in one message, as a run, as a checkpoint alone,
+    and when it shall be resumed.
+    """
+    text = (run / "config.yaml").read_text()
+    target = "_target_: memlab.models.rmt.RMT"
+    (run / "config.yaml").write_text(text.replace("model:\n", f"model:\n  {target}\n", 1))
+    told = r"was written by memlab 0\.1 \(model\._target_=memlab\.models\.rmt\.RMT\).*Train the run again"
+
+    def earlier(checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"]["config"]["model"]["_target_"] = "memlab.models.rmt.RMT"
+
+    altered(run, earlier)
+    with pytest.raises(UserError, match=rf"run.checkpoints.best\.ckpt {told}"):
+        evaluate(asked(run))
+    shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
+    with pytest.raises(UserError, match=rf"mine\.ckpt {told}"):
+        evaluate(asked(tmp_path / "mine.ckpt"))
+    words = [*SMALL, "model.memory_tokens=4", "tracking=off"]
+    for resume, place in ((str(run), []), ("auto", [f"run_dir={run}"])):
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            config = check(compose("train", [*SIZES, *words, f"resume={resume}", *place]))
+        with pytest.raises(UserError, match=told):
+            resuming.find(config)
+    compared = from_directory(run)
+    assert isinstance(compared, StoredRun) and compared.config["model.name"] == "rmt", (
+        "results stay comparable"
+    )
 
 
 def test_a_run_from_before_some_keys(run: Path) -> None:
@@ -277,14 +309,15 @@ def test_looking_inside(
     for name in ("memory_tokens", "similarity"):
         for segments in (3, 4):
             assert (run / "figures" / f"inside_{name}_{segments}_segments.png").stat().st_size > 5000
-    assert "memory tokens, layer 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "memory tokens, layer 1" in said and "layer 0" not in said
     monkeypatch.setattr(inside, "look", None)
     assert evaluate(asked(run, "inside=5"))["inside"] == found, "what is known is not computed again"
     with pytest.raises(UserError, match="inside=5 has no use for samples=3"):
         asked(run, "inside=5", "samples=3")
 
 
-def test_gates_and_retrieval_of_a_run(tmp_path: Path) -> None:
+def test_gates_and_retrieval_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "model=memorizing",
         "model.mem_len=2",
@@ -297,7 +330,9 @@ def test_gates_and_retrieval_of_a_run(tmp_path: Path) -> None:
     assert (figures / "gates.png").is_file()
     evaluate(asked(tmp_path / "run", "inside=4"))
     drawn = {file.name for file in figures.glob("inside_*")}
-    assert drawn == {f"inside_{name}_3_segments.png" for name in ("cache", "gated", "retrieval")}
+    assert drawn == {f"inside_{name}_3_segments.png" for name in ("remembered", "gated", "retrieval")}
+    said = capsys.readouterr().out
+    assert "not shown: similarity of layer 1: its state grows with the document" in said
 
 
 def test_a_stream_and_its_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

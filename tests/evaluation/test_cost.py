@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from memlab.evaluation import cost
-from memlab.models.rmt_encoder import RMTEncoder
-from memlab.models.transformer import Transformer
+from tests import small
 
 LAYERS, WIDTH, FFN, V = 2, 8, 3, 11
 SIZES: dict[str, Any] = {
@@ -27,7 +26,7 @@ def test_operations_of_a_transformer(n: int) -> None:
     """2 for each weight of a matrix, and for each pair of tokens 2 for the score and 2 for the sum of
     values, in each of D numbers.
     """
-    model = Transformer(context="segment", **SIZES)
+    model = small.build("segment", **SIZES)
     weights = LAYERS * (4 * WIDTH * WIDTH + 2 * FFN * WIDTH * WIDTH) + WIDTH * V
     found = cost.flops_per_token(model, [n, n, n])
     assert found["inference"] == 2 * weights + LAYERS * 4 * WIDTH * n
@@ -37,7 +36,7 @@ def test_operations_of_a_transformer(n: int) -> None:
 
 
 def test_an_encoder_is_trained_on_its_last_segment() -> None:
-    model = RMTEncoder(memory_tokens=2, **SIZES)
+    model = small.build("rmt_encoder", memory_tokens=2, **SIZES)
     found = cost.flops_per_token(model, [6, 6])
     assert 0 < found["inference"] < found["training"] <= 3 * found["inference"]
     assert cost.of(model, [6])["parameters"] == sum(p.numel() for p in model.parameters())

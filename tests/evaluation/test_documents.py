@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from memlab.evaluation import documents, streaming
 from memlab.evaluation.samples import MEMORY_OFF, PLAIN, SHUFFLED
-from memlab.models.base import Decoder
-from memlab.models.transformer_xl import TransformerXL
+from memlab.models.base import Model
 from memlab.tasks.text import TextTask
 from tests import small
 
@@ -53,23 +52,12 @@ def text(place: Path, test: list[int], **own: Any) -> TextTask:
     return task
 
 
-def models(vocab_size: int) -> dict[str, Decoder]:
-    sizes: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "layers": 2,
-        "width": 8,
-        "heads": 2,
-        "ffn_multiple": 2,
-        "dropout": 0.0,
-    }
-    torch.manual_seed(0)
-    xl = TransformerXL(
-        mem_len=4, eval_mem_len=None, same_length=False, clamp_len=None, untie=False, **sizes
-    ).double()
+def models(vocab_size: int) -> dict[str, Model]:
+    xl = small.build("transformer_xl", vocab_size, mem_len=4)
     return {"rmt": small.build("rmt", vocab_size).eval(), "transformer_xl": xl.eval()}
 
 
-def alone(model: Decoder, task: TextTask, ids: Any, off: bool) -> np.ndarray[Any, Any]:
+def alone(model: Model, task: TextTask, ids: Any, off: bool) -> np.ndarray[Any, Any]:
     """Nats of each token of a document."""
     ids = ids.astype(np.int64)
     read, nats = np.concatenate([[task.begin], ids[:-1]]), []

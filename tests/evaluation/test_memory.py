@@ -7,33 +7,17 @@ import torch
 
 from memlab.evaluation.memory import measure
 from memlab.models.base import Model
-from memlab.models.memory_transformer import MemoryTransformer
-from memlab.models.rmt import RMT
-from memlab.models.transformer import Transformer
+from tests import small
 
 LAYERS, HEADS, WIDTH, SLOTS = 3, 2, 12, 5
-COUNTER = 8  # bytes of the length that full context keeps for each document
+COUNTER = 8 * LAYERS  # bytes of the length that each layer of full context keeps for each document
 DTYPES = [(torch.float32, 4), (torch.float64, 8), (torch.bfloat16, 2)]
 LENGTHS = [[7], [4, 4, 4], [2, 6, 1, 3]]
 
 
 def build(name: str, dtype: torch.dtype) -> Model:
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 11,
-        "layers": LAYERS,
-        "width": WIDTH,
-        "heads": HEADS,
-        "ffn_multiple": 2,
-        "dropout": 0.0,
-    }
-    models = {
-        "rmt": lambda: RMT(memory_tokens=SLOTS, write_memory="carried", **sizes),
-        "memory_transformer": lambda: MemoryTransformer(memory_tokens=SLOTS, **sizes),
-        "segment": lambda: Transformer(context="segment", **sizes),
-        "full": lambda: Transformer(context="full", **sizes),
-    }
-    return models[name]().to(dtype)
+    own = {"memory_tokens": SLOTS} if name in ("rmt", "memory_transformer") else {}
+    return small.build(name, 11, layers=LAYERS, width=WIDTH, heads=HEADS, **own).to(dtype)
 
 
 def keys_and_values(tokens: int, size: int) -> int:

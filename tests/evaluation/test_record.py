@@ -52,7 +52,7 @@ def test_entries_are_kept_by_key(tmp_path: Path) -> None:
     assert found == again
     assert of.find("lengths", **entry(2, samples=10)) is None and of.find("lengths", **entry(8)) is None
     assert json.loads((tmp_path / "evaluation.json").read_text()) == of.whole()
-    assert of.whole()["format"] == 1 and of.whole()["streams"] == []
+    assert of.whole()["format"] == record.FORMAT and of.whole()["streams"] == []
 
 
 def test_several_processes_may_add(tmp_path: Path) -> None:
@@ -88,12 +88,17 @@ def test_an_entry_that_cannot_be_written_leaves_those_before(
     assert (tmp_path / "evaluation.json").read_bytes() == before
 
 
-def test_a_broken_file_is_told_and_an_earlier_format_begins_anew(tmp_path: Path) -> None:
+def test_a_broken_file_and_one_of_another_format_are_mistakes(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot be read .* remove it"):
         Record(tmp_path, {})
-    (tmp_path / "evaluation.json").write_text('{"lengths": [{"segments": 3}]}')
-    assert Record(tmp_path, {}).whole()["lengths"] == []
+    earlier = '{"format": 1, "lengths": [{"segments": 3}]}'
+    (tmp_path / "evaluation.json").write_text(earlier)
+    with pytest.raises(
+        UserError, match=rf"has format 1, this memlab writes format {record.FORMAT}; move it away"
+    ):
+        Record(tmp_path, {}).add("lengths", entry(4))
+    assert (tmp_path / "evaluation.json").read_text() == earlier
 
 
 def test_a_curve_is_of_one_checkpoint_and_the_most_samples() -> None:

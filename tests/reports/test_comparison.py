@@ -82,6 +82,24 @@ def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
     assert few.groups[2].differs == ("lr=0.002, others 0.001",)
 
 
+def test_runs_of_two_versions_are_groups_of_their_own(tmp_path: Path) -> None:
+    """What 0.2 says of a model and 0.1 did not is no difference between them, but the version is."""
+    run(tmp_path / "a", "rmt", 0, 0.9)
+    run(tmp_path / "b", "rmt", 0, 0.8, optim__lr=2e-3)
+    of_0_2 = {"model__backbone": "small", "model__layer_memory": "attention", "model__tokens": "rmt"}
+    run(tmp_path / "c", "rmt", 0, 0.7, **of_0_2)
+    run(tmp_path / "d", "rmt", 0, 0.6, **{**of_0_2, "model__backbone": "llama"})
+    run(tmp_path / "e", "infini", 0, 0.5)
+    (table,) = compared(tmp_path).tables
+    assert [group.label for group in table.groups] == [
+        "rmt (memlab 0.1), lr=0.001",
+        "rmt (memlab 0.1), lr=0.002",
+        "rmt, backbone=small, lr=0.001",
+        "rmt, backbone=llama, lr=0.001",
+        "infini",
+    ]
+
+
 def test_runs_from_before_a_key_was_there(tmp_path: Path) -> None:
     """A key that older runs lack is no difference while it has its default, or none."""
     run(tmp_path / "old", "rmt", 0, 0.5)

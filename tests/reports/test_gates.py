@@ -23,10 +23,10 @@ def test_kinds_of_heads() -> None:
 
 def test_drawn_from_the_log(tmp_path: Path) -> None:
     steps = [
-        {"step": s, "train/loss": 1.0, "gate/layer1_head0": 0.1 * s, "gate/layer1_head1": 0.5} for s in (1, 2)
+        {"step": s, "train/loss": 1.0, "gate/layer2_head1": 0.1 * s, "gate/layer2_head2": 0.5} for s in (1, 2)
     ]
     steps.append({"step": 2, "val/loss": 1.0})
-    assert gates.over_training(steps) == {(1, 0): [(1, 0.1), (2, 0.2)], (1, 1): [(1, 0.5), (2, 0.5)]}
+    assert gates.over_training(steps) == {(2, 1): [(1, 0.1), (2, 0.2)], (2, 2): [(1, 0.5), (2, 0.5)]}
     assert gates.draw(steps, "title", tmp_path) and (tmp_path / "gates.png").stat().st_size > 5000
     assert (
         not gates.draw([{"step": 1, "train/loss": 1.0}], "title", tmp_path / "none")

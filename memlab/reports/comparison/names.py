@@ -37,10 +37,10 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
     for run in runs:
         name = str(run.config["model.name"])
         same = [r.config for r in runs if r.config["model.name"] == name]
-        keys = sorted(
-            _differing(same, lambda key: key in NOISE or key.startswith("tracking.")),
-            key=lambda k: not k.startswith("model."),
-        )
+        keys = sorted(_differing_settings(same), key=lambda k: not k.startswith("model."))
+        if _of_0_1(run.config) and not all(map(_of_0_1, same)):
+            name += " (memlab 0.1)"
+            keys = [key for key in keys if key in run.config]
         more = [f"+{len(keys) - _MOST_WORDS} more"] if len(keys) > _MOST_WORDS else []
         found.append(", ".join([name, *(_short(key, run.config) for key in keys[:_MOST_WORDS]), *more]))
     seen = Counter(found)
@@ -50,6 +50,26 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
             numbers[label] += 1
             found[i] = f"{label} ({numbers[label]})"
     return found
+
+
+def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys that tell groups of one model from each other; those that 0.1 did not have, among runs of 0.2."""
+
+    def noise(key: str) -> bool:
+        return key in NOISE or key.startswith("tracking.")
+
+    shared = set.intersection(*(set(config) for config in configs))
+    found = [
+        *_differing(configs, lambda key: noise(key) or key not in shared),
+        *_differing([c for c in configs if _of_0_1(c)], noise),
+        *_differing([c for c in configs if not _of_0_1(c)], noise),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _of_0_1(config: Mapping[str, Any]) -> bool:
+    """Whether memlab 0.1 wrote it, whose models were not composed."""
+    return "model.backbone" not in config
 
 
 def budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:

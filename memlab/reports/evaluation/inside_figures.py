@@ -4,29 +4,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memlab.reports.drawing import new_figure, save
 
 _SAID = {
-    "memory_tokens": "attention on read memory",
-    "cache": "attention on the cache",
+    "memory_tokens": "attention on memory tokens",
+    "remembered": "attention on remembered rows",
     "gated": "memory's share of the output",
 }
+_COLUMNS = 4  # of small panels beside each other
 
 
 def draw(entry: dict[str, Any], title: str, folder: Path) -> list[Path]:
     """All figures of an entry; their files."""
     title = f"{title}: {entry['samples']} samples of {entry['segments']} segments"
+    similarity = dict(entry["similarity"])
+    slots = similarity.pop("memory_tokens", None)
+    figures: list[tuple[str, Callable[[Path], None]]] = [
+        (kind, partial(_share, found, _SAID[kind], title)) for kind, found in entry["memory_share"].items()
+    ]
+    if slots:
+        figures.append(("similarity", partial(_similarity, slots, title)))
+    if similarity:
+        figures.append(("similarity_of_layers", partial(_similarity_of_layers, similarity, title)))
+    for found in entry["retrieval"]:
+        of = f"_layer{found['layer']}" if len(entry["retrieval"]) > 1 else ""
+        figures.append((f"retrieval{of}", partial(_retrieval, found, title)))
     drawn = []
-    for kind, found in entry["memory_share"].items():
-        drawn.append(folder / f"inside_{kind}_{entry['segments']}_segments.png")
-        _share(found, _SAID[kind], title, drawn[-1])
-    for name, figure in (("similarity", _similarity), ("retrieval", _retrieval)):
-        if entry[name]:
-            drawn.append(folder / f"inside_{name}_{entry['segments']}_segments.png")
-            figure(entry[name], title, drawn[-1])
+    for name, draw_to in figures:
+        drawn.append(folder / f"inside_{name}_{entry['segments']}_segments.png")
+        draw_to(drawn[-1])
     return drawn
 
 
@@ -61,7 +72,7 @@ def _share(found: dict[str, Any], said: str, title: str, file: Path) -> None:
 
 
 def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
-    """Between all memories, and of each slot with itself one segment before."""
+    """Memory tokens: between all segments, and of each slot with itself one segment before."""
     import numpy as np
 
     between, by_slot = np.asarray(found["between"]), np.asarray(found["by_slot"])
@@ -72,7 +83,7 @@ def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
     figure.colorbar(image, ax=top, label="cosine, mean over slots")
     for axis in (top.xaxis, top.yaxis):
         _segments(axis, len(between), 0)
-    top.set(xlabel="memory behind segment (0: initial)", ylabel="memory behind segment", title=title)
+    top.set(xlabel="memory after segment (0: initial)", ylabel="memory after segment", title=title)
     top.title.set_fontsize(9)
     segments = range(1, by_slot.shape[1] + 1)
     for slot in by_slot:
@@ -90,17 +101,40 @@ def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
     save(figure, file)
 
 
+def _similarity_of_layers(found: dict[str, Any], title: str, file: Path) -> None:
+    """Between the states of each layer, a panel for a layer."""
+    import numpy as np
+
+    columns = min(_COLUMNS, len(found))
+    rows = -(-len(found) // columns)
+    figure, _ = new_figure(1, height=1.2 + 2.2 * rows)
+    figure.clear()
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(found) :]:
+        axes.set_visible(False)
+    for axes, (name, of) in zip(panels.flat, found.items(), strict=False):
+        between = np.asarray(of["between"])
+        image = axes.imshow(between, vmin=-1, vmax=1, cmap="PuOr", interpolation="nearest")
+        for axis in (axes.xaxis, axes.yaxis):
+            _segments(axis, len(between), 0, most=6)
+        axes.set_title(f"layer {name.removeprefix('layer')}", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.supxlabel("state after segment (0: initial)", fontsize=9)
+    figure.colorbar(image, ax=list(panels.flat), label="cosine")
+    save(figure, file)
+
+
 def _retrieval(found: dict[str, Any], title: str, file: Path) -> None:
     """A histogram for each head, by keys and by the attention that they get."""
     figure, panels = new_figure(2)
     for axes, name, label in zip(
         panels, ("keys", "attention"), ("share of retrieved keys", "share of their attention"), strict=True
     ):
-        for head, counts in enumerate(found[name]):
+        for head, counts in enumerate(found[name], 1):
             total = sum(counts)
             if total:
                 edges = [*found["from"], 2 * found["from"][-1]]
-                line = ("-", "--", ":", "-.")[head % 4]
+                line = ("-", "--", ":", "-.")[(head - 1) % 4]
                 axes.stairs(
                     [c / total for c in counts], edges, label=f"head {head}", linestyle=line, linewidth=1.6
                 )
@@ -113,6 +147,6 @@ def _retrieval(found: dict[str, Any], title: str, file: Path) -> None:
     save(figure, file)
 
 
-def _segments(axis: Any, count: int, first: int) -> None:
-    step = -(-count // 16)
+def _segments(axis: Any, count: int, first: int, most: int = 16) -> None:
+    step = -(-count // most)
     axis.set_ticks(range(0, count, step), [str(first + i) for i in range(0, count, step)], fontsize=8)

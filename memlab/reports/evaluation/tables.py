@@ -134,20 +134,43 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
 
 
 def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-    """How much goes to the memory, by layer: what the figures show by head and segment."""
-    title = (
-        f"{_who(record)}: share of attention on what was read before, mean over heads and over the segments "
-        "behind the first"
-    )
-    kinds = [(kind, layer) for kind, found in entries[0]["memory_share"].items() for layer in found["layers"]]
-    table = _table(title, ["segments (samples)", *(f"{e['segments']:,} ({e['samples']:,})" for e in entries)])
-    for kind, layer in kinds:
-        shares = []
-        for found in (e["memory_share"][kind] for e in entries):
-            heads = [h for segment in found["values"][1:] for h in segment[found["layers"].index(layer)]]
-            shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
-        table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
-    _print(console, table)
+    """How much goes to memory and how far a segment moves it, by layer: the figures show each head and
+    segment.
+    """
+    columns = [f"{e['segments']:,} ({e['samples']:,})" for e in entries]
+    shown = [
+        (kind, layer) for e in entries for kind, of in e["memory_share"].items() for layer in of["layers"]
+    ]
+    if kinds := sorted(set(shown)):
+        title = f"{_who(record)}: share of memory, mean over heads and over the segments after the first"
+        said = (
+            "memory tokens, remembered: of attention; gated: of what memory and local attention give together"
+        )
+        table = _table(title, ["segments (samples)", *columns])
+        for kind, layer in kinds:
+            shares = []
+            for of in (e["memory_share"].get(kind, {"layers": [], "values": []}) for e in entries):
+                at = of["layers"].index(layer) if layer in of["layers"] else None
+                heads = [] if at is None else [h for segment in of["values"][1:] for h in segment[at]]
+                shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
+            table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
+        _print(console, table, said)
+    if names := list(dict.fromkeys(name for e in entries for name in e["similarity"])):
+        title = f"{_who(record)}: similarity of memory, cosine with what it was a segment before"
+        table = _table(title, ["segments (samples)", *columns])
+        for name in names:
+            steps = []
+            for between in (e["similarity"].get(name, {"between": []})["between"] for e in entries):
+                cosines = [
+                    between[s][s - 1] for s in range(2, len(between))
+                ]  # the first is of the initial state
+                steps.append(f"{sum(cosines) / len(cosines):.3f}" if cosines else "")
+            table.add_row(
+                name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer "), *steps
+            )
+        _print(console, table, "mean over the segments after the first")
+    for sentence in dict.fromkeys(sentence for e in entries for sentence in e["missing"]):
+        console.print(f"not shown: {sentence}", style="dim", soft_wrap=True)
 
 
 def interval(bounds: Sequence[float]) -> str:
