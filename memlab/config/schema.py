@@ -43,7 +43,9 @@ _NAMES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a constructor: what it accepts, as a type and as the words of the source; whether it is needed."""
+    """One argument of a constructor: what it accepts, as a type and in the source's words, and whether it is
+    needed.
+    """
 
     annotation: Any
     words: str

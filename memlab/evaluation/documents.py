@@ -120,7 +120,7 @@ class _Reader:
             self.document_B[row] = len(self.nats)
             self.nats.append(0.0)
             self.tokens.append(0)
-        after = None
+        after = self.state
         for name, metrics in self.found.items():
             before = self._before(name, counts)
             if before is None:

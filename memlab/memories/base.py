@@ -259,7 +259,9 @@ class LayerMemory(nn.Module, abc.ABC):
         """Zeros where the parameters are, of their type, or of the type in which sums are kept."""
         weight = self.attention.out.weight
         dtype = accumulator(weight.dtype) if accumulate else weight.dtype
-        return torch.zeros(shape, dtype=dtype, device=weight.device)  # not of the weight: it may be shared out
+        return torch.zeros(
+            shape, dtype=dtype, device=weight.device
+        )  # not of the weight: it may be shared out
 
     def no_rows(self, batch_size: int, rows: int = 0) -> KeyValues:
         """Keys and values of no rows, or zeros for some."""

@@ -1,8 +1,9 @@
-"""What every model must keep: every preset in configs/model/, every composition in compositions/model/, the example of
-CONTRIBUTING.md, and every value of their named options. There is no list to edit.
+"""What every model must keep: every preset in configs/model/, every composition in compositions/model/, the
+example of CONTRIBUTING.md, and every value of their named options. There is no list to edit.
 
-The tests speak to models through the contract alone (`memlab/models/base.py`), so a new YAML is tested by being there. A file
-as it is gets all of them; with an option changed, it gets those that read and compare numbers, at fewer shapes.
+The tests speak to models through the contract alone (`memlab/models/base.py`), so a new YAML is tested by
+being there. A file as it is gets all of them; with an option changed, it gets those that read and compare
+numbers, at fewer shapes.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def values(name: str, *overrides: str) -> dict[str, Any]:
 
 @functools.cache
 def options(name: str) -> tuple[dict[str, Any], ...]:
-    """A file as it is, and with one option of its parts at a time changed: words (`Literal`), switches, shared heads."""
+    """A file as it is, and with one option of its parts at a time changed: words (`Literal`), switches, shared
+    heads.
+    """
     model = values(name)
     chosen = choices.choose(model)
     arguments = {"memory": Literal["on", "off", "shuffled"]}
@@ -430,8 +433,8 @@ def test_overfits_one_batch(whole: str) -> None:
 
 
 def test_memory_is_what_solves_a_memory_task(whole: str) -> None:
-    """Say in segment 2 what segment 1 showed: learned with the carried state. Without it, and for a model that carries
-    nothing, chance.
+    """Say in segment 2 what segment 1 showed: learned with the carried state. Without it, and for a model that
+    carries nothing, chance.
     """
     model = build(whole, {}, torch.float32).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
