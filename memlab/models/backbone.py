@@ -40,7 +40,9 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, form: Form, carried: Any, where: Where
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Read rows in one form of the layer memory: the wanted rows' output, what it hands on, diagnostics."""
+        """Read rows in one form of the layer memory: the wanted rows' output, what it hands on, and
+        diagnostics.
+        """
         # Here, because the weights of a block may only be at hand within its `forward` (trainer=fsdp).
         found = {} if form == "extend" else self.memory.diagnose()
         y_BTD, kept = getattr(self.memory, form)(x_BTD, carried, where)

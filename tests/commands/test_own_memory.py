@@ -1,4 +1,4 @@
-"""CONTRIBUTING's example memory, one file and one YAML: it trains, goes on after a kill, and shows up in every report."""
+"""CONTRIBUTING's example memory, one file and one YAML: it trains, resumes after a kill, is in every report."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_evaluate_looks_inside(runs: tuple[Path, Path], capsys: pytest.CaptureFi
     (entry,) = json.loads((runs[0] / "evaluation.json").read_text())["inside"]
     shares = entry["memory_share"]["remembered"]
     assert (
-        shares["layers"] == [1] and 0 < max(max(row) for layer in shares["values"][1] for row in [layer]) <= 1
-    )
+    assert shares["layers"] == [1]
+    assert shares["values"][0][0] == [0.0, 0.0] and min(shares["values"][1][0]) > 0  # by segment, layer, head
     said = capsys.readouterr().out
     assert "remembered" in said and "state of layer 1" in said and "not shown" not in said
 

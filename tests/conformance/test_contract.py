@@ -77,9 +77,7 @@ def values(name: str, *overrides: str) -> dict[str, Any]:
 
 @functools.cache
 def options(name: str) -> tuple[dict[str, Any], ...]:
-    """A file as it is, and with one option of its parts at a time changed: words (`Literal`), switches, shared
-    heads.
-    """
+    """A file as it is, and with one option of its parts changed at a time: words, switches, shared heads."""
     model = values(name)
     chosen = choices.choose(model)
     arguments = {"memory": Literal["on", "off", "shuffled"]}
@@ -433,8 +431,8 @@ def test_overfits_one_batch(whole: str) -> None:
 
 
 def test_memory_is_what_solves_a_memory_task(whole: str) -> None:
-    """Say in segment 2 what segment 1 showed: learned with the carried state. Without it, and for a model that
-    carries nothing, chance.
+    """Say in segment 2 what segment 1 showed: learned with the carried state. Without it, and for a model
+    that carries nothing, chance.
     """
     model = build(whole, {}, torch.float32).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
