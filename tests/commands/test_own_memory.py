@@ -73,7 +73,6 @@ def test_evaluate_looks_inside(runs: tuple[Path, Path], capsys: pytest.CaptureFi
     evaluate(cli.compose_checked("evaluate", words, check_evaluate))
     (entry,) = json.loads((runs[0] / "evaluation.json").read_text())["inside"]
     shares = entry["memory_share"]["remembered"]
-    assert (
     assert shares["layers"] == [1]
     assert shares["values"][0][0] == [0.0, 0.0] and min(shares["values"][1][0]) > 0  # by segment, layer, head
     said = capsys.readouterr().out
