@@ -1,4 +1,4 @@
-"""CONTRIBUTING's example memory, one file and one YAML: it trains, resumes after a kill, is in every report."""
+"""CONTRIBUTING's example memory, a file and a YAML: it trains, resumes after a kill, is in every report."""
 
 from __future__ import annotations
 
