@@ -82,6 +82,11 @@ def _check_together(config: Config, task: Task) -> None:
             f"trainer.recompute_together={trainer.recompute_together} counts segments, and "
             f"trainer.recompute={trainer.recompute} has none; use null, or trainer.recompute=segment"
         )
+    if trainer.patience and trainer.stop_at_accuracy is None:
+        raise ConfigError(
+            f"trainer.patience={trainer.patience} counts validations after trainer.stop_at_accuracy is "
+            "reached, and that is null; use 0, or give the accuracy"
+        )
     depth = config.bptt_depth
     if depth is not None and depth >= task.num_segments:
         allowed = f"0..{task.num_segments - 1} or null"
@@ -94,7 +99,14 @@ def _check_together(config: Config, task: Task) -> None:
     if isinstance(config.curriculum, GrowingCurriculum):
         growth.stages(task, config.curriculum.by, config.curriculum.sizes)
     if isinstance(task, SyntheticTask):
+        for segments in trainer.val_segments or []:
+            task.at(segments)
         return
+    if trainer.val_segments is not None:
+        raise ConfigError(
+            f"trainer.val_segments={trainer.val_segments}: the documents of task={config.task['name']} have "
+            "lengths of their own; use null"
+        )
     if isinstance(config.curriculum, GrowingCurriculum):
         name = config.task["name"]
         if config.curriculum.threshold is not None:

@@ -32,7 +32,10 @@ class TrainerConfig(Section):
     accumulate: Positive = 1
     max_steps: Positive
     stop_at_accuracy: Fraction | None
+    patience: NonNegative = 0
+    select: Literal["best", "last"] = "best"
     val_every: Positive
+    val_segments: Annotated[list[Positive], Field(min_length=1)] | None = None
     checkpoint_every: Positive | None = None
     log_every: Positive
     test: bool = True

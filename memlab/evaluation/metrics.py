@@ -164,6 +164,13 @@ class CrossEntropyByPosition(Metric):
         ]
 
 
+def accuracy(vocab_size: int, **options: Any) -> MulticlassAccuracy:
+    """The share of right tokens."""
+    # micro: the library's default is the mean over token ids; its checks of each batch cost more than the
+    # counts
+    return MulticlassAccuracy(vocab_size, average="micro", validate_args=False, **options)
+
+
 def of_answers(vocab_size: int, **options: Any) -> MetricCollection:
     """`accuracy` and `exact_match` of free-running answers, `accuracy_teacher_forced`, and `loss`.
 
@@ -172,14 +179,11 @@ def of_answers(vocab_size: int, **options: Any) -> MetricCollection:
     Args:
         options: of `torchmetrics.Metric`.
     """
-    # micro: the library's default is the mean over token ids; its checks of each batch cost more than the
-    # counts
-    micro: dict[str, Any] = {"average": "micro", "validate_args": False, **options}
     return MetricCollection(
         {
-            "accuracy": MulticlassAccuracy(vocab_size, **micro),
+            "accuracy": accuracy(vocab_size, **options),
             "exact_match": MulticlassExactMatch(vocab_size, validate_args=False, **options),
-            "accuracy_teacher_forced": MulticlassAccuracy(vocab_size, **micro),
+            "accuracy_teacher_forced": accuracy(vocab_size, **options),
             "loss": CrossEntropy(**options),
         },
         compute_groups=False,

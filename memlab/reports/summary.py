@@ -58,6 +58,13 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     )
     console.print()
     console.print(table)
+    if found := result.get("saturated"):
+        console.print(
+            f"validation is saturated: about 1.000 in {found['validations']} validations since step "
+            f"{found['since_step']:,}, so their loss ranks these checkpoints, not their accuracy. "
+            "Longer samples, trainer.val_segments=[..], tell them apart",
+            soft_wrap=True,
+        )
     console.print(f"run directory  {run_dir}", soft_wrap=True)
     if store is not None:
         console.print(f"compare runs   mlflow ui --backend-store-uri {store}", soft_wrap=True)

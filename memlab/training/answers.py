@@ -7,7 +7,8 @@ answers), `loss`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from memlab.evaluation import metrics
 from memlab.evaluation.accuracy import free_running
 from memlab.evaluation.loss import nats
 from memlab.models.base import Model
+from memlab.splits import Held
 from memlab.tasks.base import SyntheticTask
 from memlab.training import truncation
 from memlab.training.curriculum import Curriculum
@@ -40,11 +42,12 @@ def training(
             f"task={config.task['name']} as configured has {task.answer_tokens} tokens; use a decoder, or a "
             "task with one answer token such as associative_retrieval"
         )
+    longer = [n for n in config.trainer.val_segments or [] if n != task.num_segments]
     return Training(
         AnswerObjective(model, config, processes),
-        AnswerEvaluator(model, curriculum, processes),
+        AnswerEvaluator(model, curriculum, processes, longer),
         AnswerStream(curriculum, config.trainer.max_steps, config.seed, processes),
-        validation=EvaluationBatches(curriculum, "validation", processes),
+        validation=EvaluationBatches(curriculum, "validation", processes, longer),
         test=EvaluationBatches(Curriculum([task]), "test", processes),
     )
 
@@ -100,15 +103,31 @@ class AnswerEvaluator(Evaluator):
     """Free-running and teacher-forced answers.
 
     Checkpoints are ranked by the stage of the curriculum plus accuracy, so that no easier stage beats a later
-    one.
+    one. In the last stage that accuracy is the mean over all numbers of segments that are read.
+
+    Args:
+        longer: the other numbers of segments; their metrics are `accuracy_at_N`.
     """
 
     headline = "accuracy"
 
-    def __init__(self, model: Model, curriculum: Curriculum, processes: Processes) -> None:
+    def __init__(
+        self, model: Model, curriculum: Curriculum, processes: Processes, longer: Sequence[int] = ()
+    ) -> None:
         vocab_size = curriculum.stages[-1].vocab_size
         super().__init__(metrics.of_answers(vocab_size, **processes.metric_options()), processes)
         self.model, self.curriculum = model, curriculum
+        self.longer = {n: metrics.accuracy(vocab_size, **processes.metric_options()) for n in longer}
+
+    def start(self, split: Held) -> None:
+        super().start(split)
+        for metric in self.longer.values():
+            metric.reset()
+
+    def finish(self) -> dict[str, float]:
+        longer = self.longer.items()
+        read = {f"accuracy_at_{n}": float(metric.compute()) for n, metric in longer if metric.update_called}
+        return {**super().finish(), **read}
 
     def read(self, batch: TensorBatch) -> None:
         answer_T = batch.answer_BT[0]
@@ -125,13 +144,18 @@ class AnswerEvaluator(Evaluator):
         nats_BA, truth, free, forced = (
             t.cpu() for t in (nats(logits_BAV, truth_BA), truth_BA, free_BA, forced_BA)
         )
+        segments = len(batch.segment_lengths)
+        if segments != self.curriculum.task.num_segments:
+            self.longer[segments].update(free, truth)
+            return
         self.metrics["loss"].update(nats_BA)
         self.metrics["accuracy"].update(free, truth)
         self.metrics["exact_match"].update(free, truth)
         self.metrics["accuracy_teacher_forced"].update(forced, truth)
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        return self.curriculum.stage + metrics["accuracy"]
+        longer = [value for name, value in metrics.items() if name.startswith("accuracy_at_")]
+        return self.curriculum.stage + statistics.fmean([metrics["accuracy"], *longer])
 
     def facts(self) -> dict[str, Any]:
         return {"chance": self.curriculum.stages[-1].chance}

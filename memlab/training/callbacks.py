@@ -33,17 +33,26 @@ class Conductor(L.Callback):
     Args:
         stop_at_accuracy: free-running validation accuracy at which the last stage counts as solved; None =
             never.
+        patience: validations after that, before the training stops.
     """
 
-    def __init__(self, stop_at_accuracy: float | None = None) -> None:
-        self.stop_at_accuracy = stop_at_accuracy
+    def __init__(self, stop_at_accuracy: float | None = None, patience: int = 0) -> None:
+        self.stop_at_accuracy, self.patience = stop_at_accuracy, patience
+        self.since_solved = 0  # validations, with the one that solved the last stage
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"since_solved": self.since_solved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.since_solved = state_dict["since_solved"]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
         curriculum = module.stream.curriculum
         accuracy = validation_metrics(trainer).get("val/accuracy")  # text has none
         if curriculum.in_last_stage and accuracy is not None and self.stop_at_accuracy is not None:
-            trainer.should_stop = trainer.should_stop or accuracy >= self.stop_at_accuracy
+            self.since_solved += self.since_solved > 0 or accuracy >= self.stop_at_accuracy
+            trainer.should_stop = trainer.should_stop or self.since_solved > self.patience
         curriculum.update(trainer.global_step, accuracy)
 
 

@@ -7,9 +7,11 @@ half a file.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ class Checkpoints(L.Callback):
         self.processes = processes
         self.config = config
         self.signals = signals
-        self.best: float | None = None  # score
+        self.best: list[float] | None = None  # score and loss of the best validation so far
         # by earlier processes, until the checkpoint
         self.spent = {"train_seconds": 0.0, "total_seconds": 0.0}
         self.began = {"train_seconds": time.perf_counter(), "total_seconds": began}
@@ -171,10 +173,9 @@ class Checkpoints(L.Callback):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        score = float(trainer.callback_metrics["val/score"])
-        score = score if score == score else -float("inf")  # not a number is worse than any
-        if self.best is None or score > self.best:
-            self.best = score
+        found = [float(trainer.callback_metrics.get(name, 0.0)) for name in ("val/score", "val/loss")]
+        if self.config.select == "last" or not_worse(found, self.best):
+            self.best = found
             trainer.save_checkpoint(self.directory.checkpoints / BEST)
         if trainer.state.fn == TrainerFn.FITTING:
             self._save_if_due(trainer)
@@ -219,6 +220,22 @@ class Checkpoints(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         trainer.should_stop = checkpoint["memlab_stopped"]
+
+
+def not_worse(found: Sequence[float], best: Sequence[float] | None) -> bool:
+    """Whether a validation with this score and loss takes the place of the best one before it.
+
+    A higher score does; of equal scores the lower loss, since many checkpoints may be right about all
+    validation samples; of equal losses the later one. What is not a number is worse than any.
+    """
+    if best is None:
+        return True
+    (score, loss), (best_score, best_loss) = found, best
+
+    def rank(value: float) -> float:
+        return value if value == value else -math.inf
+
+    return (rank(score), rank(-loss)) >= (rank(best_score), rank(-best_loss))
 
 
 def metrics_bytes(checkpoint: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@ is part of a checkpoint.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Self
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memlab.splits import Held
+from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.text.streams import StreamBatch
 from memlab.training import text_loading
@@ -129,31 +130,38 @@ class AnswerStream(Stream):
 
 
 class EvaluationBatches:
-    """This process's share of the fixed samples of a split, at the size of a curriculum's present stage."""
+    """This process's share of the fixed samples of a split, at the size of a curriculum's present stage.
+
+    Args:
+        longer: further numbers of segments at which samples are read, in the last stage.
+    """
 
     def __init__(
-        self, curriculum: Curriculum, split: Held, processes: Processes, batch_size: int = 256
+        self,
+        curriculum: Curriculum,
+        split: Held,
+        processes: Processes,
+        longer: Sequence[int] = (),
+        batch_size: int = 256,
     ) -> None:
-        self.curriculum = curriculum
+        self.curriculum, self.longer = curriculum, longer
         self.split: Held = split
         self.own = processes.share(curriculum.task.size(split))
         self.batch_size = batch_size
         # of each stage: validation reads the same samples many times
         self.made: dict[int, list[TensorBatch]] = {}
 
-    def __len__(self) -> int:
-        return -(-len(self.own) // self.batch_size)
-
     def __iter__(self) -> Iterator[TensorBatch]:
-        stage = self.curriculum.stage
+        stage, task = self.curriculum.stage, self.curriculum.task
         if stage not in self.made:
-            task = self.curriculum.task
-            starts = range(self.own.start, self.own.stop, self.batch_size)
-            counts = (min(self.batch_size, self.own.stop - start) for start in starts)
-            self.made[stage] = [
-                TensorBatch.of(task.batch(self.split, s, n)) for s, n in zip(starts, counts, strict=True)
-            ]
+            longer = [task.at(segments) for segments in self.longer] if self.curriculum.in_last_stage else []
+            self.made[stage] = [batch for t in (task, *longer) for batch in self._batches(t)]
         return iter(self.made[stage])
+
+    def _batches(self, task: SyntheticTask) -> Iterator[TensorBatch]:
+        for start in range(self.own.start, self.own.stop, self.batch_size):
+            count = min(self.batch_size, self.own.stop - start)
+            yield TensorBatch.of(task.batch(self.split, start, count))
 
 
 class TextStream(Stream):

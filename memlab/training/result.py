@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from memlab.tracking.run_directory import RunDirectory
 from memlab.tracking.versions import versions
 from memlab.training.build import Parts
 from memlab.training.callbacks import StepClock
+
+SATURATED = 0.9995  # of the answers in a validation
 
 
 def assemble(
@@ -62,6 +64,8 @@ def assemble(
         "processes": module.processes.size,
         "resumed_at": directory.facts()["resumed_at"],
         "best_step": best_step,
+        "selected": config.trainer.select,
+        "saturated": saturated(logged),
         **{
             f"best_{name}": int(at_best[f"val/{name}"])
             for name in ("stage", "tokens")
@@ -79,6 +83,26 @@ def assemble(
         "hardware": provenance.hardware(),
         "mlflow_run_id": mlflow_run_id,
     }
+
+
+def saturated(logged: Sequence[Mapping[str, float]]) -> dict[str, int] | None:
+    """Since which step all validations were right about nearly every sample, and how many they are.
+
+    Then accuracy does not rank their checkpoints. None = at most one was.
+
+    Args:
+        logged: the lines of `metrics.jsonl`.
+    """
+    validations = [line for line in logged if "val/accuracy" in line]
+    perfect: list[int] = []
+    for line in reversed(validations):
+        measured = [
+            value for name, value in line.items() if name.startswith("val/accuracy") and "forced" not in name
+        ]
+        if min(measured) < SATURATED or line.get("val/stage") != validations[-1].get("val/stage"):
+            break
+        perfect.append(int(line["step"]))
+    return {"since_step": perfect[-1], "validations": len(perfect)} if len(perfect) > 1 else None
 
 
 def draw(

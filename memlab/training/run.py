@@ -168,9 +168,8 @@ def _run(
     loggers: list[Logger] = [JsonlLogger(directory.metrics), *([tracker] if tracker else [])]
     if not processes.leads:
         reports, loggers = [], []
-    lightning = trainer(
-        config, loggers, [clock, *reports, Conductor(config.trainer.stop_at_accuracy), keeper], processes
-    )
+    conductor = Conductor(config.trainer.stop_at_accuracy, config.trainer.patience)
+    lightning = trainer(config, loggers, [clock, *reports, conductor, keeper], processes)
     try:
         lightning.fit(parts.module, parts.stream, parts.validation, ckpt_path=checkpoint, weights_only=True)
         steps = lightning.global_step
