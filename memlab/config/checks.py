@@ -145,10 +145,11 @@ def check_shares(config: Config, task: Task, size: int) -> None:
             f"trainer.accumulate={parts}: {rows} (task.batch_size={task.batch_size}) do not divide into "
             f"{parts} parts"
         )
-    if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2:
+    if config.model.get("memory") == "shuffled" and task.batch_size // size // parts < 2 * task.members:
         where = f"task.batch_size={task.batch_size} has none" + f" in each of {size} processes" * (size > 1)
         where += f" with trainer.accumulate={parts}" * (parts > 1)
-        raise ConfigError(f"model.memory=shuffled reads the memory of another sample of the batch; {where}")
+        other = "of another group of samples" if task.members > 1 else "of another sample of the batch"
+        raise ConfigError(f"model.memory=shuffled reads the memory {other}; {where}")
     if isinstance(task, SyntheticTask):
         for name in ("validation_size", "test_size"):
             if getattr(task, name) < size:

@@ -46,6 +46,24 @@ def token_share(right_B: Sequence[int], tokens: int) -> Interval:
     return _percentiles(drawn @ np.arange(tokens + 1) / (samples * tokens))
 
 
+def grouped_share(right_B: Sequence[int], tokens: int, members: int) -> Interval:
+    """`token_share` where `members` neighbouring samples share their content, so that groups are independent,
+    samples are not.
+
+    The bootstrap over groups. Where all groups have everything right, or nothing, Wilson's for whole groups.
+    """
+    if members == 1:
+        return token_share(right_B, tokens)
+    starts = range(0, len(right_B), members)
+    right = [sum(right_B[start : start + members]) for start in starts]
+    asked = [len(right_B[start : start + members]) * tokens for start in starts]
+    if right == asked or not any(right) or len(right) == 1:
+        return wilson(sum(found == most for found, most in zip(right, asked, strict=True)), len(right))
+    interval = ratio_of_sums(right, asked)
+    assert interval is not None
+    return interval
+
+
 def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | None:
     """Of sum(above) / sum(below) over samples, by the bootstrap; None for fewer than two samples.
 

@@ -33,8 +33,8 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
     Args:
         conditions: `plain` and controls, see `samples.py`.
     """
-    rows = shares(samples, rows_at_once(model, task), 2 if SHUFFLED in conditions else 1)
-    answers = {name: Answers(task.answer_tokens) for name in conditions}
+    rows = shares(samples, rows_at_once(model, task), 2 * task.members if SHUFFLED in conditions else 1)
+    answers = {name: Answers(task.answer_tokens, members=task.members) for name in conditions}
     depths: list[float] = []
     watch: Watch | None = Watch(model)
     curve: list[dict[str, Any]] = []
@@ -94,11 +94,15 @@ def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> l
 
 def samples_for(task: SyntheticTask, wished: int | None, max_tokens: int | None) -> int:
     """How many samples are read: as many as wished; else as many as the training's test, but no more than
-    `max_tokens` make, nor fewer than 2.
+    `max_tokens` make, nor fewer than two groups.
     """
     if wished is not None:
         return wished
-    return task.test_size if max_tokens is None else min(task.test_size, max(2, max_tokens // task.tokens))
+    return (
+        task.test_size
+        if max_tokens is None
+        else min(task.test_size, max(2 * task.members, max_tokens // task.tokens))
+    )
 
 
 def rows_at_once(model: Model, task: SyntheticTask) -> int:
@@ -120,15 +124,20 @@ def rows_at_once(model: Model, task: SyntheticTask) -> int:
     )
 
 
-def check(samples: int, controls: Sequence[str]) -> None:
+def check(samples: int, controls: Sequence[str], members: int = 1) -> None:
     """Whether there are enough for the controls.
+
+    Args:
+        members: how many neighbouring samples share their content.
 
     Raises:
         ConfigError: there are not.
     """
-    if SHUFFLED in controls and samples < 2:
+    if SHUFFLED in controls and samples < 2 * members:
+        groups = f", and {members} neighbours share their content" if members > 1 else ""
         raise ConfigError(
-            f"samples={samples}: controls=[shuffled] reads on from another sample's state and needs 2 or more"
+            f"samples={samples}: controls=[shuffled] reads on from another sample's state{groups}; it needs "
+            f"{2 * members} or more"
         )
 
 

@@ -8,7 +8,9 @@ answers a second time:
     memory_off   such a segment begins with the initial state: nothing of an earlier one is known
     shuffled     it begins with the state that another document of the batch has at this boundary, as that
                  one's own reading left it; the memory is of the usual kind and knows nothing of the document.
-                 The documents are exchanged in a ring, so none reads its own
+                 The documents are exchanged in a ring, and where neighbours share their content (as the
+                 samples of associative_retrieval that ask for different keys of the same pairs do), with one
+                 of another group
 
 Since the exchanged states are those of the plain reading, a document never comes to know its own past by way
 of others.
@@ -30,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memlab.evaluation.accuracy import read_on
-from memlab.evaluation.intervals import token_share, wilson
+from memlab.evaluation.intervals import grouped_share
 from memlab.evaluation.memory import Watch
-from memlab.models.base import Model
+from memlab.models.base import Model, others
 from memlab.tasks.base import Batch
 
 PLAIN, MEMORY_OFF, SHUFFLED = "plain", "memory_off", "shuffled"
@@ -49,6 +51,7 @@ class Answers:
     free: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     nats: float = 0.0
+    members: int = 1  # neighbours that share their content
 
     def add(self, other: Answers) -> None:
         """Those of further samples."""
@@ -65,9 +68,9 @@ class Answers:
             "accuracy_teacher_forced": sum(self.forced) / (samples * self.tokens),
             "loss": self.nats / (samples * self.tokens),
             "intervals": {
-                "accuracy": token_share(self.free, self.tokens),
-                "exact_match": wilson(whole, samples),
-                "accuracy_teacher_forced": token_share(self.forced, self.tokens),
+                "accuracy": grouped_share(self.free, self.tokens, self.members),
+                "exact_match": grouped_share([right == self.tokens for right in self.free], 1, self.members),
+                "accuracy_teacher_forced": grouped_share(self.forced, self.tokens, self.members),
             },
         }
 
@@ -137,13 +140,11 @@ class _Reader(abc.ABC):
     def __init__(self, model: Any, batch: Batch, conditions: Sequence[str]) -> None:
         self.model, self.batch = model, batch
         self.rows, self.segments = len(batch.tokens_BT), len(batch.segment_lengths)
-        if SHUFFLED in conditions and self.rows < 2:
-            raise ValueError("shuffled needs two samples")
+        if SHUFFLED in conditions and self.rows < 2 * batch.members:
+            raise ValueError("shuffled needs samples of two groups")
         self.answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
         self.starts = [0, *itertools.accumulate(batch.segment_lengths)]
-        self.others_B = torch.arange(self.rows, device=model.device).roll(
-            1
-        )  # of each document, the one before it
+        self.others_B = others(self.rows, batch.members).to(model.device)
         self.initial = model.init_state(self.rows)
         self.state = self.initial
         self.answers = {

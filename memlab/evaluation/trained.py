@@ -70,7 +70,7 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
-    model = compose(config.model, task.vocab_size)
+    model = compose(config.model, task.vocab_size, task.members)
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}

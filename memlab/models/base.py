@@ -122,6 +122,14 @@ class Piece:
     state: ModelState | Open | Unread
 
 
+def others(rows: int, members: int) -> Tensor:
+    """int [B]: for each row of a batch one of another group, where `members` neighbours form a group.
+
+    A batch may begin and end within a group; it has at least 2 * members rows.
+    """
+    return torch.arange(rows).roll(members)
+
+
 class Model(nn.Module, abc.ABC):
     """Base of all models. See `Decoder`, and `Encoder` for those that answer once for each sample.
 
@@ -132,13 +140,16 @@ class Model(nn.Module, abc.ABC):
             state, which is also the state that comes back. shuffled: each is read after the state of another
             document of the batch, as that one's own reading left it (of no other document: after the initial
             state); what a document reads never depends on its own earlier segments.
+        members: how many neighbours in a batch share their content, and are no others to each other.
     """
 
     answers_once: ClassVar[bool] = False
 
-    def __init__(self, backbone: Backbone, tokens: MemoryTokens, memory: Memory = "on") -> None:
+    def __init__(
+        self, backbone: Backbone, tokens: MemoryTokens, memory: Memory = "on", members: int = 1
+    ) -> None:
         super().__init__()
-        self.backbone, self.tokens, self.memory = backbone, tokens, memory
+        self.backbone, self.tokens, self.memory, self.members = backbone, tokens, memory, members
 
     @property
     def carries(self) -> bool:
@@ -218,9 +229,9 @@ class Model(nn.Module, abc.ABC):
 
     def _of_others(self, state: ModelState) -> ModelState:
         """What each document of the batch reads after with memory=shuffled."""
-        if state.batch_size == 1:
-            return self.init_state(1)
-        return self.exchanged(state, torch.arange(state.batch_size, device=self.device).roll(1))
+        if state.batch_size < 2 * self.members:
+            return self.init_state(state.batch_size)  # there is no other group
+        return self.exchanged(state, others(state.batch_size, self.members).to(self.device))
 
     def _where(
         self, at: ModelState | Open, start: int, count: int, tokens: slice, mask: Tensor | None = None

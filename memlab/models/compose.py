@@ -16,13 +16,14 @@ from memlab.models.decoder import Decoder
 from memlab.models.encoder import Encoder
 
 
-def compose(values: Mapping[str, Any], vocab_size: int) -> Model:
+def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Model:
     """Build the model that a configuration describes.
 
     Args:
         values: the keys of `model`: `layer_memory`, `tokens` and their options, those of `Backbone`,
             `memory`.
         vocab_size: V, of the task.
+        members: of the task: how many neighbours in a batch share their content.
 
     Raises:
         ConfigError: values do not go together, or a name is unknown.
@@ -37,7 +38,8 @@ def compose(values: Mapping[str, Any], vocab_size: int) -> Model:
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
     kind = _load(chosen.tokens)
     tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
-    return (Encoder if tokens.bidirectional else Decoder)(backbone, tokens, values.get("memory", "on"))
+    model = Encoder if tokens.bidirectional else Decoder
+    return model(backbone, tokens, values.get("memory", "on"), members)
 
 
 def _load(target: str) -> Any:

@@ -34,12 +34,14 @@ class Batch:
         targets_BT: the next token at each position.
         answer_BT: True where the target counts in loss and accuracy.
         segment_lengths: how the T tokens are cut; they add up to T.
+        members: how many neighbours share their content, see `Task.members`.
     """
 
     tokens_BT: Ints
     targets_BT: Ints
     answer_BT: NDArray[np.bool_]
     segment_lengths: tuple[int, ...]
+    members: int = 1
 
 
 class Task(abc.ABC):
@@ -64,6 +66,13 @@ class Task(abc.ABC):
     @property
     def num_segments(self) -> int:
         return len(self.segment_lengths)
+
+    @property
+    def members(self) -> int:
+        """How many consecutive samples share their random words, and so their split and part of their
+        content; 1 unless a task says otherwise.
+        """
+        return 1
 
     def typical_segments(self) -> tuple[int, ...]:
         """Segments of one document, for the weight of a memory after it."""
@@ -157,13 +166,6 @@ class SyntheticTask(Task):
         `member_B` tells apart samples that share their words (see `members`).
         """
 
-    @property
-    def members(self) -> int:
-        """How many consecutive samples share their random words, and so their split;
-        1 unless a task says otherwise.
-        """
-        return 1
-
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
         """Constructor arguments of the subclass beyond this class's, for `at`."""
@@ -176,7 +178,7 @@ class SyntheticTask(Task):
         sequence = self._draw(split, start, count, seed if split == "train" else 0)
         answer = np.zeros((count, self.tokens), dtype=np.bool_)
         answer[:, self.answer_positions()] = True
-        return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths)
+        return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths, self.members)
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
         """Where in each sample [B] the fact stands that is asked for, 0 = as early as possible, 1 = as late;

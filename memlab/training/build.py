@@ -66,7 +66,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
-    model = compose(config.model, task.vocab_size)
+    model = compose(config.model, task.vocab_size, task.members)
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "

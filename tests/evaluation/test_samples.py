@@ -132,19 +132,19 @@ def test_an_encoder_answers_at_the_end() -> None:
         queries=1,
         batch_size=4,
         validation_size=8,
-        test_size=9,
+        test_size=8,
     )
     model = small.build("rmt_encoder", task.vocab_size, memory_tokens=2).eval()
-    batch = task.batch("test", 0, 4)
+    batch = task.batch("test", 0, 7)
     found = samples.read(model, batch, CONDITIONS)
     tokens = torch.from_numpy(batch.tokens_BT.copy()).split(list(task.segment_lengths), dim=1)
-    state = model.init_state(4)
+    state = model.init_state(7)
     for segment in tokens[:-1]:
         state = model.segment(segment, state).state
     truth = torch.from_numpy(batch.targets_BT.copy())[:, -1]
-    other = model.exchanged(state, torch.tensor([3, 0, 1, 2]))
-    assert torch.equal(other.tokens.memory_BMD[0], state.tokens.memory_BMD[3])
-    for condition, before in zip(CONDITIONS, (state, model.init_state(4), other), strict=True):
+    other = model.exchanged(state, torch.tensor([4, 5, 6, 0, 1, 2, 3]))
+    assert torch.equal(other.tokens.memory_BMD[0], state.tokens.memory_BMD[4])
+    for condition, before in zip(CONDITIONS, (state, model.init_state(7), other), strict=True):
         logits = model.segment(tokens[-1], before).logits[:, 0]
         assert (
             found[condition].free == found[condition].forced == (logits.argmax(-1) == truth).long().tolist()

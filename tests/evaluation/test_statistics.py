@@ -84,3 +84,12 @@ def test_pareto_front_by_hand() -> None:
         "(20, 0.8) and (10, 0.5) are beaten by (10, 0.9); equal points do not beat each other"
     )
     assert pareto_front([(0, 2.5), (5, 2.4), (9, 2.6)], higher_is_better=False) == [0, 1]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e4, 1e9, 1e15])
+def test_p_does_not_depend_on_the_unit_of_the_scores(paired: bool, scale: float) -> None:
+    """The observed deal is always among those that lie at least as far apart."""
+    a, b = [0.11, 0.22, 0.33], [0.71, 0.82, 0.93]
+    p = permutation_p([scale * x for x in a], [scale * x for x in b], paired)
+    assert p == permutation_p(a, b, paired) == pytest.approx(0.25 if paired else 0.1)

@@ -15,6 +15,7 @@ from memlab.evaluation.statistics import (
     LEVEL,
     Spread,
     holm,
+    is_exact,
     pareto_front,
     permutation_p,
     seeds_needed,
@@ -71,7 +72,8 @@ class Group:
 class Pair:
     """Two groups, and whether their difference can be chance.
 
-    `p` is of the permutation test alone, `adjusted` by Holm over all pairs.
+    `p` is of the permutation test alone, `adjusted` by Holm over all pairs. `exact`: all ways of dealing the
+    scores were counted, none drawn.
     """
 
     better: str
@@ -80,6 +82,7 @@ class Pair:
     p: float
     adjusted: float
     possible: float
+    exact: bool = True
 
     @property
     def significant(self) -> bool:
@@ -129,10 +132,11 @@ class Table:
                         sum(x) / len(x) - sum(y) / len(y),
                         p,
                         smallest_p(len(x), len(y), self.paired),
+                        is_exact(len(x), len(y), self.paired),
                     )
                 )
-        adjusted = holm([p for *_, p, _ in found])
-        return [Pair(a, b, d, p, q, s) for (a, b, d, p, s), q in zip(found, adjusted, strict=True)]
+        adjusted = holm([p for *_, p, _, _ in found])
+        return [Pair(a, b, d, p, q, s, e) for (a, b, d, p, s, e), q in zip(found, adjusted, strict=True)]
 
     @cached_property
     def verdict(self) -> str:
@@ -152,7 +156,9 @@ class Table:
         mine = [pair for pair in self.pairs if best.label == pair.better]
         ahead = [pair.worse for pair in mine if pair.significant]
         level = [pair.worse for pair in mine if not pair.significant]
-        test = f"exact permutation test{' by seed' * self.paired}, Holm over {len(self.pairs)} pairs"
+        exact = all(pair.exact for pair in self.pairs)
+        kind = "exact permutation test" if exact else "permutation test by drawn deals"
+        test = f"{kind}{' by seed' * self.paired}, Holm over {len(self.pairs)} pairs"
         if ahead:
             said += f" It is better than {listed(ahead)} (p ≤ {LEVEL}, {test})."
         if level:

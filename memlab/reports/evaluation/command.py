@@ -74,7 +74,7 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
     asked = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
     samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in asked]
     for number in samples:
-        lengths.check(number, config.controls)
+        lengths.check(number, config.controls, task.members)
     record, new = _record(run), False
     entries: list[dict[str, Any]] = []
     for t, number in zip(asked, samples, strict=True):
