@@ -35,8 +35,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Any]:
-    """Starts trainings that can be killed; see `tests.training.resuming.Processes`."""
-    from tests.training.resuming import Processes
+    """Starts commands; see `tests.processes.Processes`."""
+    from tests.processes import Processes
 
     started = Processes()
     yield started

@@ -12,30 +12,67 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from memlab.bench import check_bench
-from memlab.benchmarks import state_sizes
+from memlab.benchmarks import overhead, state_sizes
 from memlab.config.compose_model import model_names
 from memlab.config.paths import config_dir
+from tests.processes import Processes
+
+SMALL = ["model.width=16", "model.layers=1", "task.length=8", "task.batch_size=4", "trainer.threads=1"]
+# In the place of Python where trainings are started: leaves what each leaves when it begins.
+STAND_IN = """#!/bin/sh
+echo "$@" >> {place}/asked
+for word in "$@"; do case $word in run_dir=*) run="${{word#run_dir=}}"; esac; done
+[ -z "$run" ] || {{ mkdir -p "$run"; echo '{{"step": 1, "train/loss": 2.5}}' > "$run/metrics.jsonl"; }}
+"""
 
 
-def test_overhead_reports_pairs_and_their_ratio(tmp_path: Path) -> None:
-    small = ["model.width=16", "model.layers=1", "task.length=8", "task.batch_size=4", "trainer.threads=1"]
-    words = ["repeats=2", "steps=20", "run_dir=here", *small]
+def check_overhead(place: Path, said: str) -> None:
+    """What the suite writes and prints, of two repeats."""
+    result = json.loads((place / "overhead.json").read_text())
+    train, bare = result["train_seconds_per_step"], result["bare_seconds_per_step"]
+    assert len(train) == len(bare) == 2 and all(t > 0 for t in train + bare)
+    ratios = [t / b for t, b in zip(train, bare, strict=True)]
+    assert result["ratio"] == {"median": sum(ratios) / 2, "min": min(ratios), "max": max(ratios)}
+    assert all(
+        len(result["start"][key]) == 3 and min(result["start"][key]) > 0 for key in ("first_step", "help")
+    )
+    assert result["versions"]["torch"] and result["cores"]
+    assert f"{min(ratios):.3f}" in said and "overhead.json" in said
+    assert {p.name for p in place.parent.iterdir()} == {"here"}, "the stores it measures with are gone"
+
+
+def test_overhead_reports_pairs_and_their_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, and with a stand-in for the trainings whose start is measured."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "cwd").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(STAND_IN.format(place=tmp_path))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.chdir(tmp_path / "cwd")
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = check_bench(compose("bench", ["repeats=2", "steps=20", "run_dir=here", *SMALL]))
+    overhead.run(config)
+    check_overhead(tmp_path / "cwd" / "here", capsys.readouterr().out)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[1::2] == ["-m memlab.train --help"] * 3
+    first = "-m memlab.train model=rmt task=reverse trainer.max_steps=1 trainer.log_every=1 run_dir="
+    assert all(words.startswith(first) for words in asked[::2]) and len(set(asked[::2])) == 3
+
+
+@pytest.mark.slow
+def test_overhead_measures_the_start_of_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "memlab.bench", *words],
+        [sys.executable, "-m", "memlab.bench", "repeats=2", "steps=20", "run_dir=here", *SMALL],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "here" / "overhead.json").read_text())
-    train, bare = result["train_seconds_per_step"], result["bare_seconds_per_step"]
-    assert len(train) == len(bare) == 2 and all(t > 0 for t in train + bare)
-    ratios = [t / b for t, b in zip(train, bare, strict=True)]
-    assert result["ratio"] == {"median": sum(ratios) / 2, "min": min(ratios), "max": max(ratios)}
-    assert result["versions"]["torch"] and result["cores"]
-    assert f"{min(ratios):.3f}" in done.stdout and "overhead.json" in done.stdout
-    assert {p.name for p in tmp_path.iterdir()} == {"here"}, "the stores it measures with are gone"
+    check_overhead(tmp_path / "here", done.stdout)
 
 
 OWN = """
@@ -57,7 +94,9 @@ model:
 """
 
 
-def test_forms_reports_every_preset_and_says_where_there_is_no_parallel_form(tmp_path: Path) -> None:
+def test_forms_reports_every_preset_and_says_where_there_is_no_parallel_form(
+    tmp_path: Path, processes: Processes
+) -> None:
     """One's own too, whose layers are rounded up to what its pattern needs."""
     (tmp_path / "my_memory.py").write_text(OWN)
     (tmp_path / "mine" / "model").mkdir(parents=True)
@@ -71,13 +110,7 @@ def test_forms_reports_every_preset_and_says_where_there_is_no_parallel_form(tmp
         "trainer.threads=1",
         *(f"forms.{key}={value}" for key, value in sizes.items()),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "memlab.bench", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = processes.run("bench", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "forms.json").read_text())
     assert set(result["models"]) == {*model_names(), "mine"}
@@ -98,21 +131,18 @@ def test_forms_reports_every_preset_and_says_where_there_is_no_parallel_form(tmp
         assert name in done.stdout
 
 
-def test_a_model_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "memlab.bench", "suite=forms", "forms.models=[infinite]"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+def test_a_model_that_is_not_there_is_a_mistake(tmp_path: Path, processes: Processes) -> None:
+    done = processes.run("bench", "suite=forms", "forms.models=[infinite]", cwd=tmp_path)
     assert done.returncode == 2 and "forms.models: no model is named 'infinite'" in done.stderr, done.stderr
     assert "Did you mean 'infini'" in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_an_unknown_suite_is_a_mistake(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "memlab.bench", "suite=speed"], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_an_unknown_suite_is_a_mistake(tmp_path: Path, processes: Processes) -> None:
+    done = processes.run("bench", "suite=speed", cwd=tmp_path)
     assert done.returncode == 2 and "suite='speed'" in done.stderr and "overhead" in done.stderr
 
 
-def test_memory_reports_peaks_and_times(tmp_path: Path) -> None:
+def test_memory_reports_peaks_and_times(tmp_path: Path, processes: Processes) -> None:
     sizes = {
         "models": "[rmt,rmt_encoder,memorizing]",
         "segments": "[2,6]",
@@ -129,13 +159,7 @@ def test_memory_reports_peaks_and_times(tmp_path: Path) -> None:
         "trainer.threads=1",
         *(f"memory.{key}={value}" for key, value in sizes.items()),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "memlab.bench", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = processes.run("bench", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "here" / "memory.json").read_text())
     assert [measured["together"] for measured in result["models"].values()] == [1, 1, 4]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from memlab.evaluation.settings import check_evaluate
 from memlab.reports.comparison.command import compare
 from memlab.reports.evaluation.command import evaluate
 from tests.contributing import examples
+from tests.processes import Processes
 from tests.training import resuming
 
 NAME = "exponential_mean"
@@ -86,12 +85,18 @@ def test_compare_has_it(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert NAME in (tmp_path / "page" / "index.html").read_text()
 
 
-def test_the_benchmark_of_forms_has_it(tmp_path: Path) -> None:
+def test_the_benchmark_of_forms_has_it(tmp_path: Path, processes: Processes) -> None:
     words = ["suite=forms", f"forms.models=[{NAME}]", "forms.width=16", "forms.segment_length=4", "repeats=1"]
-    command = [sys.executable, "-m", "memlab.bench", *words, "--config-dir", str(examples())]
-    there = {**environment(), "PYTHONPATH": f"{environment()['PYTHONPATH']}:{examples()}"}
-    subprocess.run(
-        [*command, f"run_dir={tmp_path}"], check=True, env=there, cwd=tmp_path, capture_output=True
+    there = f"{environment()['PYTHONPATH']}:{examples()}"
+    done = processes.run(
+        "bench",
+        *words,
+        "--config-dir",
+        str(examples()),
+        f"run_dir={tmp_path}",
+        cwd=tmp_path,
+        PYTHONPATH=there,
     )
+    assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "forms.json").read_text())["models"][NAME]
     assert measured["seconds"]["recurrent"] and not measured["seconds"].get("parallel")

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from memlab.tracking import mlflow_store
+from tests.processes import Processes
 from tests.training import resuming
-from tests.training.resuming import Processes, config, numbers, result, resumed_at, train, words
+from tests.training.resuming import config, numbers, result, resumed_at, train, words
 
 
 def logged(run: Path) -> int:
@@ -44,17 +45,17 @@ def test_killed_then_preempted_then_finished(tmp_path: Path, uri: str, processes
         "resume=auto",
     ]
 
-    process = processes.start(log, *command)
+    process = processes.start("train", *command, cwd=tmp_path, log=log)
     resuming.wait_for(lambda: logged(run) >= 12)
-    os.kill(process, signal.SIGKILL)
-    assert processes.wait() == -signal.SIGKILL
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     run_id = json.loads((run / "run.json").read_text())["mlflow_run_id"]
 
     before = log.read_text().count("/42 ")
-    process = processes.start(log, *command)
+    process = processes.start("train", *command, cwd=tmp_path, log=log)
     resuming.wait_for(lambda: log.read_text().count("/42 ") > before)  # a validation has been told
-    os.kill(process, signal.SIGTERM)
-    assert processes.wait() == 143, log.read_text()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143, log.read_text()
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -64,8 +65,8 @@ def test_killed_then_preempted_then_finished(tmp_path: Path, uri: str, processes
     (told,) = (line for line in log.read_text().splitlines() if "continue with: " in line)
     python, m, module, *rest = shlex.split(told.partition("continue with: ")[2])
     assert (python, m, module) == ("python", "-m", "memlab.train") and f"resume={run}" in rest
-    processes.start(log, *rest)
-    assert processes.wait() == 0, log.read_text()
+    process = processes.start("train", *rest, cwd=tmp_path, log=log)
+    assert process.wait() == 0, log.read_text()
     assert "Traceback" not in log.read_text() and "Warning" not in log.read_text()
 
     assert numbers(run) == numbers(tmp_path / "whole")
@@ -78,8 +79,8 @@ def test_killed_then_preempted_then_finished(tmp_path: Path, uri: str, processes
         history = [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
         assert history == [(line["step"], line[key]) for line in numbers(run) if key in line]
 
-    processes.start(log, *command)
-    assert processes.wait() == 0 and "has finished already" in log.read_text()
+    process = processes.start("train", *command, cwd=tmp_path, log=log)
+    assert process.wait() == 0 and "has finished already" in log.read_text()
     assert len(resumed_at(run)) == 2
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,21 @@ from hydra import compose, initialize_config_dir
 from memlab.config.checks import check_show
 from memlab.config.paths import config_dir
 from memlab.reports.samples import print_samples
+from tests.processes import Processes
 
 TASKS = sorted(file.stem for file in Path(config_dir(), "task").glob("*.yaml"))
 
 
-def show(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "memlab.show", *words], cwd=place, capture_output=True, text=True
-    )
+Show = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def test_a_sample_is_printed_by_segments_with_its_answer(tmp_path: Path) -> None:
+@pytest.fixture
+def show(processes: Processes, tmp_path: Path) -> Show:
+    return partial(processes.run, "show", cwd=tmp_path)
+
+
+def test_a_sample_is_printed_by_segments_with_its_answer(tmp_path: Path, show: Show) -> None:
     done = show(
-        tmp_path,
         "task=reverse",
         "task.length=4",
         "task.num_segments=2",
@@ -67,8 +70,8 @@ def test_every_task_can_be_shown(task: str, tmp_path: Path, capsys: pytest.Captu
     assert ("a document begins" in out) if text else ("sample 0" in out and "answers" in out)
 
 
-def test_long_segments_are_wrapped_and_lose_nothing(tmp_path: Path) -> None:
-    done = show(tmp_path, "task=copy", "task.length=60", "task.num_segments=1", "samples=1")
+def test_long_segments_are_wrapped_and_lose_nothing(show: Show) -> None:
+    done = show("task=copy", "task.length=60", "task.num_segments=1", "samples=1")
     shown = [
         word
         for line in done.stdout.splitlines()
@@ -79,8 +82,8 @@ def test_long_segments_are_wrapped_and_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["task.lenght=3", "samples=0", "split=valid", "optim.lr=1", "task=revers"])
-def test_a_mistake_is_one_line(words: str, tmp_path: Path) -> None:
-    done = show(tmp_path, words)
+def test_a_mistake_is_one_line(words: str, show: Show) -> None:
+    done = show(words)
     assert (
         done.returncode == 2
         and len(done.stderr.splitlines()) == 1

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from memlab.config import cli
 from memlab.config.checks import check
 from memlab.config.paths import config_dir
+from tests.processes import Processes
 
 MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
 MISTAKES = {
@@ -90,12 +91,11 @@ def test_a_mistake_is_told_in_one_message(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-def test_an_encoder_is_not_asked_for_many_tokens(tmp_path: Path) -> None:
+def test_an_encoder_is_not_asked_for_many_tokens(tmp_path: Path, processes: Processes) -> None:
     """This takes the model to be known, so it is told later than the others;
     still before anything is begun or written.
     """
-    command = [sys.executable, "-m", "memlab.train", "model=rmt_encoder", "task=reverse", "task.length=12"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = processes.run("train", "model=rmt_encoder", "task=reverse", "task.length=12", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     for part in ("model=rmt_encoder", "task=reverse", "12 tokens", "associative_retrieval"):
         assert part in done.stderr
@@ -120,7 +120,9 @@ def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Pat
         ("trainer=gpu", ["trainer=gpu", "no GPU"]),
     ],
 )
-def test_mistakes_that_only_the_model_knows(words: str, parts: list[str], tmp_path: Path) -> None:
+def test_mistakes_that_only_the_model_knows(
+    words: str, parts: list[str], tmp_path: Path, processes: Processes
+) -> None:
     """Combinations that need the model's class are found when it is built,
     still before anything is written.
     """
@@ -128,13 +130,7 @@ def test_mistakes_that_only_the_model_knows(words: str, parts: list[str], tmp_pa
 
     if words == "trainer=gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU, so asking for it is no mistake")
-    done = subprocess.run(
-        [sys.executable, "-m", "memlab.train", *words.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = processes.run("train", *words.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert all(part in done.stderr for part in parts), done.stderr

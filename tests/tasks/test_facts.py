@@ -7,8 +7,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from fractions import Fraction
@@ -21,6 +19,8 @@ import yaml
 
 import memlab
 from memlab.config import schema
+from memlab.config.checks import check
+from memlab.config.cli import compose_checked
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
 from memlab.tasks.detect_fact import DetectFact
@@ -32,6 +32,7 @@ from memlab.tasks.reason_facts import ReasonFacts
 from tests.tasks.oracles.facts import HAS, MOVED, WHERE
 from tests.tasks.oracles.facts import answer as oracle
 from tests.tasks.promises import check_shapes, check_streams, near, whole
+from tests.training import resuming
 
 ROOT = Path(memlab.__file__).parents[1]
 TASKS: dict[str, tuple[type[FactTask], dict[str, Any]]] = {
@@ -240,23 +241,25 @@ def test_pairs_of_gaps_are_all_pairs(free: int) -> None:
 # What can be known from a part of a sample
 
 
+def seen_and_asked(task: FactTask, count: int = 5000) -> tuple[list[list[str]], list[list[str]]]:
+    """Samples that an observer learns from, and samples that it is asked."""
+    return samples(task, "train", count), samples(task, "test", count)
+
+
 def score(
-    task: FactTask,
+    observed: tuple[list[list[str]], list[list[str]]],
     feature: Callable[[list[str]], Hashable],
     label: Callable[[list[str]], Hashable],
-    count: int = 5000,
 ) -> float:
     """How often the best guess is right that sees no more than `feature`:
     the most frequent label of the same feature in other samples.
     """
     seen: defaultdict[Hashable, Counter[Hashable]] = defaultdict(Counter)
-    for row in samples(task, "train", count):
+    learned, rows = observed
+    for row in learned:
         seen[feature(row[:-1])][label(row)] += 1
-    rows = samples(task, "test", count)
-    right = [
-        bool(seen[feature(row[:-1])]) and seen[feature(row[:-1])].most_common(1)[0][0] == label(row)
-        for row in rows
-    ]
+    best = {what: labels.most_common(1)[0][0] for what, labels in seen.items()}
+    right = [best.get(feature(row[:-1])) == label(row) for row in rows]
     return sum(right) / len(right)
 
 
@@ -272,8 +275,9 @@ def test_who_sees_only_the_last_segment_scores_chance(name: str) -> None:
         lambda words: words[-6],
         lambda words: Counter(words[-last:]).most_common(1)[0],
     ]
+    observed = seen_and_asked(task)
     for feature in features:
-        assert near(score(task, feature, lambda row: row[-1]), 1 / 6, 5000)
+        assert near(score(observed, feature, lambda row: row[-1]), 1 / 6, 5000)
     answers = Counter(row[-1] for row in samples(task, "test", 6000))
     assert all(near(answers[place] / 6000, 1 / 6, 6000) for place in PLACES)
 
@@ -357,15 +361,16 @@ def test_who_sees_one_fact_alone_stays_at_its_bound(persons: int) -> None:
         lambda words: " ".join(words).index(where(words)),
         lambda words: words[-2],
     ]
+    observed = seen_and_asked(task)
     for feature in sees_where:
-        assert near(score(task, feature, clause), 1 / persons, 5000)
+        assert near(score(observed, feature, clause), 1 / persons, 5000)
     sees_who: list[Callable[[list[str]], Hashable]] = [
         lambda words: HAS.findall(" ".join(words))[0],
         lambda words: " ".join(words).index(" ".join(HAS.findall(" ".join(words))[0][:1])),
         lambda words: HAS.search(" ".join(words)).group(),  # type: ignore[union-attr]
     ]
     for feature in sees_who:
-        assert near(score(task, feature, lambda row: row[-1]), 1 / 6, 5000)
+        assert near(score(observed, feature, lambda row: row[-1]), 1 / 6, 5000)
 
 
 def test_an_observer_that_sees_both_facts_is_found_to_know_the_answer() -> None:
@@ -381,9 +386,13 @@ def test_an_observer_that_sees_both_facts_is_found_to_know_the_answer() -> None:
             pairs[1][1],
         )
 
-    assert score(make("reason_facts"), both, lambda row: row[-1]) == 1
+    assert score(seen_and_asked(make("reason_facts")), both, lambda row: row[-1]) == 1
     assert (
-        score(make("detect_fact"), lambda words: MOVED.findall(" ".join(words))[0][1], lambda row: row[-1])
+        score(
+            seen_and_asked(make("detect_fact")),
+            lambda words: MOVED.findall(" ".join(words))[0][1],
+            lambda row: row[-1],
+        )
         == 1
     )
 
@@ -611,8 +620,5 @@ def test_encoders_and_decoders_can_be_trained_on_it(name: str, model: str, tmp_p
     small = ["model.layers=1", "model.width=8", "model.heads=2", "trainer.max_steps=1", "trainer.threads=1"]
     sizes = ["task.num_segments=2", "task.batch_size=4", "task.validation_size=4", "task.test_size=4"]
     words = [f"model={model}", f"task={name}", *small, *sizes, "tracking=off", f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "memlab.train", *words], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    resuming.train(compose_checked("train", words, check))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["stages"] == 2

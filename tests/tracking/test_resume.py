@@ -13,8 +13,9 @@ from memlab.errors import UserError
 from memlab.tracking import resume
 from memlab.tracking.run_directory import RunDirectory
 from memlab.training.module import TrainingModule
+from tests.processes import Processes
 from tests.training import resuming
-from tests.training.resuming import Killed, Processes, assert_same, config, kill, stopped, train
+from tests.training.resuming import Killed, assert_same, config, kill, stopped, train
 
 
 def test_another_configuration_is_an_error(tmp_path: Path) -> None:
@@ -110,14 +111,14 @@ def test_auto_finds_the_newest_unfinished_run_of_this_configuration(
 def test_two_at_once(tmp_path: Path, processes: Processes) -> None:
     """The lock is there while the run's process lives, and goes with it."""
     run = tmp_path / "run"
-    process = processes.start(tmp_path / "log", *resuming.words(run, "trainer.max_steps=100000"))
+    process = processes.start("train", *resuming.words(run, "trainer.max_steps=100000"), cwd=tmp_path)
     resuming.wait_for((run / "checkpoints" / "last.ckpt").exists)
     with pytest.raises(UserError, match="in use"):
         train(config(run, "trainer.max_steps=100000", "resume=auto"))
     with pytest.raises(UserError, match="in use"):
         train(config(run))
-    os.kill(process, 9)
-    processes.wait()
+    os.kill(process.pid, 9)
+    process.wait()
     RunDirectory(run, config(run), continues=True).release()
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,9 +44,6 @@ SMALL = [
     "curriculum.stage_steps=4",
     "tracking=off",
 ]
-
-
-END = "end\n"  # to the process that starts others
 
 
 def words(run_dir: Path, *changed: str) -> list[str]:
@@ -180,82 +174,8 @@ def numbers_so_far(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines()
 
 
-class Processes:
-    """Starts trainings as processes of their own in no time: one process has imported all, and forks."""
-
-    def __init__(self) -> None:
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.resuming"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-
-    def start(self, log: Path, *command_line: str) -> int:
-        """Begin a training; returns its process id. What it prints goes to the log."""
-        assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(json.dumps({"log": str(log), "words": command_line}) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def wait(self) -> int:
-        """The exit status of the training that was begun last, negative if a signal ended it."""
-        assert self.server.stdin and self.server.stdout
-        self.server.stdin.write("\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def close(self) -> None:
-        assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(
-            END
-        )  # closing is not enough: a worker of a DataLoader may still hold the pipe
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
-
-
 def wait_for(condition: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come in time"
         time.sleep(0.01)
-
-
-def serve() -> None:
-    import mlflow  # noqa: F401
-
-    torch.set_num_threads(1)
-    child = 0
-    for line in sys.stdin:
-        if line == END:
-            return
-        if not line.strip():
-            status = os.waitpid(child, 0)[1]
-            print(os.waitstatus_to_exitcode(status), flush=True)
-            continue
-        job = json.loads(line)
-        child = os.fork()
-        if child:
-            print(child, flush=True)
-            continue
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.argv = ["memlab.train", *job["words"]]
-        from memlab.train import main
-
-        try:
-            main()
-        except SystemExit as ended:
-            if isinstance(ended.code, str):
-                print(ended.code, file=sys.stderr)
-            sys.stdout.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else 1 if ended.code else 0)
-        os._exit(70)
-
-
-if __name__ == "__main__":
-    serve()

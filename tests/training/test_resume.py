@@ -14,10 +14,10 @@ import pytest
 
 from memlab.training import random_state
 from memlab.training.module import TrainingModule
+from tests.processes import Processes
 from tests.training import resuming
 from tests.training.resuming import (
     Killed,
-    Processes,
     assert_same,
     config,
     kill,
@@ -67,7 +67,7 @@ def test_kill_9_again_and_again(tmp_path: Path, whole: Path, processes: Processe
     line = [*resuming.words(run, longer), "resume=auto"]
     while kills < 5:
         before = size(run / "metrics.jsonl")
-        process = processes.start(log, *line)
+        process = processes.start("train", *line, cwd=tmp_path, log=log)
         # from some way into this process's share of the run on, at any moment
         resuming.wait_for(
             lambda before=before: (
@@ -75,13 +75,12 @@ def test_kill_9_again_and_again(tmp_path: Path, whole: Path, processes: Processe
             )
         )
         time.sleep(draw.uniform(0, 0.06))
-        os.kill(process, 9)
-        assert processes.wait() == -9, log.read_text()
+        os.kill(process.pid, 9)
+        assert process.wait() == -9, log.read_text()
         kills += 1
         killed_at.append(len(numbers_so_far(run)))
         assert not (run / "result.json").exists(), "too slow to be killed"
-    processes.start(log, *line)
-    assert processes.wait() == 0, log.read_text()
+    assert processes.start("train", *line, cwd=tmp_path, log=log).wait() == 0, log.read_text()
     assert_same(run, tmp_path / "whole", f"killed with so many lines logged: {killed_at}")
     assert len(resumed_at(run)) == 5
 
