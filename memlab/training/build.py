@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
+from memlab import ram
 from memlab.config import schema
 from memlab.config.checks import build_task, check_shares
 from memlab.config.sections import Config, GrowingCurriculum
@@ -66,6 +67,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
+    _check_room(config, task, processes)
     model = compose(config.model, task.vocab_size, task.members)
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
@@ -82,6 +84,29 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     made = make(config, task, model, _curriculum(config, task, model.answers_once), processes)
     module = TrainingModule(model, config, made, processes)
     return Parts(task, model, module, made.stream, made.validation, made.test)
+
+
+def _check_room(config: Config, task: Task, processes: Processes) -> None:
+    """Refuse a training step that cannot fit into memory.
+
+    Raises:
+        ConfigError: the inputs of all layers for one segment alone are too large; a step needs several times
+            as much.
+    """
+    rows = task.batch_size // processes.size // config.trainer.accumulate
+    number = {"64": 8, "32": 4}.get(config.trainer.precision[:2], 2)  # bytes
+    # an own backbone may be described by other keys
+    each_token = config.model.get("width", 1) * config.model.get("layers", 1) * number
+    free = None
+    here = processes.place.local_size
+    if on_gpu(config):
+        free, here = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, 1
+    ram.check(
+        rows * max(task.segment_lengths) * each_token * here,
+        f"task.batch_size={task.batch_size}: a training step",
+        "use fewer rows, shorter segments, or trainer.accumulate",
+        free,
+    )
 
 
 def _curriculum(config: Config, task: Task, answers_once: bool) -> Curriculum:
