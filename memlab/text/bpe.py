@@ -105,10 +105,10 @@ def _progress(corpus: Corpus) -> Iterator[Iterator[str]]:
 
     def tell() -> None:
         while not done.wait(_EVERY):
-            # a compressed split holds more than its files' size
-            share = f", {read >> 20} of {max(read, total) >> 20} MiB of text read"
+            whole = max(read, total)  # a compressed split holds more than the size of its files
             print(
-                f"memlab: the tokenizer is in training since {time.monotonic() - began:.0f} s{share}",
+                f"memlab: still training the tokenizer, {time.monotonic() - began:.0f} s so far; "
+                f"{read / 1e6:.1f} of {whole / 1e6:.1f} MB of text read",
                 file=sys.stderr,
                 flush=True,
             )
