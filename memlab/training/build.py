@@ -38,6 +38,9 @@ from memlab.training.sharding import ShardedStrategy
 TRAINED_BY: dict[str, Callable[..., Training]] = {"answers": answers.training, "text": text.training}
 
 
+_KEPT = 4  # rows of the model's width, of each token in each layer: the least that we measured is 4.6
+
+
 @dataclass
 class Parts:
     """What a configuration describes, built: the module, and the batches for its training, its validations
@@ -67,8 +70,8 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
-    _check_room(config, task, processes)
     model = compose(config.model, task.vocab_size, task.members)
+    _check_room(config, task, model, processes)
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "
@@ -86,25 +89,31 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     return Parts(task, model, module, made.stream, made.validation, made.test)
 
 
-def _check_room(config: Config, task: Task, processes: Processes) -> None:
+def _check_room(config: Config, task: Task, model: Model, processes: Processes) -> None:
     """Refuse a training step that cannot fit into memory.
 
+    Counted is only what every model keeps for the gradient; a step needs up to four times as much. A model
+    that carries nothing reads no more than the segments with targets, of which there may be one.
+
     Raises:
-        ConfigError: the inputs of all layers for one segment alone are too large; a step needs several times
-            as much.
+        ConfigError: this alone is too large.
     """
-    rows = task.batch_size // processes.size // config.trainer.accumulate
-    number = {"64": 8, "32": 4}.get(config.trainer.precision[:2], 2)  # bytes
+    trainer = config.trainer
+    rows = task.batch_size // processes.size // trainer.accumulate
+    depth = task.num_segments if config.bptt_depth is None else config.bptt_depth + 1
+    together = trainer.recompute == "none" and model.carries
+    tokens = max(task.segment_lengths) * (depth if together else 1)
+    kept = 1 if trainer.recompute == "block" else _KEPT
+    number = {"64": 8, "32": 4}.get(trainer.precision[:2], 2)  # bytes
     # an own backbone may be described by other keys
-    each_token = config.model.get("width", 1) * config.model.get("layers", 1) * number
-    free = None
-    here = processes.place.local_size
+    needed = rows * tokens * kept * number * config.model.get("width", 1) * config.model.get("layers", 1)
+    here, free = processes.place.local_size, None
     if on_gpu(config):
-        free, here = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, 1
+        here, free = 1, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     ram.check(
-        rows * max(task.segment_lengths) * each_token * here,
+        needed * here,
         f"task.batch_size={task.batch_size}: a training step",
-        "use fewer rows, shorter segments, or trainer.accumulate",
+        "use fewer rows, shorter segments, trainer.accumulate, or a shorter model.bptt_depth",
         free,
     )
 

@@ -66,15 +66,15 @@ def test_what_the_machine_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ram.check(1 << 20, "x", "do y", 0)  # less than that is never asked for
 
 
-def test_a_step_that_cannot_fit_is_refused_before_the_model_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = resuming.config(tmp_path, "task.batch_size=200000", "model.width=1024")
-    monkeypatch.setattr(ram, "available", lambda: 1 << 30)
-    monkeypatch.setattr(build_module, "compose", None)
+def test_a_step_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resuming.config(tmp_path, "task.batch_size=200000", "model.width=64")
+    monkeypatch.setattr(ram, "available", lambda: 2 << 30)
     found = message(functools.partial(build_module.build, config))
     assert re.fullmatch(
-        r"task\.batch_size=200000: a training step needs at least \d\.\d GiB of memory, and 1\.0 GiB are "
-        r"free; use fewer rows, shorter segments, or trainer\.accumulate",
+        r"task\.batch_size=200000: a training step needs at least 5\.1 GiB of memory, and 2\.0 GiB are "
+        r"free; use fewer rows, shorter segments, trainer\.accumulate, or a shorter model\.bptt_depth",
         found,
+    )
+    build_module.build(
+        resuming.config(tmp_path, "task.batch_size=200000", "model.width=64", "model.bptt_depth=0")
     )
