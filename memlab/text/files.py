@@ -225,6 +225,11 @@ def _streamed(file: File, builder: str, **options: int) -> Any:
     """The lines or rows of a file on the hub, as `datasets` gives them."""
     import datasets
 
+    if any(pattern in file.name for pattern in ("*", "?", "[", "::")):
+        raise UserError(
+            f"{file.name}: `datasets` takes a name with *, ?, [ or :: for a pattern; download the dataset, "
+            "and give task.data_dir=DIR"
+        )
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it prints what it also raises
     return datasets.load_dataset(builder, data_files=[file.name], split="train", streaming=True, **options)
 

@@ -1,4 +1,4 @@
-"""`data.json`: which files a run reads, so that it does not go on with others."""
+"""`data.json`: which files a run reads, so that it does not go on with others without a word."""
 
 from __future__ import annotations
 
@@ -27,34 +27,48 @@ def check(directory: Path, data: dict[str, Any]) -> None:
     Raises:
         UserError: it is not the same.
     """
-    file = directory / NAME
     if not data:
         return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        files, revision, tokenizer = before["files"], before["revision"], before["tokenizer"]
-    except FileNotFoundError:
+    if not (directory / NAME).exists():
         print(
             f"memlab: {directory} does not say which files it read ({NAME} is missing); it goes on with "
             "those that are there",
             file=sys.stderr,
         )
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{file} cannot be read, which says what files the run reads; remove it if they are as they were"
-        ) from None
-    if revision != data["revision"]:
-        raise UserError(
-            f"the dataset has changed since the run in {directory} began: it is at revision "
-            f"{data['revision']}; give task.source_revision={revision}"
+    elif changed := _changed(directory, data):
+        raise UserError(f"{changed[0]}. {changed[1]}")
+
+
+def warn(directory: Path, data: dict[str, Any]) -> None:
+    """Say in a line if what is read to evaluate a run is not what it was trained on."""
+    if data and (directory / NAME).exists() and (changed := _changed(directory, data)):
+        print(f"memlab: warning: {changed[0]}; figures may be of another text", file=sys.stderr)
+
+
+def _changed(directory: Path, data: dict[str, Any]) -> tuple[str, str] | None:
+    """What has changed since a run began, and what to do; None = nothing."""
+    file = directory / NAME
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        files, revision, tokenizer = before["files"], before["revision"], before["tokenizer"]
+        if revision != data["revision"]:
+            return (
+                f"the dataset has changed since the run in {directory} began: it is at revision "
+                f"{data['revision']}",
+                f"Give task.source_revision={revision}",
+            )
+        found = changes(files, data["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (
+            f"{file} cannot be read, which says what files the run reads",
+            "Remove it if they are as they were",
         )
-    found = changes(files, data["files"])
     if tokenizer != data["tokenizer"]:
         found.append("task.tokenizer is another one")
-    if found:
-        more = f", and {len(found) - _TOLD} more changes" if len(found) > _TOLD else ""
-        raise UserError(
-            f"the text has changed since the run in {directory} began: {'; '.join(found[:_TOLD])}{more}. "
-            "Put it back as it was, or start a new run"
-        )
+    if not found:
+        return None
+    more = f", and {len(found) - _TOLD} more changes" if len(found) > _TOLD else ""
+    return (
+        f"the text has changed since the run in {directory} began: {'; '.join(found[:_TOLD])}{more}",
+        "Put it back as it was, or start a new run",
+    )

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from tokenizers import models
 
 from memlab.config import cli
 from memlab.config.checks import check
 from memlab.config.sections import Config
+from memlab.evaluation import trained
 from memlab.text import fingerprint
 from memlab.tracking import data_record
+from memlab.tracking.finished_runs import Found
 from tests.mistakes.small_text import LINE, data, message, saved
 from tests.text.naive import make
 from tests.training import resuming
@@ -115,13 +118,34 @@ def test_a_run_goes_on_with_the_same_text_whenever_it_was_written(
     (begun / "run/result.json").unlink()
     record.write_text("{")
     assert message(lambda: resuming.train(unfinished(begun, f"resume={begun}/run"))) == (
-        f"{record} cannot be read, which says what files the run reads; remove it if they are as they were"
+        f"{record} cannot be read, which says what files the run reads. Remove it if they are as they were"
     )
     record.unlink()
     resuming.train(unfinished(begun, f"resume={begun}/run"))
     assert "does not say which files it read (data.json is missing)" in capsys.readouterr().err
     assert record.exists()
     (begun / "run/result.json").unlink()
+
+
+def test_an_evaluation_says_that_it_reads_other_text(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(begun, tmp_path / "kept")
+    found = Found(begun / "run", begun / "run/checkpoints/last.ckpt", best=False)
+    try:
+        trained.load(found, torch.device("cpu"))
+        assert capsys.readouterr().err == ""
+        (begun / "data/test/b.txt").write_text("more")
+        trained.load(found, torch.device("cpu"), {"test_bytes": 3})
+        assert capsys.readouterr().err == (
+            f"memlab: warning: the text has changed since the run in {begun}/run began: "
+            f"{begun}/data/test/b.txt is new; figures may be of another text\n"
+        )
+        trained.load(found, torch.device("cpu"), {"data_dir": f"{tmp_path}/kept/data"})  # asked for
+        assert capsys.readouterr().err == ""
+    finally:
+        shutil.rmtree(begun)
+        shutil.copytree(tmp_path / "kept", begun)
 
 
 def test_large_files_are_told_apart_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +172,6 @@ def test_a_dataset_on_the_hub_is_read_at_the_revision_that_the_run_began_with(tm
     data_record.write(tmp_path, began)
     data_record.check(tmp_path, began)
     assert message(lambda: data_record.check(tmp_path, later)) == (
-        f"the dataset has changed since the run in {tmp_path} began: it is at revision def; give "
+        f"the dataset has changed since the run in {tmp_path} began: it is at revision def. Give "
         "task.source_revision=abc"
     )

@@ -292,3 +292,12 @@ def test_the_hub_reads_what_the_disk_reads(tmp_path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patched:
             patched.setattr(files_module, "HUB", str(tmp_path))
             assert file.on_hub and list(documents(file, "text")) == here == [row.encode() for row in rows]
+
+
+@pytest.mark.parametrize("name", ["a[b].jsonl", "a*.parquet", "a?.jsonl", "x::a.jsonl.gz"])
+def test_a_name_on_the_hub_that_datasets_takes_for_a_pattern(name: str) -> None:
+    file = File(f"hf://datasets/o/n@c/{name}", "parquet" if name.endswith("parquet") else "jsonl", 1, "c")
+    assert message(lambda: list(documents(file, "text"))) == (
+        f"{file.name}: `datasets` takes a name with *, ?, [ or :: for a pattern; download the dataset, and "
+        "give task.data_dir=DIR"
+    )
