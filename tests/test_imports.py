@@ -24,7 +24,8 @@ FLOORS = (
     ("memories", "memory_tokens", "text"),
     ("layers",),
     ("ops",),
-    ("errors", "bounds", "files", "splits", "version"),
+    ("files", "ram"),
+    ("errors", "bounds", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = 1

@@ -250,7 +250,10 @@ def _check_task(values: dict[str, Any]) -> None:
             raise unknown_key(f"task.{key}", [k for k in values if k in arguments])
         schema.check_value(f"task.{key}", value, arguments[key].annotation)
     for key in arguments.keys() - values.keys():
-        raise ConfigError(f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})")
+        if arguments[key].required:
+            raise ConfigError(
+                f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})"
+            )
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:

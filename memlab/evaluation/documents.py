@@ -59,21 +59,23 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
                 )
                 meter.advance(int(counts_BN.sum()))
     seconds, held = time.perf_counter() - began, peak.read()
-    found[PLAIN].update(**NOTHING, text_bytes=amounts.bytes, words=amounts.words)
+    found[PLAIN].update(**NOTHING, **amounts.whole)
     figures = found[PLAIN].compute()
     by_position = figures.pop("by_position")
     if (read := sum(r["tokens"] for r in by_position)) != amounts.tokens:
         raise RuntimeError(f"{read} tokens were read of the {amounts.tokens} in the test split")
     loss = ratio_of_sums(reader.nats, reader.tokens)
-    bits = amounts.tokens / math.log(2) / amounts.bytes  # of a nat for each token
+    bits = amounts.tokens / math.log(2) / amounts.bytes  # for each byte, of a nat for each token
+    patch = amounts.patch_bits / amounts.bytes
     curve = memory.trace(model, task.typical_segments())
     return {
         **{name: float(value) for name, value in figures.items()},
-        "intervals": {"loss": loss, "bits_per_byte": loss and tuple(bits * bound for bound in loss)},
+        "intervals": {"loss": loss, "bits_per_byte": loss and tuple(patch + bits * bound for bound in loss)},
         "by_position": by_position,
-        "controls": {name: _control(found[name], bits) for name in conditions if name != PLAIN},
+        "controls": {name: _control(found[name], bits, patch) for name in conditions if name != PLAIN},
         "documents_read": amounts.documents,
         "tokens": amounts.tokens,
+        "lost_bytes": amounts.lost_bytes,
         "memory": {key: value for key, value in curve[-1].items() if key != "segments"},
         "memory_curve": curve,
         "seconds": seconds,
@@ -82,14 +84,14 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
     }
 
 
-def _control(metrics: MetricCollection, bits: float) -> dict[str, Any]:
+def _control(metrics: MetricCollection, bits: float, patch: float) -> dict[str, Any]:
     by_position = metrics["by_position"].compute()
     tokens = sum(r["tokens"] for r in by_position)
     loss = float(metrics["loss"].compute()) if tokens else None
     return {
         "tokens": tokens,
         "loss": loss,
-        "bits_per_byte": None if loss is None else bits * loss,
+        "bits_per_byte": None if loss is None else patch + bits * loss,
         "by_position": by_position,
     }
 

@@ -9,6 +9,9 @@
     word perplexity     exp(nats / words), as the README of PG-19 (arXiv 1911.05507) asks for; words are what
                         white space separates in the text that is read
 
+For a tokenizer that does not give back the whole text, the last three also count the bits of what makes up
+for it (`memlab.text.given_back`).
+
 Accuracy and exact match are the library's. Those of text are our own: the library's `Perplexity` takes the
 logits of all tokens and sums in float32, and it has no bits per byte. Ours take nats, which a caller keeps
 anyway, and sum in float64. Their states add up over processes, as the library's do.
@@ -52,8 +55,8 @@ class _NatsPerUnit(Metric):
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("units", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def _add(self, nats: Tensor, units: int) -> None:
-        self.nats += nats.detach().double().sum().to(self.nats.device)
+    def _add(self, nats: Tensor, units: int, patch_bits: float = 0.0) -> None:
+        self.nats += nats.detach().double().sum().to(self.nats.device) + patch_bits * math.log(2)
         self.units += units
 
     @property
@@ -86,14 +89,15 @@ class Perplexity(CrossEntropy):
 class BitsPerByte(_NatsPerUnit):
     """Bits per byte of UTF-8."""
 
-    def update(self, nats: Tensor, text_bytes: int = 0) -> None:
+    def update(self, nats: Tensor, text_bytes: int = 0, patch_bits: float = 0.0) -> None:
         """Add targets, and how many bytes the text has that they are part of.
 
         Args:
             nats: of the targets that count, in any shape.
             text_bytes: may be added in one piece, before or after the targets.
+            patch_bits: that it takes to make this text of what the tokenizer gives back of it; likewise.
         """
-        self._add(nats, text_bytes)
+        self._add(nats, text_bytes, patch_bits)
 
     def compute(self) -> Tensor:
         return self._share / math.log(2)
@@ -102,9 +106,9 @@ class BitsPerByte(_NatsPerUnit):
 class BitsPerWord(_NatsPerUnit):
     """Bits per word."""
 
-    def update(self, nats: Tensor, words: int = 0) -> None:
+    def update(self, nats: Tensor, words: int = 0, patch_bits: float = 0.0) -> None:
         """Add targets, and how many words the text has that they are part of; as `BitsPerByte.update`."""
-        self._add(nats, words)
+        self._add(nats, words, patch_bits)
 
     def compute(self) -> Tensor:
         return self._share / math.log(2)
@@ -193,7 +197,7 @@ def of_answers(vocab_size: int, **options: Any) -> MetricCollection:
 def of_text(first: int, **options: Any) -> MetricCollection:
     """`loss`, `perplexity`, `bits_per_byte`, `bits_per_word`, `word_perplexity` and `by_position`.
 
-    All are updated together: `update(nats=.., positions=.., text_bytes=.., words=..)`.
+    All are updated together: `update(nats=.., positions=.., text_bytes=.., words=.., patch_bits=..)`.
 
     Args:
         first: positions in the first range, see `CrossEntropyByPosition`.

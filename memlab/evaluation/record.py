@@ -33,7 +33,8 @@ same key is the same entry, found again only with `again=true`.
               intervals.{loss, bits_per_byte}: over documents, or null
               by_position: [{from, tokens, loss}]
               controls.{..}: the same with tokens, loss, by_position
-              documents_read, tokens, memory, memory_curve, seconds, tokens_per_second, peak_memory, device
+              documents_read, tokens, lost_bytes (that the tokenizer does not give back)
+              memory, memory_curve, seconds, tokens_per_second, peak_memory, device
     streams   key: checkpoint, step, tokens, segment_length, device, threads   what: `evaluation/streaming.py`
               points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory,
                 state_bytes}]

@@ -16,7 +16,7 @@ from memlab.errors import ConfigError, UserError, first_line
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.tasks.base import Task
-from memlab.tracking import checkpoint_file, earlier
+from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
 from memlab.version import __version__
 
@@ -70,6 +70,8 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
+    if "data_dir" not in own:  # else the user asks for another text
+        data_record.warn(found.directory, task.data())
     model = compose(config.model, task.vocab_size, task.members)
     if config.trainer.precision == "64-true":
         model = model.double()

@@ -105,11 +105,12 @@ def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
     if "test_read" not in result:
         return [validation, NO_TEST]
     read = result["test_read"]
+    lost = f", {read['lost_bytes']:,} of them not given back" if read.get("lost_bytes") else ""
     return [
         (
             "test bits per byte",
             f"[green]{metrics['test/bits_per_byte']:.4f}[/]",
-            f"{read['documents']} documents, {read['bytes']:,} bytes",
+            f"{read['documents']} documents, {read['bytes']:,} bytes{lost}",
         ),
         ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"for each of {read['tokens']:,} tokens"),
         (

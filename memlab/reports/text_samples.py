@@ -46,7 +46,8 @@ def print_pieces(
         amounts = task.amounts(split)
         console.print(
             f"{amounts.documents:,} documents, {amounts.bytes:,} bytes, {amounts.words:,} words, "
-            f"{amounts.tokens:,} tokens",
+            f"{amounts.tokens:,} tokens"
+            + (f", {amounts.lost_bytes:,} bytes not given back" if amounts.lost_bytes else ""),
             soft_wrap=True,
         )
     rows = range(min(samples, task.batch_size if split == "train" else task.evaluation_rows(split)))

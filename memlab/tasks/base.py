@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlab import ram
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.splits import Split
@@ -78,6 +79,13 @@ class Task(abc.ABC):
         """Segments of one document, for the weight of a memory after it."""
         return self.segment_lengths
 
+    def data(self) -> dict[str, Any]:
+        """The files that a prepared task reads, for `memlab.tracking.data_record`: `files`, their
+        fingerprints by name; `revision`, of a dataset on the hub, or None; and `tokenizer`, a hash of it, or
+        None. {} = it makes its samples itself.
+        """
+        return {}
+
     def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
         """Do what may take long or fail before the first batch; called once, before anything of a run is
         written.
@@ -119,6 +127,7 @@ class SyntheticTask(Task):
         test_size: Positive,
     ) -> None:
         self.length = length
+        ram.check_batch(batch_size, self.tokens)
         self.align = align
         self.batch_size = batch_size
         self.validation_size, self.test_size = validation_size, test_size

@@ -11,43 +11,28 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from memlab import ram
 from memlab.bounds import Positive
 from memlab.errors import ConfigError, UserError
+from memlab.files import expanded, why_no_file
 from memlab.splits import Held
 from memlab.tasks.base import Task
 from memlab.text import corpus as corpora
+from memlab.text.amounts import Amounts, count
 from memlab.text.batches import StreamBatch
+from memlab.text.bpe import bpe
 from memlab.text.corpus import Corpus
+from memlab.text.fingerprint import fingerprints
 from memlab.text.streams import TrainingReader, evaluation_batches
-from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer, bpe
+from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer
 
 # of a document, for the weight of a memory after it; reading more would take longer than it tells
 _WEIGHED_TOKENS = 65_536
 # a training split up to this size is read once before the run, so that a broken file is told at the start
 _CHECKED_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """What an evaluation reads of a split.
-
-    Attributes:
-        documents: how many.
-        bytes: of UTF-8.
-        words: separated by white space. PG-19's authors divide the total log-likelihood by this number,
-            whatever the tokens are, to compare models by word-level perplexity (the README of their data
-            set).
-        tokens: targets that count.
-    """
-
-    documents: int
-    bytes: int
-    words: int
-    tokens: int
+_ROW_BYTES = 1000  # that a reader keeps for each row, beside its tokens
 
 
 class TextTask(Task):
@@ -57,6 +42,7 @@ class TextTask(Task):
         data_dir: directory with the splits, or None.
         source: dataset on the hub, `owner/name`, if there is no data_dir; or None.
         source_folder: read only this folder of the dataset, or None = all.
+        source_revision: commit, branch or tag of the dataset, or None = its main branch as it is now.
         text_column: key of JSON lines and column of parquet that holds the text.
         tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved
             `tokenizer.json`.
@@ -94,16 +80,18 @@ class TextTask(Task):
         validation_bytes: Positive | None,
         test_bytes: Positive | None,
         workers: int,
+        source_revision: str | None = None,
     ) -> None:
+        ram.check_batch(batch_size, segment_length * num_segments, _ROW_BYTES)
         if bpe_size <= BYTES:
             raise ConfigError(
                 f"task.bpe_size={bpe_size}: the {BYTES} bytes are ids of their own, so it is at least "
                 f"{BYTES + 1}"
             )
-        if tokenizer not in ("bytes", "bpe") and not Path(tokenizer).expanduser().is_file():
+        given = None if tokenizer in ("bytes", "bpe") else expanded(tokenizer, "task.tokenizer")
+        if given is not None and (wrong := why_no_file(given)) is not None:
             raise ConfigError(
-                f"task.tokenizer={tokenizer}: there is no such file; bytes, bpe, or the path of a saved "
-                "tokenizer.json"
+                f"task.tokenizer={tokenizer}: {wrong}; bytes, bpe, or the path of a saved tokenizer.json"
             )
         if not 0 <= workers <= batch_size:
             raise ConfigError(
@@ -116,6 +104,7 @@ class TextTask(Task):
             source_folder,
             text_column,
         )
+        self.source_revision = source_revision
         self.tokenizer_name, self.bpe_size, self.cache_dir = tokenizer, bpe_size, cache_dir
         self.segment_lengths = (segment_length,) * num_segments
         self.batch_size = batch_size
@@ -155,6 +144,13 @@ class TextTask(Task):
             )
         self.tokenizer = self._tokenizer()
         self.vocab_size = self.tokenizer.size + 1
+        if not self.tokenizer.lossless and (read := self.amounts("validation")).lost_bytes:
+            print(
+                f"memlab: warning: task.tokenizer={self.tokenizer_name} does not give back "
+                f"{read.lost_bytes:,} of the {read.bytes:,} bytes of the validation split "
+                f"({read.lost_bytes / read.bytes:.1%}); bits per byte count what it takes to put them back",
+                file=sys.stderr,
+            )
 
     @property
     def begin(self) -> int:
@@ -204,13 +200,17 @@ class TextTask(Task):
 
     def amounts(self, split: Held) -> Amounts:
         """What `evaluation` reads."""
-        texts = self._texts[split]
         if split not in self._amounts:
-            words = sum(len(text.decode(errors="replace").split()) for text in texts)
-            self._amounts[split] = Amounts(
-                len(texts), sum(map(len, texts)), words, sum(map(len, self._encoded(split)))
-            )
+            self._amounts[split] = count(self._texts[split], self._encoded(split), self.tokenizer)
         return self._amounts[split]
+
+    def data(self) -> dict[str, Any]:
+        files = [file for split in self.corpus.files.values() for file in split]
+        return {
+            "files": fingerprints(files),
+            "revision": next((file.stamp for file in files if file.on_hub), None),
+            "tokenizer": self.tokenizer.digest,
+        }
 
     def typical_segments(self) -> tuple[int, ...]:
         """Those of the longest document that is tested, up to `_WEIGHED_TOKENS`."""
@@ -238,6 +238,7 @@ class TextTask(Task):
                 self.source,
                 self.source_folder,
                 f"Download {page} where there is a network, and give {layout}",
+                self.source_revision,
             ),
             self.text_column,
         )
@@ -264,12 +265,20 @@ class TextTask(Task):
                 f"the {split} split has no text: all documents of its {len(self.corpus.files[split])} files "
                 "are empty"
             )
+        if not any(text.decode(errors="replace").split() for text in texts):
+            raise UserError(f"the {split} split has no text: what is read of it is white space only")
         return texts
 
     def _encoded(self, split: Held) -> list[Ids]:
         """Token ids of an evaluation's documents; kept, as validation comes back to them many times."""
         if split not in self._ids:
-            self._ids[split] = [self.tokenizer.encode(text) for text in self._texts[split]]
+            ids = [self.tokenizer.encode(text) for text in self._texts[split]]
+            if not any(map(len, ids)):
+                raise UserError(
+                    f"task.tokenizer={self.tokenizer_name} makes no token of the {split} split: its "
+                    "vocabulary has nothing of this text"
+                )
+            self._ids[split] = ids
         return self._ids[split]
 
 

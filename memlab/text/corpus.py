@@ -1,7 +1,9 @@
 """Where documents come from: the files of each split, in a directory or on the Hugging Face hub.
 
 A split is either a directory (`train/`, with files in it at any depth) or files that bear its name
-(`train.txt`, `train-00000-of-00023.parquet`). Its files are taken in the order of their names.
+(`train.txt`, `train-00000-of-00023.parquet`). Its files are taken in the order of their names. Links to files
+and to directories are followed; what begins with a dot is left out. A file or directory that cannot be read
+is an error, and is never passed over.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memlab.errors import UserError, first_line
+from memlab.files import expanded, why_no_file
 from memlab.splits import SPLITS, Split
 from memlab.text.files import HUB, SUFFIXES, Divide, File, documents, kind_of
 
@@ -53,25 +56,52 @@ def in_directory(data_dir: str) -> dict[Split, tuple[File, ...]]:
     Raises:
         UserError: there is no such directory, or a split is not in it, is there twice, or is empty.
     """
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"task.data_dir={data_dir} is not a directory"
-            if root.exists()
-            else f"task.data_dir={data_dir} does not exist"
-        )
+    if not data_dir:
+        raise UserError("task.data_dir is empty: give the directory of the splits")
+    root = expanded(data_dir, "task.data_dir")
     found = {}
-    for split, names in NAMES.items():
-        groups: dict[str, list[Path]] = {}
-        for path in sorted(root.iterdir()):
-            if path.is_dir() and path.name in names:
-                groups[f"{path.name}/"] = sorted(
-                    p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))
-                )
-            elif path.is_file() and kind_of(path.name) and (name := _named(path.name, names)):
-                groups.setdefault(f"{name}.*", []).append(path)
-        found[split] = _files(split, f"task.data_dir={data_dir}", groups)
+    try:
+        entries = sorted(root.iterdir())
+        for split, names in NAMES.items():
+            groups: dict[str, list[Path]] = {}
+            for path in entries:
+                if path.name in names and path.is_dir():
+                    groups[f"{path.name}/"] = _walk(path)
+                elif kind_of(path.name) and (name := _named(path.name, names)):
+                    groups.setdefault(f"{name}.*", []).append(path)
+            found[split] = _files(split, f"task.data_dir={data_dir}", groups)
+    except FileNotFoundError:
+        raise UserError(f"task.data_dir={data_dir} does not exist") from None
+    except NotADirectoryError:
+        raise UserError(f"task.data_dir={data_dir} is not a directory") from None
+    except (OSError, ValueError) as error:
+        where = getattr(error, "filename", None)
+        within = f": {where}" if where and Path(where) != root else ""
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"task.data_dir={data_dir} cannot be read{within}: {reason}") from None
     return found
+
+
+def _walk(directory: Path) -> list[Path]:
+    """All that is in a directory, at any depth, and is no directory.
+
+    Raises:
+        OSError: a directory in it cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files, seen = list[Path](), set[tuple[int, int]]()
+    for parent, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        files += (Path(parent, name) for name in names if not name.startswith("."))
+    return sorted(files)
 
 
 def _files(split: Split, where: str, groups: dict[str, list[Path]]) -> tuple[File, ...]:
@@ -89,6 +119,10 @@ def _files(split: Split, where: str, groups: dict[str, list[Path]]) -> tuple[Fil
     if not files:
         held = f"has none among its {len(paths)} files" if paths else "is empty"
         raise UserError(f"{where}: {group} {held}; files of these kinds are read: {', '.join(SUFFIXES)}")
+    for path, _ in files:
+        if (wrong := why_no_file(path)) is not None:
+            dead = path.is_symlink() and not path.exists()
+            raise UserError(f"{path}: {'it is a link to nothing' if dead else wrong}; repair or remove it")
     stats = [(path, kind, path.stat()) for path, kind in files]
     with_content = tuple(
         File(str(path), kind, stat.st_size, str(stat.st_mtime_ns))
@@ -100,19 +134,22 @@ def _files(split: Split, where: str, groups: dict[str, list[Path]]) -> tuple[Fil
     return with_content
 
 
-def on_hub(source: str, folder: str | None, advice: str) -> dict[Split, tuple[File, ...]]:
-    """The files of the splits of a dataset on the hub, as of its present commit.
+def on_hub(
+    source: str, folder: str | None, advice: str, revision: str | None = None
+) -> dict[Split, tuple[File, ...]]:
+    """The files of the splits of a dataset on the hub.
 
     Args:
         source: `owner/name`.
         folder: only files in it are looked at; None = all.
         advice: the end of the message if the hub cannot be had: what to do instead.
+        revision: commit, branch or tag; None = the main branch as it is now.
 
     Raises:
         UserError: within some seconds, if the hub does not answer; or there is no such dataset, or it lacks a
             split.
     """
-    names, commit = _list(source, advice)
+    names, commit = _list(source, revision, advice)
     where = f"task.source={source}" + (f" task.source_folder={folder}" if folder else "")
     found: dict[Split, tuple[File, ...]] = {}
     for split in SPLITS:
@@ -134,10 +171,10 @@ def on_hub(source: str, folder: str | None, advice: str) -> dict[Split, tuple[Fi
     return found
 
 
-def _list(source: str, advice: str) -> tuple[list[tuple[str, int]], str]:
+def _list(source: str, revision: str | None, advice: str) -> tuple[list[tuple[str, int]], str]:
     """Names and sizes of a dataset's files, and the commit."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(
@@ -145,8 +182,15 @@ def _list(source: str, advice: str) -> tuple[list[tuple[str, int]], str]:
         )
     try:
         info = _within(
-            _HUB_SECONDS, lambda: HfApi().dataset_info(source, timeout=_HUB_SECONDS, files_metadata=True)
+            _HUB_SECONDS,
+            lambda: HfApi().dataset_info(
+                source, revision=revision, timeout=_HUB_SECONDS, files_metadata=True
+            ),
         )
+    except RevisionNotFoundError:
+        raise UserError(
+            f"task.source_revision={revision}: the dataset {source} has no such commit, branch or tag"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"task.source={source}: the Hugging Face hub has no such dataset, or it is private. {advice}"
@@ -192,10 +236,8 @@ def _named(file: str, names: Iterable[str]) -> str | None:
     )
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def cache_directory(cache_dir: str) -> Path:
     """Where tokenizers are kept: MEMLAB_CACHE if it is set, else `cache_dir`."""
-    return Path(os.environ.get("MEMLAB_CACHE") or cache_dir).expanduser()
+    if given := os.environ.get("MEMLAB_CACHE"):
+        return expanded(given, "MEMLAB_CACHE")
+    return expanded(cache_dir, "task.cache_dir")

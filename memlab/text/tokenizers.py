@@ -10,7 +10,6 @@ import codecs
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,20 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlab.errors import UserError, first_line
-from memlab.files import write_whole
-from memlab.text.corpus import Corpus
-from memlab.text.files import File
+from memlab.files import expanded, why_no_file
 
 Ids = NDArray[np.unsignedinteger[Any]]
 
 BYTES = 256
-# of text that a BPE is trained on: more hardly moves the merges, and counting them is held in memory
-TRAINING_BYTES = 100 << 20
 # Between a character that is no space in any alphabet and a plain space, after which GPT-2's pattern begins
 # anew.
 _WORD_END = re.compile(r"(?<=[!-~\w])(?=[ \t\n\r])")
 _KNOWN_WORDS = 1 << 20  # a few hundred megabytes
-_RECIPE = "1"  # goes into the key of the cache; changes with `_train`
 
 
 class Tokenizer(Protocol):
@@ -41,12 +35,23 @@ class Tokenizer(Protocol):
 
     Attributes:
         size: number of its ids; BEGIN is the next.
+        lossless: whether it is sure to give back every byte of every text.
+        digest: changes with what it does; None = it is always the same.
     """
 
     size: int
+    digest: str | None
+    lossless: bool
 
     def encode(self, document: bytes) -> Ids:
-        """Token ids [L], in the smallest integers that hold them."""
+        """Token ids [L], in the smallest integers that hold them.
+
+        Raises:
+            UserError: it cannot encode the text.
+        """
+
+    def given_back(self, document: bytes, ids: Ids) -> bytes:
+        """What its token ids say of a document. A token for what is unknown says nothing."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of some ids, for a person to read; half characters become U+FFFD."""
@@ -59,9 +64,14 @@ class ByteTokenizer:
     """Every byte is a token."""
 
     size = BYTES
+    lossless = True
+    digest: str | None = None
 
     def encode(self, document: bytes) -> Ids:
         return np.frombuffer(document, dtype=np.uint8)
+
+    def given_back(self, document: bytes, ids: Ids) -> bytes:
+        return ids.tobytes()
 
     def decode(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
@@ -88,40 +98,61 @@ class SavedTokenizer:
     def __init__(self, path: str | Path) -> None:
         import tokenizers
 
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise UserError(
-                f"task.tokenizer={path}: there is no such file; bytes, bpe, or a saved tokenizer.json are "
-                "possible"
-            )
+        self.name = f"task.tokenizer={path}"
+        file = expanded(str(path), "task.tokenizer")
+        if (wrong := why_no_file(file)) is not None:
+            raise UserError(f"{self.name}: {wrong}; bytes, bpe, or a saved tokenizer.json are possible")
         try:
-            saved = file.read_text(encoding="utf-8")
+            saved = file.read_text(encoding="utf-8-sig")
             self.tokenizer = tokenizers.Tokenizer.from_str(saved)
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {error.strerror}") from None
         except Exception as error:  # the library raises plain Exception
-            reason = first_line(error)
             raise UserError(
-                f"task.tokenizer={path} is not a tokenizer saved by the tokenizers library: {reason}"
+                f"{self.name} is not a tokenizer saved by the tokenizers library: {first_line(error)}"
             ) from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.dtype = np.uint16 if self.size <= 1 << 16 else np.uint32
-        self.known: dict[str, tuple[int, ...]] | None = {} if _keeps_words_apart(json.loads(saved)) else None
+        self.digest: str | None = hashlib.sha256(saved.encode()).hexdigest()
+        content = json.loads(saved)
+        self.known: dict[str, tuple[int, ...]] | None = {} if _keeps_words_apart(content) else None
+        self.lossless = self.known is not None and _has_all_bytes(content)
+        self.unknown = _unknown(content["model"])
 
     def encode(self, document: bytes) -> Ids:
         text = document.decode()
-        if self.known is None:
-            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
-        # most were seen before, and need not be merged again: twice to five times as fast
+        try:
+            if self.known is None:
+                return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
+            return self._by_words(text, self.known)
+        except Exception as error:  # the library raises plain Exception
+            lacks = self.unknown is not None and self.tokenizer.token_to_id(self.unknown) is None
+            reason = (
+                f"its vocabulary lacks its own token for what it does not know, {self.unknown!r}; add it"
+                if lacks
+                else f"it cannot encode the text: {first_line(error)}"
+            )
+            raise UserError(f"{self.name}: {reason}") from None
+
+    def _by_words(self, text: str, known: dict[str, tuple[int, ...]]) -> Ids:
+        """Most words were seen before, and need not be merged again: twice to five times as fast."""
         words = _WORD_END.split(text)
-        if len(self.known) > _KNOWN_WORDS:
-            self.known.clear()
-        new = list({word for word in words if word not in self.known})
+        if len(known) > _KNOWN_WORDS:
+            known.clear()
+        new = list({word for word in words if word not in known})
         for word, encoding in zip(
             new, self.tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True
         ):
-            self.known[word] = tuple(encoding.ids)
-        return np.fromiter(chain.from_iterable(map(self.known.__getitem__, words)), dtype=self.dtype)
+            known[word] = tuple(encoding.ids)
+        return np.fromiter(chain.from_iterable(map(known.__getitem__, words)), dtype=self.dtype)
+
+    def given_back(self, document: bytes, ids: Ids) -> bytes:
+        said = self.decode(ids.tolist()).encode()
+        if said == document or self.unknown is None or self.unknown.encode() in document:
+            return said  # in the last case it may stand for itself
+        return self.decode(ids[ids != self.tokenizer.token_to_id(self.unknown)].tolist()).encode()
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
@@ -163,69 +194,23 @@ def _keeps_words_apart(saved: dict[str, Any]) -> bool:
     )
 
 
-def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
-    """A byte-level BPE of the training split, from the cache or trained now.
+def _has_all_bytes(saved: dict[str, Any]) -> bool:
+    """Whether such a tokenizer has a token for each byte, and decodes each into this byte."""
+    from tokenizers import pre_tokenizers
 
-    Args:
-        size: ids that it shall have.
-        cache: directory; a tokenizer is found again as long as the training files keep names, sizes and
-            times.
-
-    Raises:
-        UserError: the text has not so many different pieces, or a file cannot be read or written.
-    """
-    from filelock import FileLock
-
-    target = cache / "tokenizers" / f"bpe-{size}-{_key(corpus.files['train'], size)}" / "tokenizer.json"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target.parent}.lock"):  # of several processes that begin at once, one trains
-            if not target.is_file():
-                write_whole(target, _train(corpus, size))
-    except OSError as error:
-        raise UserError(f"task.cache_dir: {target} cannot be written: {error.strerror}") from None
-    return SavedTokenizer(target)
-
-
-def _key(files: tuple[File, ...], size: int) -> str:
-    content = json.dumps(
-        [_RECIPE, size, TRAINING_BYTES, [(f.name, f.size, f.stamp, f.begin, f.end) for f in files]]
+    model = saved["model"]
+    return (
+        (saved.get("decoder") or {}).get("type") == "ByteLevel"
+        and set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        # the decoder would take other characters for bytes
+        and all(token["content"].isascii() for token in saved.get("added_tokens") or [])
     )
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _train(corpus: Corpus, size: int) -> str:
-    """The trained tokenizer as JSON. The same text gives the same one."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer: Any = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        show_progress=sys.stderr.isatty(),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],
-    )
-    print(
-        f"memlab: training a tokenizer of {size} ids on the training split, once", file=sys.stderr, flush=True
-    )
-    tokenizer.train_from_iterator(_pieces(corpus), trainer)
-    if (yielded := tokenizer.get_vocab_size()) < size:
-        raise UserError(
-            f"task.bpe_size={size}: the training text has only {yielded} different pieces; use at most "
-            f"{yielded}"
-        )
-    return str(tokenizer.to_str())
-
-
-def _pieces(corpus: Corpus) -> Iterator[str]:
-    """The beginning of the training split, whatever order it will be read in."""
-    left = TRAINING_BYTES
-    for file in corpus.files["train"]:
-        for document in corpus.documents(file):
-            document = document[:left]
-            left -= len(document)
-            yield document.decode(errors="ignore")
-            if left <= 0:
-                return
+def _unknown(model: dict[str, Any]) -> str | None:
+    """The token for what is not in the vocabulary, if the model has one."""
+    if "unk_id" in model:  # Unigram
+        return None if model["unk_id"] is None else str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token")

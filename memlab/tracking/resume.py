@@ -120,7 +120,11 @@ def _checked(config: Config, directory: Path, named: str) -> Origin:
     differing = [
         k
         for k in keys
-        if k not in FREE and not k.startswith(_FREE_GROUPS) and not (k not in before and now[k] is None)
+        if k not in FREE
+        and not k.startswith(_FREE_GROUPS)
+        and not (k not in before and now[k] is None)
+        # the main branch then may be this commit: what is read is compared later (data_record.py)
+        and not (k == "task.source_revision" and before.get(k) is None)
     ]
     if differing == ["trainer.max_steps"] and now["trainer.max_steps"] > before["trainer.max_steps"]:
         if result is not None:

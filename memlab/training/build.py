@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
+from memlab import ram
 from memlab.config import schema
 from memlab.config.checks import build_task, check_shares
 from memlab.config.sections import Config, GrowingCurriculum
@@ -35,6 +36,9 @@ from memlab.training.sharding import ShardedStrategy
 # What makes the parts of a training, by `Task.trained_by`; another name there is the dotted name of such a
 # function.
 TRAINED_BY: dict[str, Callable[..., Training]] = {"answers": answers.training, "text": text.training}
+
+
+_KEPT = 4  # rows of the model's width, of each token in each layer: the least that we measured is 4.6
 
 
 @dataclass
@@ -67,6 +71,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     check_shares(config, task, processes.size)
     task.prepare()
     model = compose(config.model, task.vocab_size, task.members)
+    _check_room(config, task, model, processes)
     if config.bptt_depth is not None and not model.carries:
         raise ConfigError(
             f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "
@@ -82,6 +87,35 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     made = make(config, task, model, _curriculum(config, task, model.answers_once), processes)
     module = TrainingModule(model, config, made, processes)
     return Parts(task, model, module, made.stream, made.validation, made.test)
+
+
+def _check_room(config: Config, task: Task, model: Model, processes: Processes) -> None:
+    """Refuse a training step that cannot fit into memory.
+
+    Counted is only what every model keeps for the gradient; a step needs up to four times as much. A model
+    that carries nothing reads no more than the segments with targets, of which there may be one.
+
+    Raises:
+        ConfigError: this alone is too large.
+    """
+    trainer = config.trainer
+    rows = task.batch_size // processes.size // trainer.accumulate
+    depth = task.num_segments if config.bptt_depth is None else config.bptt_depth + 1
+    together = trainer.recompute == "none" and model.carries
+    tokens = max(task.segment_lengths) * (depth if together else 1)
+    kept = 1 if trainer.recompute == "block" else _KEPT
+    number = {"64": 8, "32": 4}.get(trainer.precision[:2], 2)  # bytes
+    # an own backbone may be described by other keys
+    needed = rows * tokens * kept * number * config.model.get("width", 1) * config.model.get("layers", 1)
+    here, free = processes.place.local_size, None
+    if on_gpu(config):
+        here, free = 1, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    ram.check(
+        needed * here,
+        f"task.batch_size={task.batch_size}: a training step",
+        "use fewer rows, shorter segments, trainer.accumulate, or a shorter model.bptt_depth",
+        free,
+    )
 
 
 def _curriculum(config: Config, task: Task, answers_once: bool) -> Curriculum:

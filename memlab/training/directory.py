@@ -14,7 +14,9 @@ from typing import Any
 from memlab.config.sections import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.reports.summary import print_summary
-from memlab.tracking import mlflow_store
+from memlab.tasks.base import Task
+from memlab.tracking import data_record, mlflow_store
+from memlab.tracking.resume import Origin
 from memlab.tracking.run_directory import RunDirectory
 from memlab.training import checkpoints
 from memlab.training.checkpoints import BEST, LAST
@@ -38,6 +40,18 @@ def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory
 
     path = processes.first(take)
     return claimed[0] if claimed else RunDirectory(path, config, ours=False)
+
+
+def known_data(task: Task, origin: Origin) -> dict[str, Any]:
+    """What the task reads (`Task.data`).
+
+    Raises:
+        UserError: a run that goes on has read something else.
+    """
+    data = task.data()
+    if origin.directory is not None:
+        data_record.check(origin.directory, data)
+    return data
 
 
 def go_on(directory: RunDirectory) -> Path | None:

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from memlab.config.sections import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.reports.summary import print_summary
-from memlab.tracking import resume
+from memlab.tracking import data_record, resume
 from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.resume import Origin
@@ -29,7 +29,16 @@ from memlab.training import mlflow_run, sharding
 from memlab.training.build import Parts, build, on_gpu, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
 from memlab.training.checkpoints import Checkpoints
-from memlab.training.directory import claim, command, go_on, kept, read_best, say_finished, without_place
+from memlab.training.directory import (
+    claim,
+    command,
+    go_on,
+    kept,
+    known_data,
+    read_best,
+    say_finished,
+    without_place,
+)
 from memlab.training.finite import DivergedError
 from memlab.training.processes import Followed, Processes
 from memlab.training.result import assemble, draw, title
@@ -77,7 +86,10 @@ def train(
                     return say_finished(origin.directory, origin.result) if processes.leads else {}
                 config = config.model_copy(update={"run_dir": str(origin.directory)})
             parts = processes.each(lambda: build(config, processes))
+            data = processes.first(lambda: known_data(parts.task, origin))
             directory = claim(config, origin.directory is not None, processes)
+            if processes.leads:
+                data_record.write(directory.path, data)
             if processes.leads and words and origin.directory is None:
                 directory.note(command=shlex.join(["python", "-m", "memlab.train", *without_place(words)]))
         except Ended as ended:  # nothing has been begun

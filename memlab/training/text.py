@@ -161,7 +161,7 @@ class TextEvaluator(Evaluator):
         self.split, self.state = split, None
         amounts = self.task.amounts(split)
         # of the whole split, so one process counts them; the others may have no document, and count nothing
-        whole = {"text_bytes": amounts.bytes, "words": amounts.words} if self.processes.leads else {}
+        whole = amounts.whole if self.processes.leads else {}
         nothing = torch.zeros(0)
         self.metrics.update(nats=nothing, positions=nothing.long(), **whole)
 
@@ -190,9 +190,7 @@ class TextEvaluator(Evaluator):
     def facts(self) -> dict[str, Any]:
         if self.split != "test":
             return {}
-        amounts = self.task.amounts("test")
-        read = {name: getattr(amounts, name) for name in ("documents", "tokens", "bytes", "words")}
-        return {"test_read": read, "by_position": self.by_position}
+        return {"test_read": self.task.amounts("test").read, "by_position": self.by_position}
 
 
 def text_nats(

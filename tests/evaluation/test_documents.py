@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 
@@ -96,6 +98,24 @@ def test_every_document_is_as_if_it_were_alone(name: str, tmp_path: Path) -> Non
         < found["bits_per_byte"]
         < found["intervals"]["bits_per_byte"][1]
     )
+
+
+@torch.no_grad()
+def test_what_a_tokenizer_loses_counts_under_every_condition(tmp_path: Path) -> None:
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: i for i, letter in enumerate("abcdefghij")}, [])
+    )
+    made.decoder = tokenizers.decoders.Fuse()
+    made.save(str(tmp_path / "made.json"))
+    task = text(tmp_path, [50, 31, 90], tokenizer=str(tmp_path / "made.json"))
+    amounts = task.amounts("test")
+    found = documents.measure(models(task.vocab_size)["rmt"], task, [PLAIN, MEMORY_OFF])
+    assert amounts.bytes == 171 and found["lost_bytes"] == amounts.lost_bytes == 171 - amounts.tokens > 80
+    for part in (found, found["controls"]["memory_off"]):
+        bits = part["loss"] * amounts.tokens / math.log(2) + amounts.patch_bits
+        assert part["bits_per_byte"] == pytest.approx(bits / 171, rel=1e-9)
+    low, high = found["intervals"]["bits_per_byte"]
+    assert low < found["bits_per_byte"] < high
 
 
 @torch.no_grad()

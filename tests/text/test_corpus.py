@@ -181,7 +181,7 @@ def test_a_split_of_empty_documents_is_told(tmp_path: Path) -> None:
 
 
 def test_documents_keep_their_bytes(tmp_path: Path) -> None:
-    text = "\ufeffa\r\nb\rc\u2028d \U0001d54f\n\n  "
+    text = "a\r\nb\rc\u2028d \ufeff \U0001d54f\n\n  "
     for kind in ("txt", "txt.gz", "jsonl", "jsonl.gz", "parquet"):
         task = corpus(tmp_path / kind, kind, [[text]])
         (file,) = task.corpus.files["train"]

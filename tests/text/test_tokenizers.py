@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import tokenizers
 
 from memlab.errors import ConfigError, UserError
+from memlab.text import bpe
 from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests.text.naive import as_segments, make, take, write
 
@@ -236,3 +238,39 @@ def test_mistakes_are_told(data: Path, tmp_path: Path) -> None:
         UserError, match=r"task\.cache_dir: .*tokenizer\.json cannot be written: Not a directory"
     ):
         make(data, tokenizer="bpe", cache_dir=str(tmp_path / "file"))
+
+
+def plain(texts: list[str], size: int) -> str:
+    """A BPE of whole texts, as the library trains it."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, initial_alphabet=alphabet, special_tokens=[]
+    )
+    made.train_from_iterator(texts, trainer)
+    return str(made.to_str())
+
+
+def test_runs_of_ordinary_length_are_trained_on_whole(data: Path, tmp_path: Path) -> None:
+    texts = [prose(400, i) for i in range(6)] + ["x" * 4096 + " " + "é" * 2047 + "-" * 4096 + " " * 4096]
+    (data / "train/zzz.txt").write_text(texts[-1], encoding="utf-8")
+    make(data, tokenizer="bpe", bpe_size=330, cache_dir=str(tmp_path / "cache"))
+    assert json.loads(cached(tmp_path / "cache")[0].read_text()) == json.loads(plain(texts, 330))
+
+
+def test_a_bpe_of_one_line_without_a_blank_is_trained_in_seconds_and_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bpe, "_EVERY", 0.05)
+    line = "".join(random.Random(5).choices("abcdefghijklmnopqrstuvwxyz", k=200_000))
+    write(data / "train", "jsonl", [[line]])
+    began = time.process_time()
+    task = make(data, tokenizer="bpe", bpe_size=4096, cache_dir=str(tmp_path / "cache"))
+    assert time.process_time() - began < 4  # in one piece it takes 9
+    said = capsys.readouterr().err.splitlines()
+    lines = [words for words in said if words.startswith("memlab: still training the tokenizer, ")]
+    assert len(lines) > 2 and lines[-1].endswith(" s so far; 0.2 of 0.2 MB of text read")
+    assert task.tokenizer.decode(task.tokenizer.encode(line.encode()).tolist()) == line
+    assert SavedTokenizer(cached(tmp_path / "cache")[0]).lossless

@@ -76,6 +76,8 @@ def print_lengths(
 def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
     """Perplexities, and the loss by position."""
     title = f"{_who(record)}: {entry['documents_read']} test documents, {entry['tokens']:,} tokens"
+    if entry.get("lost_bytes"):
+        title += f", {entry['lost_bytes']:,} bytes not given back by the tokenizer"
     table = _table(title, ["", "figure", "95 %, documents"])
     bounds = entry["intervals"]
     names = ("bits_per_byte", "loss", "perplexity", "bits_per_word", "word_perplexity")

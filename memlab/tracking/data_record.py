@@ -1,0 +1,74 @@
+"""`data.json`: which files a run reads, so that it does not go on with others without a word."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from memlab.errors import UserError
+from memlab.files import write_whole
+from memlab.text.fingerprint import changes
+
+NAME = "data.json"
+_TOLD = 3  # changes that a message lists
+
+
+def write(directory: Path, data: dict[str, Any]) -> None:
+    """Note what a run reads, as `Task.data` says it; nothing if it reads no files."""
+    if data:
+        write_whole(directory / NAME, json.dumps(data, indent=1) + "\n")
+
+
+def check(directory: Path, data: dict[str, Any]) -> None:
+    """Compare what a run is about to read with what it began with.
+
+    Raises:
+        UserError: it is not the same.
+    """
+    if not data:
+        return
+    if not (directory / NAME).exists():
+        print(
+            f"memlab: {directory} does not say which files it read ({NAME} is missing); it goes on with "
+            "those that are there",
+            file=sys.stderr,
+        )
+    elif changed := _changed(directory, data):
+        raise UserError(f"{changed[0]}. {changed[1]}")
+
+
+def warn(directory: Path, data: dict[str, Any]) -> None:
+    """Say in a line if what is read to evaluate a run is not what it was trained on."""
+    if data and (directory / NAME).exists() and (changed := _changed(directory, data)):
+        print(f"memlab: warning: {changed[0]}; figures may be of another text", file=sys.stderr)
+
+
+def _changed(directory: Path, data: dict[str, Any]) -> tuple[str, str] | None:
+    """What has changed since a run began, and what to do; None = nothing."""
+    file = directory / NAME
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        files, revision, tokenizer = before["files"], before["revision"], before["tokenizer"]
+        if revision != data["revision"]:
+            return (
+                f"the dataset has changed since the run in {directory} began: it is at revision "
+                f"{data['revision']}",
+                f"Give task.source_revision={revision}",
+            )
+        found = changes(files, data["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (
+            f"{file} cannot be read, which says what files the run reads",
+            "Remove it if they are as they were",
+        )
+    if tokenizer != data["tokenizer"]:
+        found.append("task.tokenizer is another one")
+    if not found:
+        return None
+    more = f", and {len(found) - _TOLD} more changes" if len(found) > _TOLD else ""
+    return (
+        f"the text has changed since the run in {directory} began: {'; '.join(found[:_TOLD])}{more}",
+        "Put it back as it was, or start a new run",
+    )
