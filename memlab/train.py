@@ -15,21 +15,21 @@ from memlab.tracking import resume
 
 
 def job(config: Config) -> int:
-    words, t = sys.argv[1:], config.trainer
+    arguments, t = sys.argv[1:], config.trainer
     place = launch.find(t.strategy, t.devices, t.num_nodes, t.accelerator)
     origin = None
     if place.rank:
-        warnings.simplefilter("ignore")  # the first process tells them
+        warnings.simplefilter("ignore")  # the first process reports them
     else:
         origin = resume.find(config)
         if origin.result is not None and not place.outside:
-            place = launch.Place()  # there is nothing to do for others
-    with launch.others(place, words, t.threads) as others:  # they import while this one does
-        # torch and lightning take seconds to import; --help and mistakes do without
+            place = launch.Place()  # there is nothing to do for the other processes
+    with launch.others(place, arguments, t.threads) as others:  # they import while this process does
+        # torch and lightning take seconds to import, which --help and mistakes avoid
         from memlab.training.processes import Processes
         from memlab.training.run import train
 
-        train(config, origin, words, lambda gpu: Processes.join(place, others, gpu))
+        train(config, origin, arguments, lambda gpu: Processes.join(place, others, gpu))
         Processes.leave()
     return 0
 

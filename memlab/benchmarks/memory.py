@@ -113,8 +113,8 @@ def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, tog
         return (nats(logits_BnV, targets_BT[:, first : first + logits_BnV.shape[1]]),)
 
     lengths = [segment_length] * (tokens_BT.shape[1] // segment_length)
-    steps = truncation.plan(lengths, recompute=together if way == "segment" else 0)
-    kept = truncation.run(model, tokens_BT.split(segment_length, dim=1), steps, keep)
+    calls = truncation.plan(lengths, recompute=together if way == "segment" else 0)
+    kept = truncation.run(model, tokens_BT.split(segment_length, dim=1), calls, keep)
     kept.values[0].mean().backward()
 
 

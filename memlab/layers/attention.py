@@ -1,7 +1,6 @@
-"""Multi-head softmax attention, in the parts that memories need.
+"""Multi-head softmax attention, in the parts that layer memories need.
 
-Shapes: B batch, H heads, G key-value heads, T rows that are read now, L keys that are looked at, D width, K
-head width.
+Shapes: B batch, H heads, G key-value heads, T rows of a call, L keys, D width, K head width.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class KeyValues(State):
     values_BGLK: Tensor
 
     def then(self, keys_BGTK: Tensor, values_BGTK: Tensor) -> KeyValues:
-        """With further rows at the end."""
+        """These rows, and further rows at the end."""
         if not self.keys_BGLK.shape[2]:
             return KeyValues(keys_BGTK, values_BGTK)
         keys, values = (
@@ -45,15 +44,15 @@ class KeyValues(State):
 
 
 class Relative(NamedTuple):
-    """What scores of distances are made with, beside each layer's own projection of them."""
+    """u and v of Transformer-XL's positions; the projection of distances is each layer's own."""
 
     content_HK: Tensor  # u
     distance_HK: Tensor  # v
-    clamp_len: int | None  # no distance counts as longer than this; None = all are told apart
+    clamp_len: int | None  # longer distances count as this one; None = no limit
 
 
 class MultiHead(nn.Module):
-    """Multi-head softmax attention (arXiv 1706.03762, 3.2); keys and values may be shared (2305.13245)."""
+    """Multi-head softmax attention (arXiv 1706.03762, 3.2), with grouped queries (2305.13245) if G < H."""
 
     def __init__(self, d: Description) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class MultiHead(nn.Module):
 
     @torch.no_grad()
     def initialise_heads(self) -> None:
-        """The first half of the heads look by position, the others by content: see `initialise`."""
+        """Let the first half of the heads look at positions and the others at content; see `initialise`."""
         groups, shared = self.kv_heads, self.heads // self.kv_heads
         by_position = groups // 2
 
@@ -88,7 +87,7 @@ class MultiHead(nn.Module):
         return self._queries_keys_values(self.qkv(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values alone, of rows that ask nothing."""
+        """Only keys and values, of rows that only other rows look at."""
         first = self.heads * self.head_width
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
         return self._keys_values(F.linear(x_BTD, self.qkv.weight[first:], bias), turn)
@@ -103,8 +102,8 @@ class MultiHead(nn.Module):
 
     def _queries_keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         both = self.heads + self.kv_heads
-        asking, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
-        both_BHTK = rotate(self._heads(asking), turn)  # one call for both
+        queries_keys, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
+        both_BHTK = rotate(self._heads(queries_keys), turn)  # one call for both
         q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
         return q, k, self._heads(values)
 
@@ -125,17 +124,17 @@ class MultiHead(nn.Module):
         ahead: bool = False,
         wanted: slice = ALL,
     ) -> Tensor:
-        """Softmax attention of T queries over L >= T keys, the last T of which are the queries' own.
+        """Softmax attention of T queries over L >= T keys; the last T keys are those of the queries' rows.
 
         Args:
             q, k, v: [B, H, T, K], [B, G, L, K] twice; keys and queries are already rotated.
             mask: bool, True = may look, broadcastable to [B, H, T, L]; None = causal.
             relative: Transformer-XL's positions; the keys then stand at consecutive positions.
             ahead: whether the mask lets a query look at keys that come after its own.
-            wanted: the queries whose output is wanted.
+            wanted: the queries whose output is needed.
 
         Returns:
-            [B, H, T, K], or as many of the T as are wanted.
+            [B, H, T, K], with only the wanted ones of the T.
         """
         if self.kv_heads < self.heads:
             k, v = (
@@ -158,11 +157,11 @@ class MultiHead(nn.Module):
         return y[:, :, wanted]
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
-        """The heads' outputs together: [B, T, D]."""
+        """The heads' outputs joined and projected: [B, T, D]."""
         y: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
         return y
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [T, L]: the last `queries` of `keys` rows each see all before them and themselves."""
+    """bool [T, L]: each of the last `queries` of `keys` rows sees itself and all rows before it."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -1,4 +1,4 @@
-"""What the blocks of a Transformer are made of, as data, so that one class serves several families."""
+"""A description of Transformer blocks as data, so that one class serves several families of models."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ Bias = Literal["qkv", "out", "ffn", "head"]
 
 @dataclass(frozen=True)
 class Description:
-    """A block, and which one of the backbone's it is.
+    """A block, and its place in the backbone.
 
     Attributes:
         layer: counted from 1.
-        layers: how many there are.
+        layers: number of layers.
         width, heads, kv_heads, head_width: D, H, G and K; G divides H.
-        ffn_width: between the two linear layers of the feed-forward sub-layer.
-        dropout: on the output of both sub-layers, while training.
+        ffn_width: width between the two linear layers of the feed-forward sub-layer.
+        dropout: on the output of both sub-layers, during training.
         norm, norm_eps: the normalisation.
         norm_position: `pre`, x + f(norm(x)) (arXiv 2002.04745), or `post`, norm(x + f(x)) (arXiv 1706.03762;
             BERT).
         feed_forward: see `feed_forward.py`.
-        biases: the linear layers that have one. With positions=transformer_xl the projections have u and v
-            instead.
+        biases: the linear layers with a bias. With positions=transformer_xl, u and v replace that of qkv.
         positions: see `positions.py`.
-        rope_base: of rotary positions.
+        rope_base: base of the frequencies of rotary positions.
     """
 
     layer: int

@@ -14,10 +14,10 @@ class FeedForward(nn.Module):
     """down(act(up(x))).
 
     Args:
-        width, hidden: D, and the width between.
+        width, hidden: D, and the width between the two linear layers.
         kind: `gelu` (arXiv 1606.08415; BERT), `gelu_tanh` (its approximation; GPT-2), or `swiglu` (arXiv
-            2002.05202; Llama), where `up` has two halves, of which the first gates the second by SiLU.
-        bias: whether both linear layers have one.
+            2002.05202; Llama), where `up` has two halves, and SiLU of the first half gates the second.
+        bias: whether both linear layers have a bias.
     """
 
     def __init__(self, width: int, hidden: int, kind: FeedForwardKind, bias: bool) -> None:

@@ -12,22 +12,22 @@ NormKind = Literal["layer", "rms"]
 
 
 def build_norm(kind: NormKind, width: int, eps: float) -> Norm:
-    """A normalisation of rows of this width."""
+    """A normalisation for rows of this width."""
     return nn.LayerNorm(width, eps=eps) if kind == "layer" else nn.RMSNorm(width, eps=eps)
 
 
 def fold_norm(
     norm: Norm | None, x_BTD: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """linear(norm(x)) as linear(normalised x): what the normalisation learns is taken into the linear layer.
+    """Fold the learned scale and shift of a normalisation into the linear layer after it.
 
     Args:
-        norm: None = there is none.
+        norm: the normalisation, or None.
         weight, bias: of the linear layer, [P, D] and [P].
 
     Returns:
         The normalised rows [B, T, D] without learned scale and shift, and the weight and bias to use with
-        them.
+        them: linear(norm(x)) = linear'(normalised x).
     """
     no_bias = weight.new_zeros(len(weight)) if bias is None else bias
     if norm is None:

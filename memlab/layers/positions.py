@@ -1,10 +1,10 @@
-"""How rows know where they stand. Positions are explicit integers; no module counts a cache.
+"""Positions of rows: explicit integers, never inferred from the length of a cache.
 
     rope             RoFormer (arXiv 2104.09864, eq. 15): queries and keys are rotated by their positions
     transformer_xl   Transformer-XL (arXiv 1901.02860, section 3.3): scores get a term for each distance,
                      `ops/distance_attention.py`
     learned          GPT-2, BERT: a learned vector for each position is added to the embedding
-    none             only the mask tells
+    none             only the mask gives an order
 
 Shapes: B batch, T rows, K head width.
 """
@@ -27,14 +27,14 @@ class Rotary:
 
     Attributes:
         head_width: K.
-        base: of the falling frequencies, base^(-2k / K).
+        base: of the decreasing frequencies, base^(-2k / K).
     """
 
     head_width: int
     base: float = 10_000.0
 
     def rotation(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
-        """Cosines and sines of integer `positions`, [T] or one row for each document [B, T], from float64."""
+        """Cosines and sines of integer `positions`, [T] or [B, T] within documents, computed in float64."""
         angle = angles(positions, self.head_width, self.base)
         angle = torch.cat([angle, angle], dim=-1)
         if positions.dim() == 2:
@@ -43,7 +43,7 @@ class Rotary:
 
 
 def angles(positions: Tensor, width: int, base: float) -> Tensor:
-    """Integer positions times width / 2 falling frequencies, [.., width / 2], in float64."""
+    """Integer positions times width / 2 decreasing frequencies, [.., width / 2], in float64."""
     frequency = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
     return positions[..., None].to(torch.float64) * frequency
 

@@ -1,4 +1,4 @@
-"""Sums over a whole document stay accurate under every precision: bf16 stalls, fp16 overflows."""
+"""Accurate sums over a whole document under every precision: in bf16 they would stall, in fp16 overflow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums are kept: fp32, or wider if `dtype` is."""
+    """The type of accumulated sums: fp32, or `dtype` if that is wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def accurate(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Within it, nothing is cast to a narrower type automatically."""
+    """A context without automatic casts to narrower types."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device):
         return contextlib.nullcontext()

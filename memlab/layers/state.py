@@ -1,14 +1,14 @@
 """What a memory carries from one segment to the next, and nothing else.
 
 A memory architecture is a function of (segment, state). The state is a frozen dataclass of tensors, batch
-first, so that every operation the platform needs on it (cut the gradient, start some rows anew, measure it,
-save it) is written once, here.
+first, so that every operation that the platform needs on it (cut the gradient, reset some batch rows, measure
+it, save it) is written once, here.
 
     @state
     class RMTState(State):
         memory_BMD: Tensor
 
-A field is a tensor, another state, or a tuple of states (one for each layer).
+A field is a tensor, another state, or a tuple of states (one per layer).
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ def state(cls: type[T]) -> type[T]:
 
 
 class State:
-    """Base of all carried state. Subclasses are declared with `@state`; all tensors have the batch first."""
+    """Base of all states. Subclasses are declared with `@state`; in all tensors, the batch comes first."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors of this state, in the order of its fields."""
         return pytree.tree_leaves(self)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
-        """The same state with `fn` applied to every tensor."""
+        """This state with `fn` applied to every tensor."""
         return pytree.tree_map(fn, self)
 
     def detach(self) -> Self:
-        """The same values, cut from the graph: truncated back-propagation is this, at a segment boundary."""
+        """The same values, cut from the graph: at a segment boundary, this truncates back-propagation."""
         return self.map(Tensor.detach)
 
     def reset(self, rows_B: Tensor, initial: Self) -> Self:
-        """Start the documents in some rows anew.
+        """Reset some batch rows, where a new document begins.
 
         Args:
             rows_B: bool [B]; True where a new document begins.
-            initial: `model.init_state(B)`, taken at the time of use, so that a learned initial memory
+            initial: `model.init_state(B)`, called at the time of use, so that a learned initial memory
                 receives gradient.
 
         Returns:
-            A state whose chosen rows are the initial ones and whose other rows are untouched.
+            The state with the initial state in these batch rows, and unchanged elsewhere.
         """
 
         def pick(current: Any, fresh: Any) -> Any:
@@ -71,7 +71,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, measured on them. Divide by the batch size for the bytes of one document."""
+        """Bytes of all tensors, as measured. Divide by the batch size for the bytes of one document."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,10 +85,10 @@ class State:
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def from_dict(self, saved: dict[str, Any]) -> Self:
-        """A state of this one's structure that holds the tensors of `saved`, the result of `to_dict`.
+        """A state with this one's structure and the tensors of `saved`, a result of `to_dict`.
 
         Raises:
-            ValueError: `saved` has other fields than this state.
+            ValueError: the fields of `saved` are not those of this state.
         """
         names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
         if set(saved) != set(names):

@@ -1,10 +1,10 @@
-"""Remembered rows before a segment, and the same before each of many segments at once.
+"""Windows of remembered rows: before one segment, and before each of many segments at once.
 
     recurrent    [remembered (C) | segment (N)]                  one segment
     parallel     rows -C .. (S - 1) N - 1 of the document, cut into S windows of C rows, each N rows after the
-                 one before
+                 previous one
 
-Rows that no token of the document has filled yet stand at the front and are masked.
+Rows that the document has not filled yet stand at the front and are masked.
 
 Shapes: B batch, H heads, S segments, N tokens in a segment, T = S * N, C remembered rows, L = C + N, K head
 width, D width.
@@ -24,16 +24,16 @@ def fit(rows_BCD: Tensor, size: int) -> Tensor:
 
 
 def filled(size: int, tokens_B: Tensor) -> Tensor:
-    """bool [B, C]: which of C remembered rows a document of so many tokens owns: the last ones."""
+    """bool [B, C]: which remembered rows (the last ones) belong to a document with `tokens_B` tokens."""
     return torch.arange(-size, 0, device=tokens_B.device) >= -tokens_B[:, None]
 
 
 def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
-    """What each segment looks at: [window of remembered rows ; own rows], folded into the batch.
+    """The rows that each segment looks at, [window of remembered rows ; own rows], folded into the batch.
 
     Args:
         rows_BHRK: the R = C + (S - 1) N rows before the last segment.
-        own_BHTK: the segments' own T rows.
+        own_BHTK: the T rows of the segments themselves.
 
     Returns:
         [B * S, H, C + N, K], contiguous.
@@ -51,12 +51,12 @@ def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
 
 
 def fold(x_BHTK: Tensor, segments: int) -> Tensor:
-    """Segments into the batch: [B, H, T, K] to [B * S, H, N, K]."""
+    """Fold segments into the batch: [B, H, T, K] to [B * S, H, N, K]."""
     return x_BHTK.unflatten(2, (segments, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def unfold(x_FHNK: Tensor, segments: int) -> Tensor:
-    """Segments out of the batch again: [B * S, H, N, K] to [B, H, T, K]."""
+    """Unfold segments from the batch: [B * S, H, N, K] to [B, H, T, K]."""
     return x_FHNK.unflatten(0, (-1, segments)).transpose(1, 2).flatten(2, 3)
 
 
@@ -64,10 +64,10 @@ def visible(filled_BC: Tensor, read: int, queries: int, reach: int | None = None
     """Which keys of [remembered (C) | own] the next tokens of an open segment may look at.
 
     Args:
-        filled_BC: which remembered rows are of each row's document.
-        read: tokens of the segment read before.
-        queries: n, tokens that are read now.
-        reach: how far back a token looks at most, itself counted; None = as far as there are rows.
+        filled_BC: which remembered rows belong to each batch row's document.
+        read: tokens of the segment that have been read already.
+        queries: n, the next tokens.
+        reach: how many rows back a token looks, including itself; None = all.
 
     Returns:
         bool [B, 1, n, C + read + n], True = may look; [n, read + n] if there are no remembered rows.
@@ -87,7 +87,7 @@ def visible_all(size: int, tokens_B: Tensor, segments: int, tokens: int, reach: 
 
     Args:
         size: C.
-        tokens_B: of each row's document, before the first of the segments.
+        tokens_B: length of each batch row's document before the first of the segments.
     """
     before_BS = tokens_B[:, None] + torch.arange(segments, device=tokens_B.device) * tokens
     return visible(filled(size, before_BS.flatten()), 0, tokens, reach)

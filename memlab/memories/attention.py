@@ -1,7 +1,7 @@
 """Attention within the segment (Vaswani et al. 2017, arXiv 1706.03762, section 3.2): nothing is remembered.
 
-The floor of every comparison. A task that needs an earlier segment stays at chance, unless memory tokens
-carry it over.
+The floor of every comparison: a task that needs an earlier segment stays at chance, unless memory tokens
+carry what it needs.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 
     init_state(batch_size) -> State                            what is remembered at the start of a document
     segment(x_BTD, state, where) -> (y_BTD, State)             read one segment: the meaning
-    parallel(x_BTD, state, where) -> (y_BTD, State)            optional: S segments at once, equal
+    parallel(x_BTD, state, where) -> (y_BTD, State)            optional: S segments at once, equal results
     begin(state, where) -> Open                                the same segment in pieces of any size
     extend(x_BTD, open, where) -> (y_BTD, Open)
     close(open) -> State
 
-A layer memory takes the place of the attention sub-layer and owns its parameters, the normalisation before it
-too. `x` is the input of the block. `where` says explicitly where the rows stand and what they may look at:
-nothing is inferred from a length. A segment's rows are its tokens and, around them, memory tokens
-(`memlab/memory_tokens`).
+A layer memory takes the place of the attention sub-layer and owns its parameters, including the
+normalisation before it. `x` is the input of the block. `where` gives the positions of the rows and what they
+may look at: nothing is inferred from a length. A segment's rows are its tokens and, around them, memory
+tokens (`memlab/memory_tokens`). A batch row is one sequence of the batch.
 
 Shapes: B batch, T rows of a call, N tokens of a segment, S segments, C remembered rows, R rows of the open
 segment so far, L keys, D width, H heads, G key-value heads, K head width.
@@ -47,16 +47,16 @@ class Where:
         tokens: the rows that are the segment's tokens; the others are memory tokens.
         mask: bool [T, R + T], which rows of the segment each row may look at; None = causal, and all rows are
             tokens.
-        memory_tokens_read: whether memory tokens, too, look at what the layer remembers.
-        wanted: the rows whose output is wanted.
+        memory_tokens_read: whether memory tokens also look at what the layer remembers.
+        wanted: the rows whose output is needed.
         segments: S in the parallel form.
         batch_size: B.
         device: of the rows.
-        offset_B: position of the segment's token 0 in each row's document, for a layer with
+        offset_B: position of the segment's token 0 in each batch row's document, for a layer with
             `positions_go_on`; None = positions count from the segment's token 0.
         rotary: rotary positions; None = positions are not rotary.
         relative: u and v of Transformer-XL's positions, for this layer.
-        shared: what layers of one kind compute alike for this call.
+        shared: results that layers of one kind share in this call.
     """
 
     start: int
@@ -75,14 +75,14 @@ class Where:
     shared: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, computed by the first layer that asks under this key."""
+        """The result of `make`, computed by the first layer that asks for this key."""
         if key not in self.shared:
             self.shared[key] = make()
         found: T = self.shared[key]
         return found
 
     def turn(self, start: int, count: int, dtype: torch.dtype) -> Rotation | None:
-        """The rotation of `count` rows from position `start` on; None = positions are not rotary."""
+        """The rotation of `count` rows from position `start`; None = positions are not rotary."""
         rotary = self.rotary
         if rotary is None:
             return None
@@ -91,7 +91,7 @@ class Where:
         return self.once(key, lambda: rotary.rotation(self.positions(start, count), accurate))
 
     def positions(self, start: int, count: int) -> Tensor:
-        """Integer positions of `count` rows from position `start` on: [T], or [B, T] within documents."""
+        """Integer positions of `count` rows from position `start`: [T], or [B, T] within documents."""
         positions_T = torch.arange(start, start + count, device=self.device)
         return positions_T if self.offset_B is None else self.offset_B[:, None] + positions_T
 
@@ -99,9 +99,9 @@ class Where:
         """Which keys of [remembered ; segment so far] the rows may look at: bool [B, 1, T, C + R + T].
 
         Args:
-            filled_BC: which remembered rows are of each row's document.
-            reach: how many tokens back a token looks, itself counted; None = as far as there are any. Memory
-                tokens are no tokens: they look at all that they may, and a token looks at all before it.
+            filled_BC: which remembered rows belong to each batch row's document.
+            reach: how many tokens back a token looks, including itself; None = all. Does not apply to memory
+                tokens: they look at everything that they may, and a token looks at all of those before it.
         """
         if self.mask is None and (self.first == 0 or reach is None):
             return windows.visible(filled_BC, self.start - self.first, self.count, reach)
@@ -139,8 +139,8 @@ class LayerMemory(nn.Module, abc.ABC):
 
     Attributes:
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
-        positions_go_on: whether positions go on over segments, from where `offset` says; otherwise each
-            segment counts from 0.
+        positions_go_on: whether positions continue over segments, from `offset`; otherwise they start at 0 in
+            each segment.
     """
 
     parallel: ClassVar[Any] = None
@@ -160,12 +160,12 @@ class LayerMemory(nn.Module, abc.ABC):
 
     @property
     def state_grows(self) -> bool:
-        """Whether the state gets larger with the document; otherwise it has one size for ever."""
+        """Whether the state grows with the document; otherwise its size is constant."""
         return self.keeps_everything
 
     @property
     def keeps_everything(self) -> bool:
-        """Whether the state holds every token of the document, and so has no largest size."""
+        """Whether the state holds every token of the document, so that its size has no limit."""
         return False
 
     @abc.abstractmethod
@@ -174,7 +174,7 @@ class LayerMemory(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def begin(self, state: Any, where: Where) -> Any:
-        """Open a segment: what its rows need of the state. Of `where`, the segment's `first` row counts."""
+        """Open a segment: what its rows need of the state. Of `where`, only `first` matters."""
 
     @abc.abstractmethod
     def extend(self, x_BTD: Tensor, open: Any, where: Where) -> tuple[Tensor, Any]:
@@ -182,7 +182,7 @@ class LayerMemory(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def close(self, open: Any) -> Any:
-        """End the segment: write memory, and return the state that the next segment needs."""
+        """Close the segment: write memory, and return the state that the next segment needs."""
 
     def segment(self, x_BTD: Tensor, state: Any, where: Where) -> tuple[Tensor, Any]:
         """Read a whole segment: the output of the wanted rows, and the state that the next segment needs."""
@@ -190,15 +190,15 @@ class LayerMemory(nn.Module, abc.ABC):
         return y_BTD, self.close(open)
 
     def offset(self, state: Any) -> Tensor:
-        """int [B]: tokens of each row's document so far; only asked for if `positions_go_on`."""
+        """int [B]: tokens so far in each batch row's document; only called if `positions_go_on`."""
         raise TypeError(f"positions of {type(self).__name__} begin anew in each segment")
 
     def diagnose(self) -> dict[str, Tensor]:
-        """Cheap detached numbers for logging, by name: scalars, or one for each head [H]."""
+        """Cheap detached numbers for logging, by name: scalars, or one per head [H]."""
         return {}
 
     def normed(self, x_BTD: Tensor) -> Tensor:
-        """The block's input as the projections want it."""
+        """The block's input as the projections take it."""
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +206,7 @@ class LayerMemory(nn.Module, abc.ABC):
         return self.attention.project(self.normed(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values alone."""
+        """Only keys and values."""
         return self.attention.keys_values(self.normed(x_BTD), turn)
 
     def stored(self, x: Tensor, where: Where, dim: int) -> Tensor:
@@ -223,7 +223,7 @@ class LayerMemory(nn.Module, abc.ABC):
         Args:
             q, k, v: [B, H, T, K], [B, G, L, K] twice.
             mask: bool, True = may look, broadcastable to [B, H, T, L]; None = `where.mask`.
-            remembered: how many of the keys were written before the segment; they come first.
+            remembered: how many of the keys are of remembered rows; they come first.
         """
         mask = where.mask if mask is None else mask
 
@@ -243,7 +243,7 @@ class LayerMemory(nn.Module, abc.ABC):
     def mix(self, local: Tensor, remembered: Tensor, gate: Tensor, where: Where) -> Tensor:
         """(1 - gate) local + gate remembered, for the wanted rows: [B, H, .., T, K].
 
-        `gate` is broadcastable to it. It counts as 0 for rows that do not look at what the layer remembers.
+        `gate` is broadcastable to that. It counts as 0 for rows that do not look at what the layer remembers.
         """
         if not where.only_tokens:
             gate = gate * where.readers()[where.wanted, None]
@@ -252,19 +252,19 @@ class LayerMemory(nn.Module, abc.ABC):
         return torch.lerp(local.to(wide), remembered.to(wide), gate.to(wide)).to(local.dtype)
 
     def merge(self, y_BHTK: Tensor) -> Tensor:
-        """The heads' outputs together: [B, T, D]."""
+        """The heads' outputs joined and projected: [B, T, D]."""
         return self.attention.merge(y_BHTK)
 
     def zeros(self, *shape: int, accumulate: bool = False) -> Tensor:
-        """Zeros where the parameters are, of their type, or of the type in which sums are kept."""
+        """Zeros on the parameters' device, of their type, or of the type for sums (`accumulate`)."""
         weight = self.attention.out.weight
         dtype = accumulator(weight.dtype) if accumulate else weight.dtype
         return torch.zeros(
             shape, dtype=dtype, device=weight.device
-        )  # not of the weight: it may be shared out
+        )  # not `new_zeros`: the weight may be sharded
 
     def no_rows(self, batch_size: int, rows: int = 0) -> KeyValues:
-        """Keys and values of no rows, or zeros for some."""
+        """Keys and values of no rows, or of some rows, all zeros."""
         zeros = self.zeros(batch_size, self.description.kv_heads, rows, self.description.head_width)
         return KeyValues(zeros, zeros)
 

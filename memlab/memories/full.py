@@ -1,7 +1,7 @@
 """Attention over the whole document: a token sees all earlier ones, and the state grows with them.
 
-The ceiling of every comparison. Positions go on over segments. In the parallel form the S segments are one
-long one.
+The ceiling of every comparison. Positions continue over segments. In the parallel form, the S segments are
+one long segment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memlab.memories.base import LayerMemory, Where
 
 @state
 class FullState(State):
-    """Keys and values of all P tokens read so far, and how many of the last are of each row's document."""
+    """Keys and values of the P tokens read so far; the last length_B belong to each batch row's document."""
 
     rows: KeyValues
     length_B: Tensor
@@ -31,7 +31,7 @@ class FullState(State):
 
 @state
 class FullOpen(State):
-    """What is remembered so far, and what the segment's rows see: memory tokens, too."""
+    """What is remembered so far, and what the segment's rows see, including memory tokens."""
 
     remembered: FullState
     seen: KeyValues
@@ -59,7 +59,7 @@ class Full(LayerMemory):
     def extend(self, x_BTD: Tensor, open: FullOpen, where: Where) -> tuple[Tensor, FullOpen]:
         q, k, v = self.project(x_BTD, where.turn(where.start, where.count, x_BTD.dtype))
         seen = open.seen.then(k, v)
-        # rows written before the segment
+        # remembered rows
         before = seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count
         mask = where.once(("full", before), lambda: where.look(windows.filled(before, self._offset(where))))
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=before)
@@ -77,5 +77,5 @@ class Full(LayerMemory):
         return self.segment(x_BTD, state, dataclasses.replace(where, count=x_BTD.shape[1], segments=1))
 
     def _offset(self, where: Where) -> Tensor:
-        assert where.offset_B is not None  # this layer keeps all positions
+        assert where.offset_B is not None  # `positions_go_on`
         return where.offset_B

@@ -1,22 +1,21 @@
 """Infini-attention (Munkhdalai et al. 2024, arXiv 2404.07143, section 3.1): each head has a memory M, z.
 
-    A_mem = s(Q) M_{s-1} / s(Q) z_{s-1}                          (7)   s = ELU + 1; earlier segments alone
+    A_mem = s(Q) M_{s-1} / s(Q) z_{s-1}                          (7)   s = ELU + 1; earlier segments only
     M_s = M_{s-1} + s(K)^T V                                     (8)   update=linear
     M_s = M_{s-1} + s(K)^T (V - s(K) M_{s-1} / s(K) z_{s-1})     (9)   update=delta
     z_s = z_{s-1} + sum_t s(K_t)
     A = g A_mem + (1 - g) A_dot,   g = sigmoid(beta)             (10)  one learned beta for each head
 
-The same queries, keys and values serve both; those of the memory are without positions (section 4.1). Left
-open by the paper, decided here: where z = 0 nothing has been written, and the output is A_dot alone (g = 0);
-A_dot is scaled by 1/sqrt(K) (eq. 6 prints the model's width); M and z are at least fp32 under every
-precision. z stands beside M as one more column, like what is stored of a value that is always 1: it is
-written and read with M.
+The same queries, keys and values serve both; the memory uses them without positions (section 4.1). Left open
+by the paper, decided here: where z = 0, nothing has been written, and the output is only A_dot (g = 0); A_dot
+is scaled by 1/sqrt(K) (eq. 6 prints the model's width); M and z are at least fp32 under every precision. z is
+stored as one more column of M, that of a value that is always 1, and is written and read with M.
 
-Parallel form: M_{s-1} is made of one layer's own keys and values, and no later layer's.
+Parallel form: M_{s-1} only depends on the keys and values of its own layer.
     linear: a prefix sum of B_s = s(K_s)^T V_s.
     delta:  M_s = A_s M_{s-1} + B_s with A_s = I - s(K_s)^T diag(1 / s(K_s) z_{s-1}) s(K_s). z is a prefix
-            sum, so all A_s and B_s are known at once; what is left of the recurrence are S products of [K, K]
-            matrices.
+            sum, so all A_s and B_s are known at once, and S products of [K, K] matrices remain of the
+            recurrence.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Infini(LayerMemory):
 
     Args:
         update: rule of the memory, eq. 8 (linear) or eq. 9 (delta).
-        gate_init: beta to begin with (not given in the paper); 0 = half memory, half segment.
+        gate_init: initial beta (not given in the paper); 0 = half memory, half segment.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Infini(LayerMemory):
         return self.merge(y.flatten(2, 3)), InfiniState(memories[:, :, -1])
 
     def _added(self, k_BGSNK: Tensor, v_BGSNK: Tensor, before: Tensor) -> Tensor:
-        """What segments add to the memories [B, G, S, K, K + 1] before them (eq. 8 or 9)."""
+        """What each of S segments adds to the memory [B, G, S, K, K + 1] before it (eq. 8 or 9)."""
         with accurate(k_BGSNK):
             features, values = _feature(k_BGSNK), v_BGSNK.to(before.dtype)
             if self.update == "delta":
@@ -129,7 +128,7 @@ class Infini(LayerMemory):
             return torch.cat([M, z], dim=-1)
 
     def _read(self, q_BHSNK: Tensor, local_BHSNK: Tensor, before: Tensor, where: Where) -> Tensor:
-        """Eq. 7 and 10: what the memory [B, G, S, ..] gives for queries, and A_dot, by the gate."""
+        """Eq. 7 and 10: what queries retrieve from the memory [B, G, S, ..], mixed with A_dot by the gate."""
         with accurate(q_BHSNK):
             features = _feature(q_BHSNK).unflatten(1, (before.shape[1], -1))  # [B, G, H / G, S, N, K]
             remembered = _retrieve(features, before.unsqueeze(2)).flatten(1, 2)
@@ -160,7 +159,7 @@ def _retrieve(features: Tensor, memory: Tensor) -> Tensor:
 
 
 def _fold(start: Tensor, added_S: Tensor, factor_S: Tensor | None = None) -> Tensor:
-    """m_s = A_s m_{s-1} + b_s from m_0 on, A = 1 without factors: [B, G, S, ..] to [B, G, S + 1, ..]."""
+    """m_s = A_s m_{s-1} + b_s from m_0, with A = 1 without factors: [B, G, S, ..] to [B, G, S + 1, ..]."""
     memories = [start]
     for s, added in enumerate(added_S.unbind(2)):
         before = memories[-1] if factor_S is None else factor_S[:, :, s] @ memories[-1]

@@ -1,16 +1,15 @@
 """Memorizing Transformer (Wu, Rabe, Hutchins, Szegedy, ICLR 2022, arXiv 2203.08913, section 3).
 
-One layer has an external memory: the keys and values of everything it has read, first in first out. Each
-query looks at the k nearest keys of its head; what it finds and what local attention finds are mixed by a
-gate.
+One layer has an external memory: the keys and values of everything it has read, first in, first out. Each
+query looks at the k nearest keys of its head; what it retrieves and local attention are mixed by a gate.
 
     V = g V_memory + (1 - g) V_local,   g = sigmoid(b)     one learned b for each head; two softmaxes
 
-Every layer also has a Transformer-XL cache of keys and values, for local attention over a segment's border.
-Nothing of the cache or the memory carries gradient. In the memory's layer queries and keys are normalised, so
-that keys stay comparable while training changes the layers below; a learned scale for each head takes the
-place of their length (the scale is of the authors' code). Keys in memory are without positions. Left open by
-the paper, decided here: a token whose document has nothing in memory yet takes V_local alone (g = 0).
+Every layer also has a Transformer-XL cache of keys and values, for local attention across segment boundaries.
+Neither the cache nor the memory carries gradient. In the memory's layer, queries and keys are normalised, so
+that keys stay comparable while training changes the layers below; a learned scale per head takes the place of
+their length (as in the authors' code). Keys in memory have no positions. Left open by the paper, decided
+here: a token whose document has nothing in memory yet only takes V_local (g = 0).
 
 The nearest keys are found exactly, in chunks. Parallel form: the memory of segment s is the carried one and
 the rows of this layer in earlier segments; all queries search [carried ; all rows] at once, each in the range
@@ -38,20 +37,20 @@ from memlab.ops.nearest import attend_nearest
 
 @state
 class MemorizingState(State):
-    """Cache [C rows] and memory [P rows] without positions, and how many tokens each document has had."""
+    """Cache [C rows] and memory [P rows], both without positions, and the length of each document so far."""
 
     cache: KeyValues
     memory: KeyValues
-    tokens_B: Tensor  # the last rows of cache and memory are the document's
+    tokens_B: Tensor  # this many of the last rows of cache and memory belong to the document
 
     def reset(self, rows_B: Tensor, initial: State) -> MemorizingState:
-        """A new document owns none of the rows."""
+        """None of the rows belongs to a new document."""
         return dataclasses.replace(self, tokens_B=self.tokens_B.masked_fill(rows_B, 0))
 
 
 @state
 class MemorizingOpen(State):
-    """An open segment: the state before it, keys and values of [cache ; own], own keys unrotated."""
+    """An open segment: the state before it, keys and values of [cache ; own rows], and own keys unrotated."""
 
     before: MemorizingState
     seen: KeyValues
@@ -64,12 +63,12 @@ class Memorizing(LayerMemory):
 
     Args:
         mem_len: C, rows of the layer's cache.
-        memory_layer: the layer with the external memory, counted from 1 (published: 9 of 12); None = each.
-        memory_size: rows of the external memory at most, the oldest are dropped (published: up to 262,144);
-            0 = the cache alone.
+        memory_layer: the layer with the external memory, counted from 1 (published: 9 of 12); None = all.
+        memory_size: maximum number of rows in the external memory, the oldest are dropped (published: up to
+            262,144); 0 = only the cache.
         top_k: k, how many keys a query looks at (published: 32).
-        scale_init: what products of normalised queries and keys are multiplied with, to begin with.
-        gate_init: b to begin with; 0 = half memory, half local.
+        scale_init: initial scale of the products of normalised queries and keys.
+        gate_init: initial b; 0 = half memory, half local.
 
     Raises:
         ConfigError: `memory_layer` is not among the layers.
@@ -161,7 +160,7 @@ class Memorizing(LayerMemory):
         return self.merge(y), self._after(state, own)
 
     def _after(self, state: MemorizingState, new: KeyValues) -> MemorizingState:
-        """The state after tokens with these keys and values."""
+        """The state after reading tokens with these keys and values."""
         if not self.carries:
             return state
         new = new.detach()
@@ -175,7 +174,7 @@ class Memorizing(LayerMemory):
         )
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values without positions; in the memory's layer normalised and scaled."""
+        """Queries, keys and values without positions, in the memory's layer normalised and scaled."""
         q, k, v = self.project(x_BTD)
         if not self.memorizes:
             return q, k, v
@@ -186,7 +185,7 @@ class Memorizing(LayerMemory):
     def _read(
         self, q: Tensor, local: Tensor, memory: KeyValues, low_BS: Tensor, high_BS: Tensor, where: Where
     ) -> Tensor:
-        """V_memory of the queries of S segments, which may see rows low <= p < high, and V_local, mixed."""
+        """V_memory of the queries of S segments, which may see rows low <= p < high, mixed with V_local."""
         remembered = torch.zeros_like(local)
         if rows := memory.keys_BGLK.shape[2]:
             keys, values, scaled = *memory.tensors(), q * self.description.head_width**-0.5

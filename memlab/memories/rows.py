@@ -2,11 +2,10 @@
 
     [ remembered rows (C) | segment ]
 
-What is remembered are rows of the width of hidden states. They are projected to keys and values anew for each
-segment, and stand at the positions just before its first row. A subclass says which rows they are and what
-they become.
+Remembered rows have the width of hidden states. Each segment projects them to keys and values again, at the
+positions just before its first row. A subclass defines which rows they are, and what a segment makes of them.
 
-Shapes: B batch, C remembered rows, T rows that are read now, N tokens of the segment, D width.
+Shapes: B batch, C remembered rows, T rows of a call, N tokens of the segment, D width.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ class RowMemory(LayerMemory):
     """Base of memories that are rows. A subclass gives `init_state`, `rows` and `remember`.
 
     Attributes:
-        reach: how many rows back a token looks, itself counted; None = as far as there are rows.
+        reach: how many rows back a token looks, including itself; None = all.
     """
 
     reach: int | None = None
 
     @abc.abstractmethod
     def rows(self, state: Any) -> tuple[Tensor, Tensor]:
-        """The remembered rows [B, C, D], and bool [B, C]: which of them are of each row's document."""
+        """The remembered rows [B, C, D], and bool [B, C]: which belong to each batch row's document."""
 
     @abc.abstractmethod
     def remember(self, state: Any, hidden_BND: Tensor) -> Any:

@@ -4,13 +4,13 @@
     q = W_q h_s;  k, v = W_k h~_s, W_v h~_s
     score_ij = (q_i + u) . k_j + (q_i + v) . W_r R_{i-j}                                       (section 3.3)
 
-The memory is hidden states, not keys and values. They are projected anew, so that W_k, W_v and the
-normalisation learn from them although the states themselves are cut from the graph. The scores of section 3.3
-are positions=transformer_xl; with rotary positions the memory is the same.
+The memory holds hidden states, not keys and values. They are projected again in each segment, so that W_k,
+W_v and the normalisation learn from them, although the hidden states themselves are cut from the graph. The
+scores of section 3.3 are positions=transformer_xl; with rotary positions the memory is the same.
 
-Parallel form: layer l of segment s needs layer l - 1 of the segments up to s alone. So each layer reads all
-segments at once, with attention over [window of mem_len rows ; own] and the window's rows detached, as in the
-recurrence.
+Parallel form: layer l of segment s only needs layer l - 1 of the segments up to s. So each layer reads all
+segments at once, with attention over [window of mem_len rows ; own rows]. As in the recurrent form, the rows
+of the window are detached.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from memlab.memories.rows import RowMemory
 
 @state
 class XLState(State):
-    """The last C inputs of the layer, detached, and how many of the last are of each row's document."""
+    """The last C inputs of the layer, detached; the last filled_B belong to each batch row's document."""
 
     hidden_BCD: Tensor
     filled_B: Tensor
@@ -39,10 +39,10 @@ class TransformerXL(RowMemory):
     """Transformer-XL's memory in one layer.
 
     Args:
-        mem_len: C, remembered rows while training.
-        eval_mem_len: the same in evaluation; None = mem_len.
-        same_length: every token sees mem_len tokens, itself included, instead of mem_len and those of its own
-            segment.
+        mem_len: C, remembered rows in training.
+        eval_mem_len: C in evaluation; None = mem_len.
+        same_length: whether every token sees mem_len tokens, including itself, instead of mem_len tokens and
+            those of its own segment.
 
     Raises:
         ConfigError: `same_length` without remembered rows.
@@ -70,7 +70,7 @@ class TransformerXL(RowMemory):
 
     @property
     def capacity(self) -> int:
-        """C, rows that are remembered now."""
+        """C in the present mode, training or evaluation."""
         return self.mem_len if self.training else self.eval_mem_len
 
     @property
@@ -82,7 +82,7 @@ class TransformerXL(RowMemory):
         return XLState(self.zeros(batch_size, self.capacity, self.description.width), filled_B)
 
     def rows(self, state: XLState) -> tuple[Tensor, Tensor]:
-        """At the present capacity, which need not be the one they were written at."""
+        """The rows at the present capacity, which may differ from the one they were stored at."""
         return windows.fit(state.hidden_BCD, self.capacity), windows.filled(self.capacity, state.filled_B)
 
     def remember(self, state: XLState, hidden_BND: Tensor) -> XLState:
@@ -93,7 +93,7 @@ class TransformerXL(RowMemory):
     def parallel(self, x_BTD: Tensor, state: XLState, where: Where) -> tuple[Tensor, XLState]:
         size, n, s, t = self.capacity, where.count, where.segments, x_BTD.shape[1]
         turn, turn_memory = where.turn(0, t, x_BTD.dtype), where.turn(-size, size, x_BTD.dtype)
-        # What a segment reads of itself (q, k, v), and what later ones read of it (again: no gradient to x)
+        # q, k, v: what a segment reads of itself. again: what later segments read of it, no gradient to x
         (q, k, v), again = self.attention.project_twice(x_BTD, self.norm, turn)
         memory = self.keys_values(self.rows(state)[0], turn_memory)
         before = (

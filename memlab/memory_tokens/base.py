@@ -2,12 +2,12 @@
 
     [ before (M) | segment (N) | after (W) ]
 
-A kind of memory tokens says which vectors stand before and after a segment, who looks at whom, and what of
-the top layer's output for them is carried to the next segment. The backbone and its layer memories know
-nothing of it: they are told which rows are memory tokens (`memories/base.py`, `Where`), and by default do not
+A kind of memory tokens defines which vectors stand before and after a segment, which rows look at which, and
+what of the top layer's output is carried to the next segment. The backbone and its layer memories do not know
+the kind: `Where` (`memories/base.py`) marks the rows that are memory tokens, and by default layers do not
 remember them.
 
-Shapes: B batch, M, W vectors before and after, N tokens of a segment, D width.
+Shapes: B batch, M and W vectors before and after a segment, N tokens of a segment, D width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class MemoryTokens(nn.Module, abc.ABC):
     """Base of all kinds. The constructor takes the width D and then options, which are keys of `model`.
 
     Attributes:
-        bidirectional: whether all rows look at all rows, and the model answers once for each sample (an
-            encoder).
+        bidirectional: whether all rows look at all rows, and the model answers once per sample (an encoder).
         carries: whether anything passes a segment boundary.
     """
 
@@ -43,25 +42,25 @@ class MemoryTokens(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def init_state(self, batch_size: int) -> Any:
-        """What is carried at the start of a document; learned parts of it carry gradient."""
+        """The state at the start of a document; learned parts of it carry gradient."""
 
     @abc.abstractmethod
     def before(self, state: Any, batch_size: int) -> Tensor:
         """The vectors before a segment, [B, M, D]."""
 
     def after(self, state: Any) -> Tensor:
-        """The vectors after a segment, [B, W, D]; only asked for if W > 0."""
+        """The vectors after a segment, [B, W, D]; only called if W > 0."""
         raise TypeError(f"{type(self).__name__} has no vectors after a segment")
 
     def written(self, state: Any, top_BWD: Tensor) -> Any:
-        """What is carried on, of the state before the segment and the top layer's output for `after`.
+        """The state after a segment, from the state before it and the top layer's output for `after`.
 
-        Of an encoder, for the vectors before it.
+        In an encoder, the output is for `before`.
         """
         return state
 
     def diagnose(self, before: Any, after: Any) -> dict[str, Tensor]:
-        """Cheap detached scalars for logging, by name, of the states before and after a segment."""
+        """Cheap detached scalars for logging, by name, from the states before and after a segment."""
         return {}
 
     def mask(self, tokens: int, device: torch.device) -> Tensor:

@@ -2,8 +2,8 @@
 
     [ memory (M) | segment (N) ]
 
-M learned vectors stand before every segment and nothing is carried over. It has RMT's read memory and its
-extra computation but no memory of earlier segments, so on a task that needs one it must stay at chance.
+M learned vectors stand before every segment, and nothing is carried. The model has RMT's read memory and its
+extra computation but no memory of earlier segments, so it must stay at chance on a task that needs one.
 """
 
 from __future__ import annotations

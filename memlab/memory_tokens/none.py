@@ -1,4 +1,4 @@
-"""No memory tokens: what is remembered is in the layers."""
+"""No memory tokens: only layer memories remember."""
 
 from __future__ import annotations
 

@@ -2,22 +2,23 @@
 
     [ read memory (M) | segment (N) | write memory (M) ]
 
-The same M vectors go in at both ends (with write_memory=learned, learned ones of their own go in after the
-segment). Read memory holds what came before; write memory, which sees read memory and the whole segment,
-leaves the top layer as the M vectors that the next segment begins with.
+The same M vectors enter at both ends (with write_memory=learned, separate learned vectors enter after the
+segment). Read memory holds what came before. Write memory sees read memory and the whole segment, and the top
+layer's output for it is the M vectors that the next segment begins with.
 
-    who looks at    read   segment   write
+    looks at        read   segment   write
     read            all    -         -
     segment         all    causal    -
     write           all    all       all
 
-Over layers with a Transformer-XL cache this is "Tr-XL + RMT" (section 3.2 and table 5). The cache holds the
-segment's tokens alone and stands before the read memory; the published code also caches the write memory's
-rows, which takes room from tokens. Memory tokens look at what the layers remember with read_mem_from_cache.
+Over layers with a Transformer-XL cache this is "Tr-XL + RMT" (section 3.2 and table 5). The cache only holds
+the segment's tokens and stands before the read memory; the published code also caches the rows of the write
+memory, which leaves less room for tokens. With read_mem_from_cache, memory tokens look at what the layers
+remember.
 
-The memory of segment s is made by the top layer and enters the first layer of segment s + 1, so there is no
-parallel form. Positions are explicit: -M .. N + M - 1 (the published code takes memory's from a shift that is
-invalid above the diagonal).
+The memory of segment s comes from the top layer and enters the first layer of segment s + 1, so there is no
+parallel form. Positions are explicit: -M .. N + M - 1 (the published code takes those of the memory from a
+shift that is invalid above the diagonal).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class RMT(MemoryTokens):
 
     Args:
         width: D.
-        memory_tokens: M, read and write memory tokens, each.
-        write_memory: what write memory is made from: the carried vectors, as in the paper, or learned ones,
-            the same in each segment.
+        memory_tokens: M, read memory tokens, and the same number of write memory tokens.
+        write_memory: the input of write memory: the carried vectors, as in the paper, or learned ones, the
+            same in each segment.
         read_mem_from_cache: whether memory tokens look at what the layers remember.
     """
 
@@ -99,5 +100,5 @@ class RMT(MemoryTokens):
 
 @torch.no_grad()
 def similarity(before_BMD: Tensor, after_BMD: Tensor) -> dict[str, Tensor]:
-    """How far one segment moved a memory: mean cosine similarity of each slot with itself."""
+    """How far one segment moved the memory: mean cosine similarity of each memory token with itself."""
     return {"memory/similarity": F.cosine_similarity(before_BMD, after_BMD, dim=-1).mean()}

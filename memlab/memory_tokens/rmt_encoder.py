@@ -2,9 +2,9 @@
 
     [ class token | memory (M) | segment (N) ]        every row looks at every row
 
-Memory stands at the front only. What the top layer makes of its M rows is the memory of the next segment, and
-what it makes of the class token after the last segment is the answer, one for each sample. There is no
-parallel form, for the reason that the decoder has none.
+Memory tokens only stand in front of the segment. The top layer's output for them is the memory of the next
+segment, and its output for the class token in the last segment is the answer, one per sample. There is no
+parallel form, for the same reason as in the decoder.
 """
 
 from __future__ import annotations

@@ -40,40 +40,37 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, form: Form, carried: Any, where: Where
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Read rows in one form of the layer memory: the wanted rows' output, what it hands on, and
-        diagnostics.
-        """
-        # Here, because the weights of a block may only be at hand within its `forward` (trainer=fsdp).
+        """Output of the wanted rows in one form of the layer memory, what it hands on, and diagnostics."""
+        # Here, because with trainer=fsdp a block's weights are only gathered within its `forward`.
         found = {} if form == "extend" else self.memory.diagnose()
-        y_BTD, kept = getattr(self.memory, form)(x_BTD, carried, where)
+        y_BTD, handed_on = getattr(self.memory, form)(x_BTD, carried, where)
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), kept, found
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), kept, found
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found
 
 
 class Backbone(nn.Module):
     """What the Transformer is made of. `layers` and the rest are keys of `model` in the configuration.
 
     Args:
-        vocab_size: number of token ids (V).
-        memories: makes the layer memory of a block from its description.
+        vocab_size: V, the number of token ids.
+        memories: makes a block's layer memory from the block's description.
         layers, width, heads: of the Transformer; `width` (D) is divided among the heads.
         kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = as many as heads.
         head_width: K; None = width / heads.
-        ffn_multiple: width of the feed-forward layer over `width`.
-        ffn_width: the same as a number; None = by `ffn_multiple`.
-        dropout: on the outputs of attention and feed-forward layers, while training.
+        ffn_multiple: width of the feed-forward layer, as a multiple of `width`.
+        ffn_width: the same as a number; None = from `ffn_multiple`.
+        dropout: on the outputs of attention and feed-forward layers, during training.
         norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `Description`.
-        max_positions: rows of the table of learned positions; None = there is no table (any other positions).
+        max_positions: size of the table of learned positions; None = no table, for all other positions.
         tied_head: whether the head's weights are the embedding's.
-        clamp_len: no distance counts as longer than this (only with Transformer-XL's positions); None = no
-            limit.
-        untie: every layer learns its own u and v (only with Transformer-XL's positions).
+        clamp_len: longer distances count as this one (only with Transformer-XL's positions); None = no limit.
+        untie: whether every layer learns its own u and v (only with Transformer-XL's positions).
 
     Raises:
-        ConfigError: values that do not go together.
+        ConfigError: the values do not go together.
     """
 
     def __init__(
@@ -110,9 +107,7 @@ class Backbone(nn.Module):
             )
         self.head_width = head_width or width // heads
         if kv_heads is not None and heads % kv_heads:
-            raise ConfigError(
-                f"model.heads={heads} cannot be shared out evenly among model.kv_heads={kv_heads}"
-            )
+            raise ConfigError(f"model.heads={heads} cannot be divided evenly among model.kv_heads={kv_heads}")
         if positions != "transformer_xl" and (untie or clamp_len is not None):
             option = "model.untie=true" if untie else f"model.clamp_len={clamp_len}"
             raise ConfigError(
@@ -120,7 +115,7 @@ class Backbone(nn.Module):
             )
         if (positions == "learned") != (max_positions is not None):
             needs = (
-                "needs model.max_positions, the rows of its table"
+                "needs model.max_positions, the size of its table"
                 if positions == "learned"
                 else "has no table"
             )
@@ -130,7 +125,7 @@ class Backbone(nn.Module):
         self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
         self.positions, self.clamp_len = positions, clamp_len
         self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
-        # whether a block's activations are made again for the gradient, and only its input is kept
+        # whether the backward pass recomputes a block's activations, so that only its input is stored
         self.recompute = False
         self.embed = nn.Embedding(vocab_size, width)
         self.learned_positions = nn.Embedding(max_positions, width) if max_positions is not None else None
@@ -160,7 +155,7 @@ class Backbone(nn.Module):
             )
             blocks.append(Block(description, memories(description)))
         self.blocks: Any = nn.ModuleList(blocks)
-        # With post-normalisation the rows leave the blocks normalised, and enter them so.
+        # With post-normalisation, rows enter and leave the blocks normalised.
         post = norm_position == "post"
         self.embed_norm = description.new_norm() if post else None
         self.norm = None if post else description.new_norm()
@@ -181,19 +176,19 @@ class Backbone(nn.Module):
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def offset(self, states: Sequence[Any]) -> Tensor | None:
-        """int [B]: tokens of each row's document so far, if a layer's positions go on; else None."""
+        """int [B]: tokens so far in each batch row's document; None if no layer has `positions_go_on`."""
         both = zip(self.memories, states, strict=True)
         return next((memory.offset(state) for memory, state in both if memory.positions_go_on), None)
 
     def embedded(self, tokens_BT: Tensor, where: Where, start: int) -> Tensor:
-        """The input rows of tokens that stand at positions `start` .. of their segment: [B, T, D].
+        """The input rows of tokens at positions `start` .. of their segment: [B, T, D].
 
         Raises:
             ConfigError: the table of learned positions is too short.
         """
         x_BTD: Tensor = self.embed(tokens_BT)
         if self.learned_positions is not None:
-            again = where.segments if where.offset_B is None else 1  # how often positions begin anew
+            again = where.segments if where.offset_B is None else 1  # how many times positions start over
             count = tokens_BT.shape[1] // again
             self._check_position(start + count - 1, where.offset_B)
             rows = self.learned_positions(where.positions(start, count))  # [T, D] or [B, T, D]
@@ -201,7 +196,7 @@ class Backbone(nn.Module):
         return x_BTD
 
     def _check_position(self, last: int, offset_B: Tensor | None) -> None:
-        """Whether the table of learned positions has a row for the last token of a call."""
+        """Raise if the table of learned positions has no entry for the last token of a call."""
         assert self.learned_positions is not None
         if offset_B is not None and not offset_B.is_meta:  # on the meta device there are no values
             last += int(offset_B.max())
@@ -212,25 +207,29 @@ class Backbone(nn.Module):
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
     ) -> tuple[Tensor, tuple[Any, ...], dict[str, Tensor]]:
-        """Rows through all blocks: the normalised outputs of the wanted rows, what each layer hands on, and
-        diagnostics of all layers, scalars by name: `gate/layer2_head1`, counted from 1.
+        """Pass rows through all blocks.
 
         Args:
-            form: the method of the layer memories that reads: see `memories/base.py`.
+            form: the method of the layer memories that reads, see `memories/base.py`.
             carried: its second argument, one for each layer.
+            wanted: the rows whose output is needed.
+
+        Returns:
+            The normalised outputs of the wanted rows; what each layer hands on; and the diagnostics of all
+            layers, scalars by name, such as `gate/layer2_head1` (counted from 1).
         """
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         handed_on = []
         diagnostics: dict[str, Tensor] = {}
         for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
-            asked = wanted if layer == len(self.blocks) else ALL  # below the top, other rows look at all
-            here = self.at(where, layer, asked)
+            # below the top layer, the rows above look at all outputs
+            here = self.at(where, layer, wanted if layer == len(self.blocks) else ALL)
             if self.recompute and torch.is_grad_enabled():
-                x_BTD, kept, found = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
+                x_BTD, own, found = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
             else:
-                x_BTD, kept, found = block(x_BTD, form, own, here)
-            handed_on.append(kept)
+                x_BTD, own, found = block(x_BTD, form, own, here)
+            handed_on.append(own)
             for name, value in found.items():
                 if value.dim():
                     diagnostics |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
@@ -244,7 +243,7 @@ class Backbone(nn.Module):
         return tuple(memory.begin(state, self.at(where, n, ALL)) for n, (memory, state) in enumerate(both, 1))
 
     def close(self, opens: Sequence[Any]) -> tuple[Any, ...]:
-        """End it in each layer."""
+        """Close it in each layer."""
         return tuple(memory.close(open) for memory, open in zip(self.memories, opens, strict=True))
 
     def at(self, where: Where, layer: int, wanted: slice) -> Where:
@@ -263,15 +262,16 @@ class Backbone(nn.Module):
 
 
 def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:
-    """GPT-2's initialisation at any width, and attention heads of two kinds to begin with.
+    """Initialise as GPT-2 does, at any width, with attention heads of two kinds.
 
-    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), biases are zero, but for
-    attention: half of the key-value heads (rounded down) and their queries look by position (random query and
-    key biases: their product, rotated, depends on the distance alone; with Transformer-XL's positions, a
-    random v), the others by content (the key projection equals the query projection, so that a token is drawn
-    to its like). Training moves both freely. Without it a token's neighbour and its like have to be found
-    together, and associative retrieval stays at 1/K for thousands of steps (docs/LOG.md, 2026-11-22; in the
-    spirit of "mimetic" initialisation, arXiv 2305.09828 and 2410.11135).
+    Weights are N(0, 1/fan_in), residual outputs are scaled by 1/sqrt(2 layers), and biases are zero, except
+    in attention. There, half of the key-value heads (rounded down) and their queries begin by looking at
+    positions: random query and key biases, whose product, rotated, only depends on the distance (with
+    Transformer-XL's positions, a random v). The other heads begin by looking at content: the key projection
+    equals the query projection, so that a token attends to tokens like itself. Training is free to change
+    both. Without this, a token's neighbour and its equals have to be found together, and associative
+    retrieval stays at 1/K for thousands of steps (docs/LOG.md, 2026-11-22; in the spirit of "mimetic"
+    initialisation, arXiv 2305.09828 and 2410.11135).
     """
     for name, child in backbone.named_modules():
         if isinstance(child, nn.Linear):

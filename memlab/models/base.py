@@ -1,14 +1,13 @@
-"""The contract of every model: a function of (segment, state), and other ways to read, equal to it.
+"""The contract of every model: a function of (segment, state), and equivalent ways to read.
 
     segment(tokens_BN, state)      one segment: the meaning of the model
     recurrent(tokens_BSN, state)   the fold of `segment` over S segments
     parallel(tokens_BSN, state)    optional: all S segments at once, same numbers and gradients
     begin / extend / close         one segment in pieces of any size, for generation
-    stream(tokens_BT, state)       tokens of any number, segment by segment, split between calls wherever they
-                                   come in
+    stream(tokens_BT, state)       any number of tokens, segment by segment, divided between calls anywhere
 
-A model is a backbone whose layers have memories, with memory tokens around it: `decoder.py`, `encoder.py`,
-`compose.py`.
+A model is a backbone with a layer memory in each layer and memory tokens around each segment: `decoder.py`,
+`encoder.py`, `compose.py`.
 
 Legend: B batch, S segments, N tokens in a segment, n tokens in a piece, T tokens in all, D width, V
 vocabulary.
@@ -41,7 +40,7 @@ class ModelState(State):
 
     tokens: Any
     layers: tuple[Any, ...]
-    nothing_B0: Tensor  # of no bytes: says how many documents there are, also where nothing is carried
+    nothing_B0: Tensor  # of no bytes: gives the batch size, even where nothing is carried
 
     @property
     def batch_size(self) -> int:
@@ -50,11 +49,11 @@ class ModelState(State):
 
 @dataclass(frozen=True)
 class Output:
-    """What a model gives back.
+    """What a model returns.
 
     Attributes:
-        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several; of an encoder its
-            answer if the document ended with the segment, [B, 1, V] or [B, S, 1, V].
+        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several. From an encoder, the
+            answer in case the document ends with the segment, [B, 1, V] or [B, S, 1, V].
         state: what the next segment needs.
         diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
     """
@@ -66,12 +65,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Open:
-    """A segment that is being read. It is not carried over a boundary; its bytes count in `compression_peak`.
+    """An open segment: begun, and not yet closed. Not carried; its bytes count in `compression_peak`.
 
     Attributes:
-        state: what was carried to the segment, but that of the layers.
-        layers: in each layer what it needs of its state, and what the segment's rows look at.
-        read: tokens of this segment that have been read: the next one's position within it.
+        state: what was carried to the segment, without the states of the layers.
+        layers: for each layer, what it needs of its state, and what the segment's rows look at.
+        read: tokens of this segment that have been read, which is the next token's position within it.
         offset_B: see `Where`.
         other: with memory=shuffled, the same segment after another document's state.
     """
@@ -84,14 +83,14 @@ class Open:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the carried state and of the open segment; a tensor that is in both counts once."""
+        """Bytes of the carried state and the open segment; a tensor in both counts once."""
         tensors = [t for t in pytree.tree_leaves((self.state, self.layers)) if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
 @dataclass(frozen=True)
 class Unread:
-    """An encoder's segment whose end has not come: the state before it, and its tokens so far."""
+    """An encoder's segment that is not complete yet: the state before it, and its tokens so far."""
 
     state: ModelState
     tokens_BN: Tensor
@@ -103,19 +102,18 @@ class Unread:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state and of the waiting tokens."""
+        """Bytes of the state and the waiting tokens."""
         return self.state.nbytes + self.tokens_BN.numel() * self.tokens_BN.element_size()
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What `Model.stream` read: a segment, or as much of it as there was.
+    """What `Model.stream` read at once: a segment, or as much of it as was there.
 
     Attributes:
-        logits: of a decoder next-token scores, [B, n, V]; of an encoder the answer if the document ended
-            here, [B, 1, V].
-        state: for a later call of `stream`. At a segment's end the model's state, and before it the segment
-            as far as it was read.
+        logits: from a decoder, next-token scores, [B, n, V]; from an encoder, the answer in case the document
+            ends here, [B, 1, V].
+        state: for a later call of `stream`. At a segment's end the model's state, before it the open segment.
     """
 
     logits: Tensor
@@ -123,24 +121,25 @@ class Piece:
 
 
 def others(rows: int, members: int) -> Tensor:
-    """int [B]: for each row of a batch one of another group, where `members` neighbours form a group.
+    """int [B]: for each batch row, one of another group; `members` neighbours form a group.
 
-    A batch may begin and end within a group; it has at least 2 * members rows.
+    A batch may begin and end within a group; it has at least 2 * members batch rows.
     """
     return torch.arange(rows).roll(members)
 
 
 class Model(nn.Module, abc.ABC):
-    """Base of all models. See `Decoder`, and `Encoder` for those that answer once for each sample.
+    """Base of all models: `Decoder`, and `Encoder` for those that answer once per sample.
 
     Args:
-        backbone: whose layers have memories.
-        tokens: memory tokens around it.
-        memory: on; or a control, the same for every memory. off: each segment is read after the initial
-            state, which is also the state that comes back. shuffled: each is read after the state of another
-            document of the batch, as that one's own reading left it (of no other document: after the initial
-            state); what a document reads never depends on its own earlier segments.
-        members: how many neighbours in a batch share their content, and are no others to each other.
+        backbone: with a layer memory in each layer.
+        tokens: memory tokens around each segment.
+        memory: on, or a control. off: each segment is read with the initial state, which is also the state
+            that is returned. shuffled: each segment is read with the state of another document of the batch,
+            as that document's own reading left it (with the initial state if there is no other); so what a
+            document reads never depends on its own earlier segments.
+        members: how many neighbours in a batch share their content, so that they do not count as other
+            documents.
     """
 
     answers_once: ClassVar[bool] = False
@@ -153,19 +152,19 @@ class Model(nn.Module, abc.ABC):
 
     @property
     def carries(self) -> bool:
-        """Whether anything passes a segment boundary; only then has a back-propagation depth a meaning."""
+        """Whether anything passes a segment boundary. Only then does a back-propagation depth make sense."""
         return self.memory != "off" and (
             self.tokens.carries or any(m.carries for m in self.backbone.memories)
         )
 
     @property
     def state_grows(self) -> bool:
-        """Whether the state gets larger with the document; otherwise it has one size for ever."""
+        """Whether the state grows with the document; otherwise its size is constant."""
         return self.memory != "off" and any(m.state_grows for m in self.backbone.memories)
 
     @property
     def keeps_everything(self) -> bool:
-        """Whether the state holds every token of the document, and so has no largest size."""
+        """Whether the state holds every token of the document, so that its size has no limit."""
         return self.memory != "off" and any(m.keeps_everything for m in self.backbone.memories)
 
     @property
@@ -180,7 +179,7 @@ class Model(nn.Module, abc.ABC):
         )
 
     def exchanged(self, state: ModelState, from_B: Tensor) -> ModelState:
-        """The state in which row b remembers what row from_B[b] does."""
+        """The state in which batch row b remembers what batch row from_B[b] did."""
         return state.map(lambda t: t[from_B])
 
     def segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
@@ -204,7 +203,7 @@ class Model(nn.Module, abc.ABC):
 
     @property
     def parallel(self) -> Any:
-        """A method (tokens_BSN, state) -> Output that reads all segments at once; None = there is none."""
+        """A method (tokens_BSN, state) -> Output that reads all segments at once; None = no parallel form."""
         return None
 
     @abc.abstractmethod
@@ -212,7 +211,7 @@ class Model(nn.Module, abc.ABC):
         """`segment` with the memory on."""
 
     def begin(self, state: ModelState) -> Open:
-        """Open a segment, to be read in pieces; not of a model that answers once."""
+        """Open a segment, to be read in pieces. Models that answer once have no open segments."""
         raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
 
     def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
@@ -220,7 +219,7 @@ class Model(nn.Module, abc.ABC):
         raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
 
     def close(self, open: Open) -> ModelState:
-        """End the segment: write memory, and return the state that the next segment needs."""
+        """Close the segment: write memory, and return the state that the next segment needs."""
         raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
 
     @abc.abstractmethod
@@ -228,7 +227,7 @@ class Model(nn.Module, abc.ABC):
         """Bytes held just before a segment is closed: the state, and what the segment's rows look at."""
 
     def _of_others(self, state: ModelState) -> ModelState:
-        """What each document of the batch reads after with memory=shuffled."""
+        """The state that each document of the batch is read with under memory=shuffled."""
         if state.batch_size < 2 * self.members:
             return self.init_state(state.batch_size)  # there is no other group
         return self.exchanged(state, others(state.batch_size, self.members).to(self.device))
@@ -236,7 +235,7 @@ class Model(nn.Module, abc.ABC):
     def _where(
         self, at: ModelState | Open, start: int, count: int, tokens: slice, mask: Tensor | None = None
     ) -> Where:
-        """Where `count` rows stand that begin at position `start` of the next segment, or of the open one."""
+        """Where `count` rows stand, from position `start` of the next segment or of the open one."""
         state, offset_B = (
             (at.state, at.offset_B) if isinstance(at, Open) else (at, self.backbone.offset(at.layers))
         )
@@ -257,14 +256,13 @@ class Model(nn.Module, abc.ABC):
     def stream(
         self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None, *, segment_length: int
     ) -> Iterator[Piece]:
-        """Read any number of tokens, segment by segment, without gradient and in the memory of one segment
-        (and of a state that grows).
+        """Read any number of tokens, segment by segment, without gradient.
 
-        A call may end within a segment, and the next one goes on there: however a document is split, all
-        calls read what one reads.
+        Needs memory for one segment and the state. A call may end within a segment, and the next call
+        continues there: however a document is divided, several calls read what one call reads.
 
         Args:
-            tokens_BT: token ids, on any device; each segment is moved to the model's when its turn comes.
+            tokens_BT: token ids, on any device; each segment is moved to the model's device when it is read.
             state: of the last piece of an earlier call; None = a document begins.
             segment_length: N, the same in all calls for a document.
 
@@ -289,14 +287,14 @@ class Model(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
-        """Read n tokens of one segment, which may have been begun before and may end with them."""
+        """Read n tokens of one segment, which may be open already and which may end with them."""
 
     def forward(self, tokens_BSN: Tensor, state: ModelState | None = None) -> Output:
         """Read S segments of N tokens, in the parallel form if the model has one.
 
         Args:
             tokens_BSN: token ids.
-            state: what an earlier call returned; None = a document begins.
+            state: the state that an earlier call returned; None = a document begins.
 
         Returns:
             logits [B, S, N, V] (an encoder: [B, S, 1, V]), the state after the last segment, diagnostics.

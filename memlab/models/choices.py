@@ -1,10 +1,10 @@
-"""Which classes a configuration's choices name, without importing torch: a wrong name is reported at once.
+"""The classes that a configuration's choices name. Imports no torch, so a wrong name is reported at once.
 
     layer_memory   a file of `memlab/memories/`, or a list of them from the bottom layer to the top
     tokens         a file of `memlab/memory_tokens/`
 
-The class of a file is the one of the same name: `transformer_xl.py` has `TransformerXL`. A class of your own
-is named by its module, `my_module.MyMemory`.
+The class of a file is the one with the file's name: `TransformerXL` in `transformer_xl.py`. A class of your
+own is named with its module, `my_module.MyMemory`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memlab.errors import ConfigError, suggestion
 Group = Literal["layer_memory", "tokens"]
 _PACKAGES: dict[Group, str] = {"layer_memory": "memories", "tokens": "memory_tokens"}
 BACKBONE = "memlab.models.backbone.Backbone"
-GIVEN = ("vocab_size", "memories", "description")  # constructor arguments that are no keys
+GIVEN = ("vocab_size", "memories", "description")  # constructor arguments that are not keys
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class Choices:
 
 
 def choose(values: Mapping[str, Any]) -> Choices:
-    """What the keys `layer_memory`, `tokens`, `context` and `layers` of a model name.
+    """The classes that the keys `layer_memory`, `tokens`, `context` and `layers` of a model name.
 
     Raises:
-        ConfigError: there is no such memory, or the layers cannot be shared out among the list.
+        ConfigError: there is no such memory, or the layers cannot be divided among the list.
     """
-    asked = values["layer_memory"]
-    pattern = [asked] if isinstance(asked, str) else list(asked)
+    named = values["layer_memory"]
+    pattern = [named] if isinstance(named, str) else list(named)
     layers = values["layers"]
     if not pattern or layers % len(pattern):
         raise ConfigError(
             f"model.layer_memory={pattern} has {len(pattern)} entries, and model.layers={layers} cannot be "
-            "shared out evenly among them; each entry is for as many layers, from the bottom to the top"
+            "divided evenly among them; each entry is for the same number of layers, from bottom to top"
         )
-    if values.get("context") == "full":  # what layers without a memory look at
+    if values.get("context") == "full":  # layers without a memory look at the whole document
         pattern = ["full" if name == "attention" else name for name in pattern]
     each = layers // len(pattern)
     memories = tuple(target("layer_memory", name) for name in pattern for _ in range(each))
@@ -56,7 +56,7 @@ def target(group: Group, name: str) -> str:
     """The dotted name of the class that a choice names.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such choice.
     """
     if "." in name:
         return name
@@ -82,8 +82,8 @@ def _folder(package: str) -> Path:
 
 
 def _class_of(file: Path) -> str | None:
-    """The class that has the file's name, but for capitals and underscores."""
-    wanted = file.stem.replace("_", "")
+    """The class that has the file's name, except for capitals and underscores."""
+    own_name = file.stem.replace("_", "")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
-    return next((name for name in classes if name.replace("_", "").lower() == wanted), None)
+    return next((name for name in classes if name.replace("_", "").lower() == own_name), None)

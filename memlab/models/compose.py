@@ -1,4 +1,4 @@
-"""How the three choices of a configuration, backbone, layer memory and memory tokens, become one model."""
+"""One model from the three choices of a configuration: backbone, layer memory and memory tokens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
     """Build the model that a configuration describes.
 
     Args:
-        values: the keys of `model`: `layer_memory`, `tokens` and their options, those of `Backbone`,
+        values: the keys of `model`: `layer_memory`, `tokens`, the options of both and of `Backbone`, and
             `memory`.
-        vocab_size: V, of the task.
+        vocab_size: V of the task.
         members: of the task: how many neighbours in a batch share their content.
 
     Raises:
-        ConfigError: values do not go together, or a name is unknown.
+        ConfigError: the values do not go together, or a name is unknown.
     """
     chosen = choices.choose(values)
 
@@ -48,6 +48,6 @@ def _load(target: str) -> Any:
 
 
 def _options(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are arguments of a constructor."""
+    """The values that are arguments of a class's constructor."""
     arguments = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
     return {key: value for key, value in values.items() if key in arguments}

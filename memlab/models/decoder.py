@@ -16,11 +16,11 @@ from torch import Tensor
 from memlab.layers.attention import ALL
 from memlab.models.base import Model, ModelState, Open, Output, Piece
 
-NO_TOKENS = slice(0, 0)  # all rows of a call are memory tokens
+NO_TOKENS = slice(0, 0)  # of the rows of a call: all are memory tokens
 
 
 class Decoder(Model):
-    """A backbone with layer memories and memory tokens, read causally."""
+    """A causal model: backbone, layer memories and memory tokens."""
 
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
         m, n, w = self.tokens.reads, tokens_BN.shape[1], self.tokens.writes
@@ -39,10 +39,10 @@ class Decoder(Model):
 
     @property
     def parallel(self) -> Any:
-        """All segments at once, where nothing of the top layer enters the next segment below it.
+        """All segments at once, unless the top layer's output enters the bottom of the next segment.
 
-        Nothing of a later layer then reaches an earlier one of the next segment. So the fold goes over
-        layers, and each layer reads all segments.
+        Without such memory tokens, no layer depends on a higher layer of an earlier segment. So the fold runs
+        over layers, and each layer reads all segments.
         """
         in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
         if not self.tokens.carries and not in_layers:
@@ -51,11 +51,11 @@ class Decoder(Model):
         return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None
 
     def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
-        """Segments are independent: they are folded into the batch."""
+        """`_parallel` where segments are independent: they are folded into the batch."""
         b, s = tokens_BSN.shape[:2]
         output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
         diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
-        # What carries nothing may still count tokens, or have fewer rows now than before.
+        # A state that carries nothing may still count tokens, or have another size than before.
         last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
         after = self.init_state(b) if self.memory == "off" else last
         return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
@@ -107,7 +107,7 @@ class Decoder(Model):
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
             _, layers, _ = self.backbone.read("extend", before_BMD, layers, where)
-        # `layers` holds what is needed of the layers' states: a full context would be there twice
+        # `layers` has what is needed of the layers' states; a full context would otherwise be held twice
         return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
 
     def _extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:

@@ -1,11 +1,10 @@
-"""Models that read in both directions and answer once for each sample.
+"""Models that read in both directions and answer once per sample.
 
     [ class token and memory tokens (M) | segment (N) ]     rows of the backbone; every row looks at all
 
-There is no open segment: `segment` gives logits [B, 1, V], what the answer would be if the document ended
-here.
+There are no open segments: `segment` gives logits [B, 1, V], the answer in case the document ends here.
 
-Legend: B batch, N tokens in a segment, n tokens in a piece, V vocabulary, the classes are the token ids.
+Legend: B batch, N tokens in a segment, n tokens in a piece, V vocabulary (token ids are also the classes).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from memlab.models.base import Model, ModelState, Open, Output, Piece, Unread
 
 
 class Encoder(Model):
-    """A backbone with layer memories and memory tokens, of which the first row is the class token."""
+    """A bidirectional model: backbone, layer memories and memory tokens, led by the class token."""
 
     answers_once: ClassVar[bool] = True
 
@@ -46,7 +45,7 @@ class Encoder(Model):
         return Piece(output.logits, output.state if ends else Unread(before, tokens_BN))
 
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
-        """What a segment's rows look at is counted as for decoders, although an encoder needs no cache."""
+        """As for decoders, what a segment's rows look at is counted, although an encoder needs no cache."""
         x, where = self._rows(tokens_BN, state)
         _, layers, _ = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
         return Open(dataclasses.replace(state, layers=()), layers, tokens_BN.shape[1]).nbytes

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def elu_plus_one_naive(x: Tensor) -> Tensor:
-    """As the formula has it."""
+    """The formula as it stands."""
     return F.elu(x) + 1
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """As `elu_plus_one_naive`: exp(x) below 0, x + 1 above. Its slope is min(s(x), 1): s(x) alone is kept."""
+    """As `elu_plus_one_naive`: exp(x) below 0, x + 1 above. Only s(x) is saved: the slope is min(s(x), 1)."""
     y: Tensor = _EluPlusOne.apply(x)
     return y
 
@@ -23,7 +23,7 @@ def elu_plus_one(x: Tensor) -> Tensor:
 class _EluPlusOne(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)  # as the products that follow want it
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)  # for the matrix products that follow
         torch.clamp(x, max=0, out=y).exp_().add_(x.clamp(min=0))
         ctx.save_for_backward(y)
         return y

@@ -1,7 +1,7 @@
 """Exact attention over the k nearest keys of a large memory.
 
 Shapes: B batch, G key-value heads, H query heads (H / G of them share a key-value head), T queries in S parts
-of equal length, P rows of memory, c rows that are searched at once, k neighbours, K head width.
+of equal length, P rows of memory, c rows searched at once, k neighbours, K head width.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# most scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
+# maximum of scores held at once: 16 MB in fp32, which stay in a processor's cache until the choice
 _SCORES = 1 << 22
-_ROWS = 1 << 12  # rows that are searched at once, if the memory has so many; then queries are taken in pieces
-_SIEVE = 8  # scores of which the largest alone is compared first
+_ROWS = 1 << 12  # rows searched at once, if the memory has that many; queries are then taken in pieces
+_SIEVE = 8  # scores in a group, represented by the largest in the first comparison
 
 
 @torch.no_grad()
@@ -24,12 +24,12 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k keys with the largest products with each query, among rows low <= p < high of its part.
 
-    Queries and memory are taken in pieces, so that no more than some 16 MB of scores exist at a time. Queries
-    are not compared with rows that none of their part may see.
+    Queries and memory are taken in pieces, so that no more than about 16 MB of scores exist at a time.
+    Queries are not compared with rows that no query of their part may see.
 
     Returns:
-        Rows [B, G, T, k'], k' = min(k, P), and their products with the query, [B, G, T, k']; -inf where it
-        may see fewer.
+        Rows [B, G, T, k'], k' = min(k, P), and their products with the query, [B, G, T, k']; -inf where a
+        query may see fewer.
     """
     b, g, t, _ = q_BGTK.shape
     rows, parts = keys_BGPK.shape[2], low_BS.shape[1]
@@ -49,9 +49,9 @@ def nearest(
 def _seen(low_BS: Tensor, high_BS: Tensor, rows: int) -> list[tuple[int, int, bool]]:
     """For each part, the range of rows that any document sees, and whether each document sees all of it.
 
-    All parts at once, since reading a value waits for a GPU.
+    All parts at once, since reading a value waits for the GPU.
     """
-    if low_BS.is_meta:  # has no values
+    if low_BS.is_meta:  # there are no values
         return [(0, rows, False)] * low_BS.shape[1]
     bounds = zip(low_BS.T.tolist(), high_BS.T.tolist(), strict=True)
     return [
@@ -87,8 +87,8 @@ def _search(
 def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the last dimension, and where they are.
 
-    Of many scores, first the k groups with the largest maxima are chosen: none of the k largest scores is in
-    another group. Maxima are quick to find, and what is left to choose from is small.
+    If there are many scores, the k groups with the largest maxima are chosen first: none of the k largest
+    scores is in another group. Maxima are found quickly, and few scores are left to choose from.
     """
     groups, rest = divmod(score.shape[-1], _SIEVE)
     if groups < 4 * k:
@@ -104,7 +104,7 @@ def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Products(torch.autograd.Function):
-    """Products of queries with the keys found, which the search has computed, with the queries' gradient."""
+    """Products of queries with the keys found, as the search computed them; with the queries' gradient."""
 
     @staticmethod
     def forward(
@@ -120,7 +120,7 @@ class _Products(torch.autograd.Function):
 
 
 def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tensor:
-    """Weighted sums of the rows found, [B, G, T, K], without a copy of the rows for each query."""
+    """Weighted sums of the rows found, [B, G, T, K], without copying the rows for each query."""
     b, g, p, width = rows_BGPK.shape
     if not found_BGTk.numel():  # no rows, or no queries
         return weight_BGTk.new_zeros(*found_BGTk.shape[:3], width)
@@ -132,7 +132,7 @@ def weighted(weight_BGTk: Tensor, rows_BGPK: Tensor, found_BGTk: Tensor) -> Tens
 
 
 class Found(NamedTuple):
-    """Which rows queries looked at, [B, G, T * H / G, k'] each."""
+    """The rows that queries looked at, [B, G, T * H / G, k'] each."""
 
     rows: Tensor
     seen: Tensor  # bool: whether there is such a row
@@ -142,7 +142,7 @@ class Found(NamedTuple):
 def attend_nearest(
     q_BHTK: Tensor, keys_BGPK: Tensor, values_BGPK: Tensor, low_BS: Tensor, high_BS: Tensor, k: int
 ) -> tuple[Tensor, Found]:
-    """Softmax attention of each query over its k nearest keys, with the gradient of the queries alone.
+    """Softmax attention of each query over its k nearest keys. Only the queries receive a gradient.
 
     Args:
         q_BHTK: queries, already scaled.
@@ -150,17 +150,17 @@ def attend_nearest(
         low_BS, high_BS: the queries of each of S equal parts may see the rows low <= p < high.
 
     Returns:
-        [B, H, T, K], 0 for a query that may see nothing; and what was found.
+        [B, H, T, K], 0 for a query that may see nothing; and the rows found.
     """
     _, h, t, _ = q_BHTK.shape
     g, shared = keys_BGPK.shape[1], h // keys_BGPK.shape[1]
-    # Queries that share a memory are searched for together, in the order of time: their parts stay parts.
+    # Queries that share a memory are searched for together, in time order, so that their parts stay together.
     q = q_BHTK.unflatten(1, (g, shared)).transpose(2, 3).flatten(2, 3)
     keys_BGPK, values_BGPK = keys_BGPK.detach(), values_BGPK.detach()
     found, product = nearest(q.detach(), keys_BGPK, low_BS, high_BS, k)
     seen = product > -torch.inf
     score = _Products.apply(q, keys_BGPK, found, product).masked_fill(~seen, torch.finfo(product.dtype).min)
-    weight = score.softmax(-1) * seen  # a query that sees nothing gets nothing
+    weight = score.softmax(-1) * seen  # 0 for a query that sees nothing
     y = weighted(weight, values_BGPK, found).unflatten(2, (t, shared)).transpose(2, 3).flatten(1, 2)
     return y, Found(found, seen, weight)
 
@@ -177,5 +177,5 @@ def attend_nearest_naive(
     score = (q_BHTK @ keys.transpose(-1, -2)).masked_fill(~may_B1TP, -torch.inf)
     least = score.detach().topk(min(k, rows), dim=-1).values[..., -1:]
     score = score.masked_fill(score < least, -torch.inf)
-    weight = score.softmax(-1).nan_to_num(0.0)  # a query that sees nothing gets nothing
+    weight = score.softmax(-1).nan_to_num(0.0)  # 0 for a query that sees nothing
     return weight @ values

@@ -1,9 +1,9 @@
 """One projection for rows that are used twice: as they are, and with the rows cut from the graph.
 
-    y = x W^T + b            again = SG(x) W^T + b, the columns from `first` on
+    y = x W^T + b            again = SG(x) W^T + b, only the columns from `first`
 
 Transformer-XL needs both: a segment's keys and values for itself, and the same ones for later segments, whose
-gradient reaches W and b but not x. The values are equal, so one product serves both.
+gradient reaches W and b but not x. The numbers are equal, so one product serves both.
 
 Shapes: `x` is [B, T, D], `weight` [P, D], `bias` [P]; y is [B, T, P], again [B, T, P - first].
 """
@@ -23,7 +23,7 @@ def project_twice_naive(x: Tensor, weight: Tensor, bias: Tensor, first: int) -> 
 
 
 def project_twice(x: Tensor, weight: Tensor, bias: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """As `project_twice_naive`, with one product forwards, and one for the gradient of the weights."""
+    """As `project_twice_naive`, with one product in the forward pass and one for the weights' gradient."""
     y, again = _ProjectTwice.apply(x, weight, bias, first)
     return y, again
 

@@ -1,7 +1,7 @@
 """Rotary positions: pair (k, k + K/2) of a head turns by its position's angle (arXiv 2104.09864, eq. 34).
 
 Shapes: `x` is [.., T, K]; `cos` and `sin` are broadcastable to it, and both halves of their last dimension
-are the same.
+are equal.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 def rotate_naive(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + (-x_2, x_1) sin, as the formula has it."""
+    """x cos + (-x_2, x_1) sin, the formula as it stands."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `rotate_naive`. The gradient is the rotation backwards, so nothing but the angles is kept for it."""
+    """As `rotate_naive`. The gradient is the inverse rotation, so only the angles are saved for it."""
     y: Tensor = _Rotate.apply(x, cos, sin)
     return y
 
 
 class _Rotate(torch.autograd.Function):
-    """Autograd would keep and add up six tensors of the size of `x`."""
+    """Autograd would save and add up six tensors of the size of `x`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
-"""Associative retrieval (RMT paper, arXiv 2207.06881, appendix A.1): read K key-value pairs, then the value
-of one of the keys.
+"""Associative retrieval (RMT paper, arXiv 2207.06881, appendix A.1): read K key-value pairs, recall a value.
 
     k1 v1 k2 v2 .. kK vK, query key, separator, value        tokens 2K + 2, answer 1
 
-Keys are 26 letters, values 10 digits, both without repetition in a sample. Who knows which values occurred
-but not which belongs to the query scores 1 / K.
+Keys are 26 letters, values 10 digits, both without repetition in a sample. A model that only knows which
+values occurred, and not which one belongs to the query, scores 1 / K.
 
-Segments: the pairs are divided evenly among the first S - 1, and the query is alone in the last, so that no
-answer can be had without memory. (In the published runs pairs straddle boundaries and share the query's
-segment, where a model without memory scores 0.5; their segment counts are wrong too, since `torch.chunk`
-rounds. Any cut can be had with `segment_lengths`.)
+Segments: the pairs are divided evenly among the first S - 1, and the query is alone in the last, so that
+every answer needs memory. (In the published runs, pairs straddle boundaries and share the query's segment,
+where a model without memory scores 0.5; their segment counts are wrong too, since `torch.chunk` rounds.
+`segment_lengths` allows any cut.)
 
-The K queries of the same pairs are K consecutive samples. Each sample by itself is as likely as ever, but
-what the guesses among the K values add to the gradient cancels within a batch, and what is left is the
+The K queries of the same pairs are K consecutive samples. The probability of each sample is unchanged, but
+the contributions of guessing among the K values to the gradient cancel within a batch, which leaves the
 pairing that the task is about.
 
 Options that the curriculum uses: few keys; several queries in the last segment, one after another, each with
@@ -36,7 +35,7 @@ import numpy as np
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.tasks.base import SyntheticTask
-from memlab.tasks.draws import Ints, Words, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose_distinct
 
 VALUES, SEPARATOR, FIRST_KEY, KEYS = 10, 10, 11, 26
 
@@ -46,14 +45,14 @@ class AssociativeRetrieval(SyntheticTask):
 
     Args:
         length: K, the number of pairs, at most 10 (published: 4). `sizes` are `SyntheticTask`'s arguments.
-        keys: how many different keys there are, K to 26 (published: 26).
+        keys: number of different keys, K to 26 (published: 26).
         ask: for values of keys, or for all pairs in order.
-        queries: Q, how many different keys are asked for (published: 1).
+        queries: Q, the number of different keys to ask for (published: 1).
     """
 
     vocab_size = FIRST_KEY + KEYS
     chance = 1 / VALUES
-    stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
+    stage_threshold = 0.9  # the stages only prepare: what is missing in one is learned in the next
 
     def __init__(
         self, *, keys: Positive, ask: Literal["value", "pairs"], queries: Positive, **sizes: Any
@@ -79,9 +78,7 @@ class AssociativeRetrieval(SyntheticTask):
         return 2 * length + self.question(length)
 
     def question(self, length: int) -> int:
-        """Tokens of the last segment: the query or queries, or the separator and all pairs;
-        without the last token of the answer.
-        """
+        """Tokens of the last segment: queries, or separator and pairs, without the answer's last token."""
         return 3 * self.queries - 1 if self.ask == "value" else 2 * length
 
     @property
@@ -101,7 +98,7 @@ class AssociativeRetrieval(SyntheticTask):
         return math.perm(self.keys, self.length) * math.perm(VALUES, self.length) * orders
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return self.keys + VALUES + (self.length if self.queries > 1 else 0)
 
     def word(self, token: int) -> str:
@@ -120,24 +117,24 @@ class AssociativeRetrieval(SyntheticTask):
     def members(self) -> int:
         return self.length if self.ask == "value" and self.queries == 1 else 1
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = np.arange(len(words_BW))
-        keys = FIRST_KEY + choose_distinct(words_BW[:, : self.keys], self.length)
-        values = choose_distinct(words_BW[:, self.keys : self.keys + VALUES], self.length)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = np.arange(len(random_BW))
+        keys = FIRST_KEY + choose_distinct(random_BW[:, : self.keys], self.length)
+        values = choose_distinct(random_BW[:, self.keys : self.keys + VALUES], self.length)
         pairs = np.stack([keys, values], axis=2).reshape(len(rows), -1)
         separator = np.full((len(rows), 1), SEPARATOR)
         if self.ask == "pairs":
             return np.concatenate([pairs, separator, pairs], axis=1)
         order = (
-            choose_distinct(words_BW[:, self.keys + VALUES :], self.queries)
+            choose_distinct(random_BW[:, self.keys + VALUES :], self.queries)
             if self.queries > 1
             else member_B[:, None]
         )
-        asked = ([keys[rows, q], separator[:, 0], values[rows, q]] for q in order.T)
-        return np.column_stack([pairs, *(column for query in asked for column in query)])
+        queries = ([keys[rows, q], separator[:, 0], values[rows, q]] for q in order.T)
+        return np.column_stack([pairs, *(column for query in queries for column in query)])
 
     def at(self, num_segments: int) -> AssociativeRetrieval:
-        """As many segments of pairs as are left when the last is the query's."""
+        """Another number of segments, the last of them with the query."""
         if num_segments == self.num_segments:
             return self
         pairs = (num_segments - 1) * self.segment_lengths[0] // 2
@@ -149,13 +146,12 @@ class AssociativeRetrieval(SyntheticTask):
         return self._with(pairs)
 
     def stages(self, one_answer: bool = False) -> tuple[AssociativeRetrieval, ...]:
-        """First write down all pairs, which teaches to carry them; then ask for a value, first among few
-        keys, then of more pairs.
+        """First ask for all pairs, which teaches to carry them; then for values, first of few keys.
 
-        More than two pairs are asked for all their keys, since every query says what has to be carried (of
-        two, the second would be known by elimination). The last stage is the task itself. From the first
-        stage on, questions are in a segment of their own. (Asked for a value from the start, a memory of
-        tokens learns neither to carry a pair nor to find it, since either is of no use without the other:
+        With more than two pairs, all keys are asked for, since every query teaches what has to be carried
+        (with two, the second answer would be known by elimination). The last stage is the task itself. In all
+        stages, questions have a segment of their own. (With single values from the start, a memory of tokens
+        learns neither to carry a pair nor to find it, since either is useless without the other:
         docs/LOG.md.)
         """
         if self.segment_lengths[-1] != self.question(self.length) or self.length < 2 or self.ask == "pairs":
@@ -184,9 +180,7 @@ class AssociativeRetrieval(SyntheticTask):
         return self._with(length)
 
     def _with(self, pairs: int, **options: Any) -> AssociativeRetrieval:
-        """This task with other options and another number of pairs, in segments of pairs as long as this
-        task's.
-        """
+        """This task with other options and another number of pairs, in segments of the same length."""
         context = self._in_parts(2 * pairs, max(self.segment_lengths[:-1]))
         options = {"queries": min(self.queries, pairs), **options}
         question = 2 * pairs if options.get("ask", self.ask) == "pairs" else 3 * options["queries"] - 1

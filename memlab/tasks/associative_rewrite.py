@@ -1,19 +1,18 @@
-"""Associative retrieval with rewriting (ARMT, Rodkin et al. 2024, arXiv 2407.04841): the latest value of a
-key wins.
+"""Associative retrieval with rewriting (ARMT, Rodkin et al. 2024, arXiv 2407.04841): the latest value wins.
 
     N times key, value; then Q times key, value        tokens 2N + 2Q - 1, answer Q
 
 Every key is assigned n = N / keys times (the first N mod keys of them once more), at least twice, in random
-order, each time with a random value. The asked keys are Q different ones, each as likely as any. So who has
-not seen the stream scores 1 / values, and so does who takes the first value of the asked key. Who knows its
-values but not their order gets 1 / n of them right, and for the rest 1 / values; the most frequent value is
-little better, since it is mostly a tie.
+order, each time with a random value. The queries are Q different keys, all equally likely. So a model that
+has not seen the assignments scores 1 / values, and so does one that answers with the first value of the key.
+A model that knows the key's values but not their order is right in 1 / n of the cases and in 1 / values of
+the rest; the most frequent value is little better, since there is mostly a tie.
 
-The asked value stands on average fewer than `keys` assignments before the end, however long the stream: N
-measures how often a memory can be rewritten, `keys` how much it has to hold.
+However many assignments there are, the right value stands on average fewer than `keys` assignments before
+their end: N measures how often a memory can be rewritten, `keys` how much it has to hold.
 
-Departures: keys and values are one token each, and there are no separators. In the paper keys are drawn
-independently, by which some are never rewritten and the first value is right more often.
+Departures: keys and values are one token each, and there are no separators. In the paper, keys are drawn
+independently, so that some are never rewritten and the first value is right more often.
 """
 
 from __future__ import annotations
@@ -26,18 +25,17 @@ import numpy as np
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.tasks.context import PairsTask
-from memlab.tasks.draws import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose, choose_distinct
 
 
 class AssociativeRewrite(PairsTask):
     """Associative retrieval with rewriting. Tokens: values first, then keys.
 
     Args:
-        length: N, the number of assignments, at least 2 for each key. `sizes` are `SyntheticTask`'s
-            arguments.
-        keys: how many different keys there are; all of them occur.
-        values: how many different values there are.
-        queries: Q, how many different keys are asked for (published: 1).
+        length: N, the number of assignments, at least 2 per key. `sizes` are `SyntheticTask`'s arguments.
+        keys: number of different keys; all of them occur.
+        values: number of different values.
+        queries: Q, the number of different keys to ask for (published: 1).
     """
 
     unit_name = "assignments"
@@ -50,7 +48,7 @@ class AssociativeRewrite(PairsTask):
             )
         if queries > keys:
             raise ConfigError(
-                f"task.queries={queries}: at most task.keys={keys}, since the asked keys are different ones"
+                f"task.queries={queries}: at most task.keys={keys}, since the keys of the queries differ"
             )
         self.keys, self.values, self.queries = keys, values, queries
         self.vocab_size = values + keys
@@ -69,14 +67,14 @@ class AssociativeRewrite(PairsTask):
         )
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return self.length + self.length + self.keys
 
     def options(self) -> dict[str, Any]:
         return {"keys": self.keys, "values": self.values, "queries": self.queries}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        of_order, of_values, of_queries = np.split(words_BW, [self.length, 2 * self.length], axis=1)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        of_order, of_values, of_queries = np.split(random_BW, [self.length, 2 * self.length], axis=1)
         keys_BN = choose_distinct(of_order, self.length) % self.keys
         values_BN = choose(of_values, self.values)
         asked_BQ = choose_distinct(of_queries, self.queries)
@@ -86,4 +84,4 @@ class AssociativeRewrite(PairsTask):
         asked_BQ2 = np.stack(
             [self.values + asked_BQ, np.take_along_axis(values_BN, latest_BQ, axis=1)], axis=2
         )
-        return np.concatenate([stream_BN2, asked_BQ2], axis=1).reshape(len(words_BW), -1)
+        return np.concatenate([stream_BN2, asked_BQ2], axis=1).reshape(len(random_BW), -1)

@@ -1,8 +1,8 @@
-"""What every task gives: batches of token sequences cut into segments, and which of the targets count.
+"""The contract of every task: batches of token sequences, cut into segments, and which of the targets count.
 
-Synthetic samples are generated on the fly from (seed, split, index) alone: see `draws.py`.
+Synthetic samples are generated on the fly from (seed, split, index) alone, see `draws.py`.
 
-Shapes: B batch, T tokens in a sample, W random words for a sample. This file and the tasks import no torch.
+Shapes: B batch, T tokens in a sample, W random numbers per sample. This file and the tasks import no torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.splits import Split
 from memlab.tasks.cutting import in_parts, share
-from memlab.tasks.draws import Ints, Words, draw
+from memlab.tasks.draws import Ints, RandomNumbers, draw
 
-_FEWEST = 200  # different samples that a task must have, for each split to have enough of its own
+_FEWEST = 200  # different samples that a task must have, so that each split has enough of its own
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Batch:
         tokens_BT: what the model reads.
         targets_BT: the next token at each position.
         answer_BT: True where the target counts in loss and accuracy.
-        segment_lengths: how the T tokens are cut; they add up to T.
+        segment_lengths: lengths of the segments that the T tokens are cut into.
         members: how many neighbours share their content, see `Task.members`.
     """
 
@@ -49,13 +49,13 @@ class Task(abc.ABC):
     """Base of all tasks: what a model reads, cut into segments.
 
     Attributes:
-        vocab_size: V, how many token ids there are; known once the task is prepared.
-        batch_size: rows in a training step, over all processes.
-        segment_lengths: how the tokens of a row in a step are cut.
+        vocab_size: V, the number of token ids; known once the task is prepared.
+        batch_size: batch rows in a training step, over all processes.
+        segment_lengths: lengths of the segments that a batch row's tokens in a step are cut into.
         trained_by: what makes the objective, evaluator and stream of its training: `answers`, `text`, or the
             dotted name of a function like `memlab.training.answers.training`.
-        stage_threshold: validation accuracy at which a curriculum goes on to its next stage, unless the user
-            asks for another one; None = none, the steps count.
+        stage_threshold: default of the validation accuracy at which a curriculum moves to its next stage;
+            None = no threshold, only the number of steps decides.
     """
 
     vocab_size: int
@@ -70,13 +70,11 @@ class Task(abc.ABC):
 
     @property
     def members(self) -> int:
-        """How many consecutive samples share their random words, and so their split and part of their
-        content; 1 unless a task says otherwise.
-        """
+        """How many consecutive samples share random numbers, and therefore split and part of their content."""
         return 1
 
     def typical_segments(self) -> tuple[int, ...]:
-        """Segments of one document, for the weight of a memory after it."""
+        """Segments of one document, after which the size of the memory is measured."""
         return self.segment_lengths
 
     def data(self) -> dict[str, Any]:
@@ -87,33 +85,32 @@ class Task(abc.ABC):
         return {}
 
     def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
-        """Do what may take long or fail before the first batch; called once, before anything of a run is
-        written.
+        """Do what may take long or fail. Called once, before anything of a run is written.
 
         Raises:
-            UserError: something that is needed is not there.
+            UserError: something that the task needs is missing.
         """
 
 
 class SyntheticTask(Task):
     """Base of the generated sequence tasks.
 
-    A subclass says how long a sample is and turns random words into one.
+    A subclass defines how long a sample is, and makes it from random numbers.
 
     Args:
         length: the task's own measure of a sample (symbols, pairs).
         num_segments: S; a sample is cut into S equal segments.
         segment_lengths: explicit lengths instead of equal ones (then their number is S), or None.
         align: where the shorter segment stands if they cannot be equal: last (left-aligned) or first
-            (right-aligned, as the RMT encoder's authors do); None = they have to be equal.
+            (right-aligned, as in the RMT encoder's code); None = they have to be equal.
         batch_size: samples in a training step, over all processes.
-        validation_size, test_size: samples in these splits; the same ones whatever the run's seed.
+        validation_size, test_size: samples in these splits, the same for every seed.
 
     Raises:
-        ConfigError: the sample cannot be cut as asked.
+        ConfigError: a sample cannot be cut into these segments.
     """
 
-    chance: float  # accuracy of guessing among the symbols that can occur
+    chance: float  # accuracy of guessing among the possible symbols
     stage_threshold = 0.99
 
     def __init__(
@@ -150,7 +147,7 @@ class SyntheticTask(Task):
         """How many of the targets are the answer."""
 
     def answer_positions(self) -> list[int]:
-        """Which of the T targets are the answer: the last, unless a task says otherwise."""
+        """Which of the T targets are the answer: by default the last."""
         return list(range(self.tokens - self.answer_tokens, self.tokens))
 
     @property
@@ -160,29 +157,29 @@ class SyntheticTask(Task):
 
     @property
     @abc.abstractmethod
-    def words(self) -> int:
-        """W, the random 64-bit words that one sample is made of."""
+    def random_numbers(self) -> int:
+        """W, how many random 64-bit numbers one sample is made of."""
 
     @abc.abstractmethod
     def tokens_for(self, length: int) -> int:
         """T of a sample of this length."""
 
     @abc.abstractmethod
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        """Whole sequences [B, T + 1] from random words: inputs are all but the last token, targets all but
-        the first.
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        """Whole sequences [B, T + 1] from random numbers.
 
-        `member_B` tells apart samples that share their words (see `members`).
+        Inputs are all but the last token, targets all but the first. `member_B` distinguishes samples that
+        share their random numbers (see `members`).
         """
 
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
-        """Constructor arguments of the subclass beyond this class's, for `at`."""
+        """The constructor arguments that this class does not have, for `at`."""
 
     def batch(self, split: Split, start: int, count: int, seed: int = 0) -> Batch:
         """Samples start .. start + count - 1 of a split.
 
-        `seed` moves the training stream; validation and test stay the same.
+        `seed` only changes the training split.
         """
         sequence = self._draw(split, start, count, seed if split == "train" else 0)
         answer = np.zeros((count, self.tokens), dtype=np.bool_)
@@ -190,24 +187,25 @@ class SyntheticTask(Task):
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths, self.members)
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
-        """Where in each sample [B] the fact stands that is asked for, 0 = as early as possible, 1 = as late;
+        """Where the fact in question stands in each sample [B], from 0 (earliest place) to 1 (latest).
+
         None = this task has no such place, or only one.
         """
         return None
 
     def word(self, token: int) -> str:
-        """A token as a person reads it."""
+        """A token as text."""
         return str(token)
 
     def size(self, split: Split) -> int | None:
-        """Number of samples in a split; None = endless."""
+        """Number of samples in a split; None = unlimited."""
         return {"train": None, "validation": self.validation_size, "test": self.test_size}[split]
 
     def at(self, num_segments: int) -> Self:
         """This task with another number of segments of the same length: a shorter or longer sample.
 
         Raises:
-            ConfigError: no sample of this task fills so many such segments.
+            ConfigError: no sample of this task fills this many such segments.
         """
         if num_segments == self.num_segments:
             return self
@@ -221,15 +219,15 @@ class SyntheticTask(Task):
         if length is None:
             raise ConfigError(
                 f"task.num_segments={num_segments}: no {type(self).__name__} sample has the {tokens} tokens "
-                f"of so many segments of {self.segment_lengths[0]}"
+                f"of this many segments of {self.segment_lengths[0]}"
             )
         return self.resized(length, [self.segment_lengths[0]] * num_segments)
 
     def at_length(self, length: int) -> Self:
-        """This task at another length, in segments as long as this task's, of which one may be shorter.
+        """This task at another length, in segments of the same length; one may be shorter.
 
         Raises:
-            ConfigError: it has no sample of this length, or its segments do not say how to cut one.
+            ConfigError: it has no sample of this length, or its segments do not determine how to cut one.
         """
         if length == self.length:
             return self
@@ -242,10 +240,10 @@ class SyntheticTask(Task):
         return self.resized(length, lengths, **self.options_at(length))
 
     def stretched(self, length: int) -> Self:
-        """This task at another length, in as many segments, which are longer or shorter.
+        """This task at another length, in the same number of segments, which are longer or shorter.
 
         Raises:
-            ConfigError: it has no sample of this length, or one that does not divide into so many segments.
+            ConfigError: it has no sample of this length that divides into this many segments.
         """
         if length == self.length:
             return self
@@ -261,8 +259,11 @@ class SyntheticTask(Task):
         return {}
 
     def resized(self, length: int, segment_lengths: list[int] | None, **options: Any) -> Self:
-        """This task at another length, cut as given (None = into as many segments);
-        `options` are changes to `options()`.
+        """This task at another length and with changed `options`.
+
+        Args:
+            segment_lengths: the segments; None = the same number as now.
+            options: changes to `options()`.
         """
         return type(self)(
             length=length,
@@ -276,14 +277,13 @@ class SyntheticTask(Task):
         )
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """This task from its shortest sample to itself, for a curriculum: one more segment of the same length
-        at a time.
+        """This task in growing sizes, for a curriculum: one more segment at a time, up to the task itself.
 
-        A number of segments is left out if no sample fills it, or if so short a task would have too few
-        different samples. `one_answer` is asked for by models that answer once for each sample.
+        A number of segments is left out if no sample fills it, or if the task would have too few different
+        samples. `one_answer`: the model answers once per sample.
 
         Raises:
-            ConfigError: segments of different lengths do not say how to grow.
+            ConfigError: the segments have different lengths, which do not determine how to grow.
         """
         if len(set(self.segment_lengths)) > 1:
             raise ConfigError(
@@ -296,7 +296,7 @@ class SyntheticTask(Task):
         """How the T tokens are cut.
 
         Raises:
-            ConfigError: the explicit lengths do not add up to T, or T does not divide as asked.
+            ConfigError: the explicit lengths do not add up to T, or T does not divide into these segments.
         """
         if segment_lengths is None:
             return tuple(self._share("tokens", self.tokens, num_segments))
@@ -316,11 +316,11 @@ class SyntheticTask(Task):
         return share(what, amount, parts, self.wished_segments, self.length, self.align)
 
     def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
-        return draw(self.sequences, self.words, self.members, split, start, count, seed)
+        return draw(self.sequences, self.random_numbers, self.members, split, start, count, seed)
 
 
 def possible(make: Callable[[int], Any], sizes: Iterable[int]) -> tuple[Any, ...]:
-    """What `make` gives for each size at which it can."""
+    """The result of `make` for each size that does not raise a ConfigError."""
     made = []
     for size in sizes:
         with contextlib.suppress(ConfigError):

@@ -1,8 +1,7 @@
-"""Tasks that tell something and then ask: the context is cut evenly among the first S - 1 segments, the
-question is alone in the last.
+"""Tasks with a context and a question, which is alone in the last segment.
 
-So nothing of an answer can be had without memory. With S = 1 all is one segment; any other cut can be had
-with `segment_lengths`.
+The context is divided evenly among the first S - 1 segments, so that every answer needs memory. With S = 1
+everything is in one segment; `segment_lengths` allows any other cut.
 """
 
 from __future__ import annotations
@@ -16,25 +15,23 @@ from memlab.tasks.base import SyntheticTask
 
 
 class ContextTask(SyntheticTask):
-    """Base of these tasks. A subclass says how long the context and the question are."""
+    """Base of these tasks. A subclass defines how long the context and the question are."""
 
     unit = 2  # tokens of the context that belong together and are never in two segments
     unit_name = "pairs of tokens"
-    answers = "queries"  # the argument that says how many answer tokens there are
-    distractors = 0  # tokens of the context that say nothing; even, if units are pairs
+    answers = "queries"  # the argument with the number of answer tokens
+    distractors = 0  # tokens of the context without information; even, if units are pairs
 
     @abc.abstractmethod
     def facts(self, length: int) -> int:
-        """Tokens of the context that say something, at this length."""
+        """Tokens of the context with information, at this length."""
 
     @abc.abstractmethod
     def question(self, length: int) -> int:
-        """Tokens of the last segment, at this length: all after the context but the last token of the
-        answer.
-        """
+        """Tokens of the last segment, at this length; the answer's last token is not among them."""
 
     def noise(self, length: int) -> int:
-        """Distractors at this length: in proportion, in whole pairs."""
+        """Distractors at this length, in proportion and in whole pairs."""
         return self.distractors * self.facts(length) // self.facts(self.length) // 2 * 2
 
     def context(self, length: int) -> int:
@@ -45,9 +42,7 @@ class ContextTask(SyntheticTask):
         return self.context(length) + self.question(length)
 
     def at(self, num_segments: int) -> Self:
-        """As many segments of context as are left when the last is the question's;
-        distractors in proportion.
-        """
+        """Another number of segments, the last of them with the question; distractors in proportion."""
         if num_segments == self.num_segments:
             return self
         parts = set(self.segment_lengths[:-1])
@@ -66,16 +61,18 @@ class ContextTask(SyntheticTask):
         return self._with(length)
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """Lengths 1, 2, 4, .. as far as such short samples are possible, then the task itself, in segments as
-        long as the task's.
+        """Lengths 1, 2, 4, .., as far as such short samples are possible, then the task itself.
+
+        Segments are as long as the task's.
 
         Raises:
-            ConfigError: `one_answer` and more than one; or the segment lengths do not say how to grow.
+            ConfigError: the answer has several tokens although `one_answer`, or the segment lengths do not
+                determine how to grow.
         """
         if one_answer and self.answer_tokens > 1:
             raise ConfigError(
                 f"task.{self.answers}={self.answer_tokens} makes an answer of {self.answer_tokens} tokens, "
-                "and a model that answers once for each sample gives 1; use "
+                "and a model that answers once per sample gives 1; use "
                 f"{'task.queries=1 or ' * (self.answers == 'queries')}a decoder"
             )
         self._check_question()
@@ -98,9 +95,7 @@ class ContextTask(SyntheticTask):
             )
 
     def _with(self, length: int) -> Self:
-        """This task at another length, in segments of context as long as this task's,
-        of which one may be shorter.
-        """
+        """This task at another length, in segments of context of the same length; one may be shorter."""
         context, question = self.context(length), self.question(length)
         longest = max(self.segment_lengths[:-1], default=context)
         lengths = [*self._in_parts(context, longest), question]
@@ -116,9 +111,7 @@ class ContextTask(SyntheticTask):
 
 
 class PairsTask(ContextTask):
-    """Base of tasks whose context is pairs of a key and a value, and which ask for the values of Q
-    different keys, each before the next.
-    """
+    """Base of tasks with key-value pairs as context and Q queries, each followed by its value."""
 
     queries: int
 

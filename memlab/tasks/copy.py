@@ -2,8 +2,8 @@
 
     X, start, X, X        tokens 3N, answer 2N
 
-The answer is what has to be remembered, all of it, once while the source is near and once more when it is
-further away.
+Everything has to be remembered: the answer repeats it once while the source is near, and once more when it is
+farther away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.tasks.base import SyntheticTask
-from memlab.tasks.draws import Ints, Words, choose
+from memlab.tasks.draws import Ints, RandomNumbers, choose
 
 START, FIRST_SYMBOL = 1, 2
 
@@ -47,7 +47,7 @@ class Copy(SyntheticTask):
         return int(self.symbols**self.length)
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return self.length
 
     def word(self, token: int) -> str:
@@ -58,10 +58,10 @@ class Copy(SyntheticTask):
         return {"symbols": self.symbols}
 
     def answer(self, source: Ints) -> Ints:
-        """What is to be written after `source` [B, N]."""
+        """The answer after `source` [B, N]."""
         return np.concatenate([source, source], axis=1)
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        source = FIRST_SYMBOL + choose(words_BW, self.symbols)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        source = FIRST_SYMBOL + choose(random_BW, self.symbols)
         start = np.full((len(source), 1), START)
         return np.concatenate([source, start, self.answer(source)], axis=1)

@@ -1,4 +1,4 @@
-"""How an amount of tokens, pairs or symbols is cut into segments: equally, or with one that is shorter."""
+"""Cut an amount of tokens, pairs or symbols into segments: equal ones, or with one that is shorter."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ Align = Literal["left", "right"] | None
 
 
 def in_parts(amount: int, longest: int, align: Align) -> list[int]:
-    """`amount` in parts of `longest`, of which the last, or if right-aligned the first, may be shorter."""
+    """`amount` in parts of `longest`; the last (right-aligned: the first) may be shorter."""
     lengths = [min(longest, amount - start) for start in range(0, amount, longest)]
     return lengths[::-1] if align == "right" else lengths
 
 
 def share(what: str, amount: int, parts: int, num_segments: int, length: int, align: Align) -> list[int]:
-    """`amount` in so many parts, equal ones or as `align` says.
+    """`amount` in this many parts, equal ones or as `align` permits.
 
     Args:
-        what: of which there is such an amount, for messages.
+        what: name of what is divided, for messages.
         num_segments, length: as the user gave them; segments beyond `parts` hold something else.
 
     Raises:
-        ConfigError: it does not divide into so many.
+        ConfigError: the amount does not divide into this many parts.
     """
     size = -(-amount // parts)
     if amount % parts and align is None:

@@ -1,10 +1,9 @@
-"""Where is somebody? One fact anywhere in filler text (RMT 1M-token paper, arXiv 2304.11062, section 4,
-"detect and memorize").
+"""Where is somebody? One fact anywhere in filler text (arXiv 2304.11062, section 4, "detect and memorize").
 
     filler .. Mary went to the garden . filler .. | .. | filler .. where is Mary ?      answer: garden
 
-The fact begins at any token before the question's segment, all as likely: it has to be noticed among filler,
-and kept.
+The fact begins at any token before the question's segment, with equal probability: it has to be noticed among
+filler, and remembered.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ class DetectFact(MemorizeFact):
     """One fact anywhere.
 
     Args:
-        depth: where the fact is, 0 = at the very start, 1 = right before the question's segment (or the
-            question, if there is but one segment); None = anywhere, uniformly. `sizes` are `FactTask`'s
-            arguments.
+        depth: where the fact stands, 0 = at the very start, 1 = right before the question's segment (or right
+            before the question, if there is only one segment); None = anywhere, uniformly. `sizes` are
+            `FactTask`'s arguments.
     """
 
     def __init__(self, *, depth: Fraction | None, **sizes: Any) -> None:
@@ -45,11 +44,11 @@ class DetectFact(MemorizeFact):
     def options(self) -> dict[str, Any]:
         return super().options() | {"depth": self.depth}
 
-    def begin(self, word_B: NDArray[np.uint64]) -> Ints:
+    def begin(self, random_B: NDArray[np.uint64]) -> Ints:
         return (
-            choose(word_B, self._last + 1)
+            choose(random_B, self._last + 1)
             if self.depth is None
-            else np.full(len(word_B), round(self.depth * self._last))
+            else np.full(len(random_B), round(self.depth * self._last))
         )
 
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:

@@ -1,10 +1,10 @@
-"""From (seed, split, index) to the random words that a sample is made of, and to the sample.
+"""From (seed, split, index) to the random numbers that a sample is made of, and to the sample.
 
 Any process can make any sample, a batch of 32 is the same as two of 16, and nothing is stored. The splits are
-disjoint by construction: a hash of a sample's content says which split it may appear in, and a draw that
+disjoint by construction: a hash of a sample's content decides which split it may appear in, and a sample that
 falls into another split is drawn again.
 
-Shapes: B batch, W random words for a sample. This file imports no torch.
+Shapes: B batch, W random numbers per sample. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from memlab.splits import SPLITS, Split
 
 Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
+RandomNumbers = NDArray[np.uint64]  # uniform 64-bit integers
 
-_SHARES = 16  # of the samples, one share each is kept for validation and for test
+_SHARES = 16  # validation and test each get one of this many shares of all samples
 
 # for one sample of the right split; one in 16 fits validation or test, so this is never reached
 _MAX_DRAWS = 2000
 
 
 def draw(
-    sequences: Callable[[Words, Ints], Ints],
-    words: int,
+    sequences: Callable[[RandomNumbers, Ints], Ints],
+    random_numbers: int,
     members: int,
     split: Split,
     start: int,
@@ -37,17 +37,18 @@ def draw(
     """The samples start .. start + count - 1 of a split, as whole sequences.
 
     Args:
-        sequences: makes them from random words [B, W] and the number [B] of each among those that share them.
-        words: W.
-        members: how many consecutive samples share their words. They are in the split of the first.
+        sequences: makes the samples from random numbers [B, W] and from the index [B] of each among those
+            that share them.
+        random_numbers: W.
+        members: how many consecutive samples share their random numbers; they are in the split of the first.
     """
     index = np.arange(start, start + count)
     group, member = index // members, index % members
     first, groups = int(group[0]), int(group[-1] - group[0]) + 1
-    found = np.zeros((groups, words), dtype=np.uint64)
+    found = np.zeros((groups, random_numbers), dtype=np.uint64)
     missing = np.arange(groups)
     for attempt in range(_MAX_DRAWS):
-        drawn = _random_words(seed, split, attempt, first, groups, words)[missing]
+        drawn = _draw_numbers(seed, split, attempt, first, groups, random_numbers)[missing]
         fits = _split_of(sequences(drawn, np.zeros(len(drawn), dtype=np.int64))) == split
         found[missing[fits]] = drawn[fits]
         missing = missing[~fits]
@@ -56,20 +57,16 @@ def draw(
     raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
 
 
-def _random_words(seed: int, split: Split, attempt: int, start: int, count: int, words: int) -> Words:
-    """uint64 [B, W]: words W*i .. W*i + W - 1 of a Philox stream belong to sample i,
-    whatever the batch it is made in.
-    """
-    blocks = -(-words // 4)  # Philox yields four words for each count of its counter
+def _draw_numbers(seed: int, split: Split, attempt: int, start: int, count: int, each: int) -> RandomNumbers:
+    """Random numbers [B, W]; sample i has its own range of a Philox stream, whatever the batch."""
+    blocks = -(-each // 4)  # Philox yields four numbers for each value of its counter
     key = np.array([seed, SPLITS.index(split) << 32 | attempt], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=start * blocks)
-    return generator.random_raw(count * blocks * 4).reshape(count, -1)[:, :words]
+    return generator.random_raw(count * blocks * 4).reshape(count, -1)[:, :each]
 
 
 def _split_of(sequence: Ints) -> NDArray[np.str_]:
-    """The split that each row, and all that share its words, may appear in:
-    by a multiplicative hash of its content.
-    """
+    """The split that each sample may appear in, by a multiplicative hash of its content."""
     odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
     mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
     mixed ^= mixed >> np.uint64(32)
@@ -78,11 +75,11 @@ def _split_of(sequence: Ints) -> NDArray[np.str_]:
     return np.where(share == 0, "test", np.where(share == 1, "validation", "train"))
 
 
-def choose(words: Words, n: int) -> Ints:
-    """Integers 0 .. n - 1 from random words (the bias of the remainder is below n / 2**64)."""
-    return (words % np.uint64(n)).astype(np.int64)
+def choose(random: RandomNumbers, n: int) -> Ints:
+    """Integers 0 .. n - 1 from random numbers (the bias of the remainder is below n / 2**64)."""
+    return (random % np.uint64(n)).astype(np.int64)
 
 
-def choose_distinct(words_BW: Words, k: int) -> Ints:
-    """The first k of a random order of 0 .. W - 1, for each row: draws without replacement."""
-    return np.argsort(words_BW, axis=1, kind="stable")[:, :k].astype(np.int64)
+def choose_distinct(random_BW: RandomNumbers, k: int) -> Ints:
+    """The first k of a random order of 0 .. W - 1, for each sample: draws without replacement."""
+    return np.argsort(random_BW, axis=1, kind="stable")[:, :k].astype(np.int64)

@@ -1,10 +1,9 @@
-"""enwik8 (Hutter prize): the first 100,000,000 bytes of a dump of the English Wikipedia, as bytes, markup and
-all.
+"""enwik8 (Hutter prize): the first 100,000,000 bytes of a dump of the English Wikipedia, including markup.
 
-By convention the first 90 million are for training, the next 5 for validation, the last 5 for test; results
-are bits per byte (often called bits per character). Validation and test are one document each. Training is
-cut into parts, which are read in an order drawn from the seed: the rows of a batch would otherwise all read
-the same bytes.
+By convention, the first 90 million bytes are for training, the next 5 for validation, the last 5 for test,
+and results are bits per byte (often called bits per character). Validation and test are one document each.
+Training is cut into parts, which are read in an order drawn from the seed: otherwise all batch rows would
+read the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Enwik8(TextTask):
 
     Args:
         data_dir: directory with the file `enwik8`.
-        part_bytes: how much of the training bytes is a document. The other arguments are `TextTask`'s.
+        part_bytes: length of a document of the training split. The other arguments are `TextTask`'s.
     """
 
     def __init__(

@@ -1,16 +1,15 @@
-"""What the three fact tasks share: a small world to tell facts of, filler text around them, and a question at
-the end.
+"""The base of the three fact tasks: facts from a small world, filler text around them, a question at the end.
 
     filler .. filler, fact, filler .. filler | .. | filler .. filler, question      tokens T, answer 1
 
 After "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov, Kuratov, Burtsev 2023, arXiv
-2304.11062, section 4), in a small world of our own: one token is one word. All answers are places and each is
-as likely, so who knows nothing scores 1 / 6.
+2304.11062, section 4), in a small world of our own: one token is one word. All answers are places with equal
+probability, so guessing scores 1 / 6.
 
-Segments have the same length, and the last ends with the question. With more than one, no fact stands in the
-question's segment, so nothing of the answer can be had without memory. Facts replace filler and begin at any
-token; a boundary may cut one in two. (In the released code a fact always begins a segment, and filler is one
-article over and over.)
+Segments have the same length, and the last one ends with the question. With more than one segment, no fact
+stands in the question's segment, so every answer needs memory. Facts replace filler and begin at any token; a
+boundary may cut one in two. (In the released code, a fact always begins a segment, and the filler repeats one
+article.)
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.splits import Split
 from memlab.tasks.base import SyntheticTask
-from memlab.tasks.draws import Ints, Words, choose
+from memlab.tasks.draws import Ints, RandomNumbers, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -37,12 +36,12 @@ PERSONS = ("Daniel", "John", "Mary", "Sandra")
 MOVES = ("journeyed", "moved", "travelled", "went")
 OBJECTS = ("apple", "football", "key", "milk")
 TAKES = ("found", "has", "holds", "took")
-COMMON = ("the", ".", "?", "to", "in", "and", "is", "where")  # filler may have these too, and no others
+COMMON = ("the", ".", "?", "to", "in", "and", "is", "where")  # filler may only share these
 FACT_WORDS = (*PLACES, *PERSONS, *MOVES, *OBJECTS, *TAKES, *COMMON)
 TOKEN = {word: token for token, word in enumerate(FACT_WORDS)}
 UNKNOWN, FIRST_FILLER = len(FACT_WORDS), len(FACT_WORDS) + 1
 SHARED = {word: TOKEN[word] for word in COMMON}
-# a place is its own number
+# places come first, so a place's token is its index
 A_PERSON, A_MOVE, AN_OBJECT, A_TAKE = (TOKEN[words[0]] for words in (PERSONS, MOVES, OBJECTS, TAKES))
 
 
@@ -55,7 +54,7 @@ def _filler(noise_dir: str | None, noise_words: int) -> Filler:
     )
 
 
-# all stages of a curriculum have the same text; sizes and times tell when files are no longer what was read
+# all stages of a curriculum share the text; sizes and times show when files have changed since they were read
 @lru_cache(maxsize=2)
 def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int, int], ...]) -> TextFiller:
     forbidden = [word.lower() for word in FACT_WORDS]
@@ -71,14 +70,13 @@ def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int,
 
 
 class FactTask(SyntheticTask):
-    """Base of the fact tasks. A subclass tells a story: facts, a question and its answer; and says where the
-    facts stand.
+    """Base of the fact tasks. A subclass makes stories: facts and their places, a question, its answer.
 
     Args:
-        segment_length: tokens of a segment; T is `num_segments` times as many. Or None, and
-        length: T, question included, cut into `num_segments` as `SyntheticTask` says.
+        segment_length: tokens of a segment; T is `num_segments` times that. Either this or `length` is None.
+        length: T, including the question, cut into `num_segments` as in `SyntheticTask`.
         noise_dir: a directory whose .txt files are the filler; None = generated sentences.
-        noise_words: how many different filler words there are. `sizes` are `SyntheticTask`'s other arguments.
+        noise_words: number of different filler words. `sizes` are `SyntheticTask`'s other arguments.
     """
 
     chance = 1 / len(PLACES)
@@ -99,11 +97,13 @@ class FactTask(SyntheticTask):
                 if length is None
                 else f"both are given ({segment_length} and {length}); set one to null"
             )
-            raise ConfigError(f"task.segment_length and task.length say the same in two ways, and {wrong}")
+            raise ConfigError(
+                f"task.segment_length and task.length both set the size of a sample, and {wrong}"
+            )
         self.noise_dir, self.noise_words = noise_dir, noise_words
         self.filler = _filler(noise_dir, noise_words)
         self.vocab_size = FIRST_FILLER + noise_words
-        self.split: Split = "train"  # whose filler `sequences` takes; see `_draw`
+        self.split: Split = "train"  # the split whose filler `sequences` uses, see `_draw`
         super().__init__(
             length=length or num_segments * (segment_length or 0), num_segments=num_segments, **sizes
         )
@@ -120,30 +120,26 @@ class FactTask(SyntheticTask):
 
     @property
     @abc.abstractmethod
-    def story_words(self) -> int:
-        """Random words that a story is made of, its facts' places included."""
+    def story_numbers(self) -> int:
+        """How many random numbers a story is made of, including the places of its facts."""
 
     @property
     @abc.abstractmethod
     def stories(self) -> int:
-        """How many different stories there are, apart from where the facts stand."""
+        """Number of different stories, not counting where the facts stand."""
 
     @property
     @abc.abstractmethod
     def arrangements(self) -> int:
-        """In how many ways the facts may stand."""
+        """Number of ways to place the facts."""
 
     @abc.abstractmethod
-    def story(self, words_BW: Words, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
-        """Facts, each with the token at which it begins ([B], [B, n]), the question [B, q],
-        and the answer [B].
-        """
+    def story(self, random_BW: RandomNumbers, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
+        """Facts, each with the position of its first token ([B], [B, n]), question [B, q] and answer [B]."""
 
     @property
     def room(self) -> int:
-        """Tokens in which facts may stand: those before the question's segment,
-        or before the question if there is one segment.
-        """
+        """Tokens in which facts may stand: before the question's segment, or before the question if S = 1."""
         return self._room(self.segment_lengths)
 
     def _room(self, segment_lengths: tuple[int, ...]) -> int:
@@ -158,17 +154,17 @@ class FactTask(SyntheticTask):
 
     @property
     def distinct(self) -> int:
-        """At least so many, since filler is counted with care."""
-        told = sum(self.fact_lengths) + self.question_length
+        """A lower bound, since that for filler is one."""
+        story_tokens = sum(self.fact_lengths) + self.question_length
         return (
             self.stories
             * self.arrangements
-            * self.filler.distinct(self.length, told, pieces=1 + len(self.fact_lengths))
+            * self.filler.distinct(self.length, story_tokens, pieces=1 + len(self.fact_lengths))
         )
 
     @property
-    def words(self) -> int:
-        return self.story_words + self.filler.words(self.length)
+    def random_numbers(self) -> int:
+        return self.story_numbers + self.filler.random_numbers(self.length)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -180,10 +176,10 @@ class FactTask(SyntheticTask):
     def options(self) -> dict[str, Any]:
         return {"segment_length": None, "noise_dir": self.noise_dir, "noise_words": self.noise_words}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows_B1 = np.arange(len(words_BW))[:, None]
-        facts, question_Bq, answer_B = self.story(words_BW[:, : self.story_words], member_B)
-        tokens_BT = self.filler.tokens(words_BW[:, self.story_words :], self.length, self.split)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows_B1 = np.arange(len(random_BW))[:, None]
+        facts, question_Bq, answer_B = self.story(random_BW[:, : self.story_numbers], member_B)
+        tokens_BT = self.filler.tokens(random_BW[:, self.story_numbers :], self.length, self.split)
         for begin_B, fact_Bn in facts:
             tokens_BT[rows_B1, begin_B[:, None] + np.arange(fact_Bn.shape[1])] = fact_Bn
         tokens_BT[:, self.length - self.question_length :] = question_Bq
@@ -221,7 +217,7 @@ class FactTask(SyntheticTask):
         return lengths
 
     def _draw(self, split: Split, start: int, count: int, seed: int) -> Ints:
-        own = copy.copy(self)  # filler is the split's own
+        own = copy.copy(self)  # each split has its own filler
         own.split = split
         return SyntheticTask._draw(own, split, start, count, seed)
 
@@ -231,11 +227,11 @@ def phrase(count: int, *words: str | Ints) -> Ints:
     return np.column_stack([np.full(count, TOKEN[word]) if isinstance(word, str) else word for word in words])
 
 
-def stack_gaps(word_B: NDArray[np.uint64], free: int) -> tuple[Ints, Ints]:
-    """Two gaps 0 <= a <= b <= free for each random word, all pairs (see `pairs_of_gaps`) as likely."""
-    pair_B = choose(word_B, pairs_of_gaps(free))
+def stack_gaps(random_B: NDArray[np.uint64], free: int) -> tuple[Ints, Ints]:
+    """Two gaps 0 <= a <= b <= free for each random number, all pairs (see `pairs_of_gaps`) equally likely."""
+    pair_B = choose(random_B, pairs_of_gaps(free))
     b_B = ((np.sqrt(8.0 * pair_B + 1) - 1) / 2).astype(np.int64)
-    b_B -= b_B * (b_B + 1) // 2 > pair_B  # what rounding may have missed
+    b_B -= b_B * (b_B + 1) // 2 > pair_B  # correct for rounding
     b_B += (b_B + 1) * (b_B + 2) // 2 <= pair_B
     return pair_B - b_B * (b_B + 1) // 2, b_B
 

@@ -1,4 +1,4 @@
-"""Filler text for tasks that hide something in it: generated sentences, or passages of the user's own texts.
+"""Filler text, in which tasks hide something: generated sentences, or passages of the user's own texts.
 
 One token is one word.
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from memlab.errors import ConfigError
 from memlab.splits import SPLITS, Split
-from memlab.tasks.draws import Ints, Words, choose
+from memlab.tasks.draws import Ints, RandomNumbers, choose
 
 _FOURS = """
     old river slept quietly     grey cloud turned slowly    small bird sang again
@@ -27,40 +27,43 @@ _FOURS = """
     narrow bridge shook badly   broken clock stopped once   heavy door opened late
 """  # adjective, noun, verb, adverb
 FILLER_WORDS = _FOURS.split()
-# words of a generated sentence that are chosen, and all of its words: "the", these four, "."
+# of a generated sentence: the words that are chosen, and all words ("the", these four, ".")
 _CHOSEN, _SENTENCE = 4, 6
 
 
 class Filler(abc.ABC):
-    """Where filler comes from."""
+    """A source of filler."""
 
-    names: list[str]  # the words that have a token, from `first` on
-
-    @abc.abstractmethod
-    def words(self, length: int) -> int:
-        """Random words that filler of so many tokens is made of."""
+    names: list[str]  # the words with a token of their own, from the token `first`
 
     @abc.abstractmethod
-    def tokens(self, words_BW: Words, length: int, split: Split) -> Ints:
+    def random_numbers(self, length: int) -> int:
+        """How many random numbers filler of `length` tokens is made of."""
+
+    @abc.abstractmethod
+    def tokens(self, random_BW: RandomNumbers, length: int, split: Split) -> Ints:
         """Filler [B, length] for a split."""
 
     @abc.abstractmethod
     def distinct(self, length: int, hidden: int, pieces: int) -> int:
-        """At least so many different fillers of `length` tokens there are in a split, if `hidden` of them
-        cannot be seen and those that can are in so many pieces.
+        """A lower bound of the number of different fillers of `length` tokens in each split.
+
+        `hidden` of the tokens are replaced, and the visible ones are in this many `pieces`.
         """
 
 
 class GeneratedFiller(Filler):
-    """Sentences such as "the old river slept quietly .", all words drawn independently; a sample begins
-    anywhere in one.
+    """Sentences such as "the old river slept quietly .", with all words drawn independently.
+
+    A sample begins anywhere in a sentence.
 
     Args:
-        count: how many different words there are, 4 to 60.
-        first: the token of the first of them; "the" and "." are in `shared`, words that have tokens already.
+        count: number of different words, 4 to 60.
+        first: the token of the first of them.
+        shared: words that have tokens already, among them "the" and ".".
 
     Raises:
-        ConfigError: there are not so many words.
+        ConfigError: there are fewer words than `count`.
     """
 
     def __init__(self, count: int, first: int, shared: dict[str, int]) -> None:
@@ -73,23 +76,23 @@ class GeneratedFiller(Filler):
         self.first, self.shared = first, shared
         self.choices = np.array([len(self.names[place::_CHOSEN]) for place in range(_CHOSEN)])
 
-    def words(self, length: int) -> int:
+    def random_numbers(self, length: int) -> int:
         # where to begin, and 16 bits for each chosen word of a sentence
         return 1 + -(-(length + _SENTENCE - 1) // _SENTENCE)
 
-    def tokens(self, words_BW: Words, length: int, split: Split) -> Ints:
+    def tokens(self, random_BW: RandomNumbers, length: int, split: Split) -> Ints:
         bits_BSc = (
-            np.ascontiguousarray(words_BW[:, 1:])
+            np.ascontiguousarray(random_BW[:, 1:])
             .astype("<u8")
             .view("<u2")
-            .reshape(len(words_BW), -1, _CHOSEN)
+            .reshape(len(random_BW), -1, _CHOSEN)
             .astype(np.int64)
         )
         sentences = np.empty((*bits_BSc.shape[:2], _SENTENCE), dtype=np.int64)
         sentences[..., 0], sentences[..., -1] = self.shared["the"], self.shared["."]
         sentences[..., 1:-1] = self.first + np.arange(_CHOSEN) + _CHOSEN * (bits_BSc % self.choices)
-        begin_B1 = choose(words_BW[:, :1], _SENTENCE)
-        return np.take_along_axis(sentences.reshape(len(words_BW), -1), begin_B1 + np.arange(length), axis=1)
+        begin_B1 = choose(random_BW[:, :1], _SENTENCE)
+        return np.take_along_axis(sentences.reshape(len(random_BW), -1), begin_B1 + np.arange(length), axis=1)
 
     def distinct(self, length: int, hidden: int, pieces: int) -> int:
         chosen = max(0, (length - hidden) * _CHOSEN // _SENTENCE - 2 * pieces)
@@ -99,17 +102,17 @@ class GeneratedFiller(Filler):
 class TextFiller(Filler):
     """Passages of a directory's .txt files.
 
-    Of each file the first 80 % are for training, then 10 % for validation, 10 % for test.
+    The first 80 % of each file are for training, the next 10 % for validation, and the last 10 % for test.
 
-    Words are lower-cased, and a punctuation mark is a word. The training parts' most frequent ones have a
-    token each; all others are one unknown token.
+    Words are lower-cased, and a punctuation mark is a word. The most frequent words of the training parts
+    have a token each; all others share one unknown token.
 
     Args:
-        files: of the directory `noise_dir`, which errors name.
+        noise_dir: the directory of `files`, for error messages.
         count: how many words of the text have a token of their own.
         first: the token of the first of them; `unknown` is that of all others.
         shared: words that have tokens already.
-        forbidden: words that a text must not say, in lower case: they are unknown too.
+        forbidden: words that a text must not contain, in lower case: they are unknown too.
 
     Raises:
         ConfigError: a file is not UTF-8 text or cannot be read.
@@ -145,12 +148,12 @@ class TextFiller(Filler):
             for split in SPLITS
         }
 
-    def words(self, length: int) -> int:
+    def random_numbers(self, length: int) -> int:
         return 1  # where the passage begins
 
-    def tokens(self, words_BW: Words, length: int, split: Split) -> Ints:
-        ends_F = np.cumsum(self._passages(length, split))  # of each file, numbers of the passages in it
-        passage_B = choose(words_BW[:, 0], int(ends_F[-1]))
+    def tokens(self, random_BW: RandomNumbers, length: int, split: Split) -> Ints:
+        ends_F = np.cumsum(self._passages(length, split))  # passages are numbered file by file
+        passage_B = choose(random_BW[:, 0], int(ends_F[-1]))
         file_B = np.searchsorted(ends_F, passage_B, "right")
         starts_F = np.cumsum(self.lengths[split]) - self.lengths[split]
         begin_B = starts_F[file_B] + passage_B - (ends_F - self._passages(length, split))[file_B]
@@ -158,7 +161,7 @@ class TextFiller(Filler):
 
     def distinct(self, length: int, hidden: int, pieces: int) -> int:
         """Raises:
-        ConfigError: a split has no passage of so many words.
+        ConfigError: a split has no passage of `length` words.
         """
         for split in SPLITS:
             longest = int(self.lengths[split].max())
@@ -171,7 +174,7 @@ class TextFiller(Filler):
         return min(int(self._passages(length, split).sum()) for split in SPLITS)
 
     def _passages(self, length: int, split: Split) -> Ints:
-        """How many passages of so many words each file's part has."""
+        """How many passages of `length` words each file has for a split."""
         return np.maximum(self.lengths[split] - length + 1, 0)
 
 

@@ -1,13 +1,13 @@
-"""How a task grows, for a curriculum: the same task in several sizes, from small ones to itself.
+"""The stages of a curriculum: the same task in several sizes, from small ones to the task itself.
 
     task             the task's own stages (`SyntheticTask.stages`)
     segments         more segments of the same length
     length           longer samples in segments of the same length; the last (or first, see `task.align`) may
                      be shorter
-    segment_length   longer samples in as many segments, which get longer
+    segment_length   longer samples in the same number of segments, which get longer
 
-A task of n symbols in S segments of N tokens: `segments` and `length` keep N and move S, one in whole
-segments, the other to any length; `segment_length` keeps S and moves N.
+For a task in S segments of N tokens, `segments` and `length` fix N and change S, the first in whole segments,
+the second to any length; `segment_length` fixes S and changes N.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def stages(task: Task, by: By, sizes: Sequence[int] | None, one_answer: bool = F
 
     Args:
         sizes: numbers of segments, or lengths, that grow to the task's own. None = each number of segments,
-            or the length halved as often as possible; sizes with too few different samples, or that cannot be
-            cut so, are left out.
-        one_answer: asked for by models that answer once for each sample.
+            or the length halved as often as possible, without sizes that have too few different samples or
+            cannot be cut.
+        one_answer: whether the model answers once per sample.
 
     Raises:
-        ConfigError: the task does not grow so, or not to these sizes.
+        ConfigError: the task cannot grow in this way, or not to these sizes.
     """
     name = type(task).__name__
     if isinstance(task, TextTask):
@@ -70,7 +70,7 @@ def _sized(
                 make(usual[-2])
             except ConfigError as error:
                 raise ConfigError(
-                    f"curriculum.by={by}: {name} as configured does not grow so ({error}); use curriculum=off"
+                    f"curriculum.by={by}: {name} as configured cannot grow so ({error}); use curriculum=off"
                 ) from None
         return made
     if list(sizes) != sorted(set(sizes)) or sizes[-1] != own:

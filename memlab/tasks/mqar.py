@@ -1,15 +1,14 @@
-"""Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927, section 3): K pairs, then the
-values of many keys.
+"""Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927, section 3).
 
     k1 v1 .. kK vK, D distractors, then Q times key, value        tokens 2K + D + 2Q - 1, answer Q
 
-Keys do not repeat in a sample, values may. The asked keys are Q of the K in random order, and each value is
-read before the next key. Who has not seen the pairs scores 1 / values; who knows the values but not whose
-they are, and guesses one of them, is right in 1 / K of the cases, and in 1 / values of the rest.
+Keys do not repeat in a sample, values may. The queries are Q of the K keys in random order, and each value is
+read before the next key. A model that has not seen the pairs scores 1 / values. A model that only knows the
+values, and guesses one of them, is right in 1 / K of the cases and in 1 / values of the rest.
 
 Departures: the paper spreads queries over the sequence with gaps from a power law and fills the gaps with
 noise; here all noise is between pairs and queries, so that the distance is a number in the configuration. The
-authors' code draws values without repetition too, by which an answer can be had by elimination.
+authors' code also draws values without repetition, so that answers can be found by elimination.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
 from memlab.tasks.context import PairsTask, even
-from memlab.tasks.draws import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose, choose_distinct
 
 NOISE = 16  # different distractors, tokens 0 .. 15; values and then keys follow
 
@@ -32,9 +31,9 @@ class MQAR(PairsTask):
 
     Args:
         length: K, the number of pairs. `sizes` are `SyntheticTask`'s arguments.
-        keys: how many different keys there are, K or more.
-        values: how many different values there are.
-        queries: Q, how many different keys are asked for, at most K.
+        keys: number of different keys, K or more.
+        values: number of different values.
+        queries: Q, the number of different keys to ask for, at most K.
         distractors: D, noise tokens between the pairs and the queries; even.
     """
 
@@ -48,8 +47,8 @@ class MQAR(PairsTask):
             )
         if queries > sizes["length"]:
             raise ConfigError(
-                f"task.queries={queries}: at most task.length={sizes['length']}, since the asked keys are "
-                "different ones"
+                f"task.queries={queries}: at most task.length={sizes['length']}, since the keys of the "
+                "queries differ"
             )
         self.keys, self.values, self.queries = keys, values, queries
         self.distractors = even("distractors", distractors)
@@ -63,7 +62,7 @@ class MQAR(PairsTask):
         return int(pairs * NOISE**self.distractors * math.perm(self.length, self.queries))
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return self.keys + self.length + self.distractors + self.length
 
     def options(self) -> dict[str, Any]:
@@ -77,16 +76,16 @@ class MQAR(PairsTask):
     def options_at(self, length: int) -> dict[str, Any]:
         return {"queries": min(self.queries, length), "distractors": self.noise(length)}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
         of_keys, of_values, of_noise, of_order = np.split(
-            words_BW, np.cumsum([self.keys, self.length, self.distractors]), axis=1
+            random_BW, np.cumsum([self.keys, self.length, self.distractors]), axis=1
         )
         keys_BK = NOISE + self.values + choose_distinct(of_keys, self.length)
         values_BK = NOISE + choose(of_values, self.values)
         pairs_BK2 = np.stack([keys_BK, values_BK], axis=2)
         asked_BQ = choose_distinct(of_order, self.queries)
         asked_BQ2 = np.take_along_axis(pairs_BK2, asked_BQ[:, :, None], axis=1)
-        rows = len(words_BW)
+        rows = len(random_BW)
         return np.concatenate(
             [pairs_BK2.reshape(rows, -1), choose(of_noise, NOISE), asked_BQ2.reshape(rows, -1)], axis=1
         )

@@ -4,11 +4,11 @@
 
 N needles stand at random places of a haystack of L tokens: a marker, a key, and the key's value of P digits.
 The question in the last segment names one of the keys, and the answer is its value. Keys do not repeat in a
-sample; digits are independent and uniform, so who has read nothing scores 1 / 10, and who knows all values
-but not which is asked for scores 1 / N + (1 - 1 / N) / 10 of the digits.
+sample; digits are independent and uniform. A model that has not read the haystack gets 1 / 10 of the digits,
+and one that knows all values but not which one belongs to the key gets 1 / N + (1 - 1 / N) / 10.
 
-RULER's keys are words and its values numbers of 7 digits. A haystack of needles alone, as in its harder
-variants, is had with as many needles as fit. Segments and filler are as in `passkey`.
+RULER's keys are words and its values numbers of 7 digits. With as many needles as fit, the haystack has
+nothing but needles, as in RULER's harder variants. Segments and filler are as in `passkey`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class MultiKeyNeedle(Passkey):
     """Multi-key needle.
 
     Args:
-        length: L, tokens of the haystack, needles included. `passkey` are the arguments of `Passkey`; `depth`
-            is the asked needle's.
+        length: L, tokens of the haystack, including needles. `passkey` are the arguments of `Passkey`;
+            `depth` is that of the needle in question.
         needles: N (published: 4, or as many as fit).
-        keys: how many different keys there are, N or more.
+        keys: number of different keys, N or more.
     """
 
     def __init__(self, *, needles: Positive, keys: Positive, **passkey: Any) -> None:
@@ -67,9 +67,7 @@ class MultiKeyNeedle(Passkey):
         return super().options() | {"needles": self.needles, "keys": self.keys}
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """One needle in a haystack of one segment, two, four .. and all; then the haystack grows by a
-        segment at a time.
-        """
+        """1, 2, 4, .. needles in a haystack of one segment; then the haystack grows segment by segment."""
         grow = super().stages(one_answer)
         first = grow[0]
         counts = [2**i for i in range(self.needles.bit_length()) if 2**i < self.needles]

@@ -2,16 +2,15 @@
 
     filler .. filler, marker, d1 .. dP, filler .. filler, question, d1 .. dP        tokens L + P, answer P
 
-A haystack of L tokens in which P digits are announced once; the question in the last segment asks for them.
-Digits are independent and uniform, so who has not read the announcement scores 1 / 10.
+A haystack of L tokens announces P digits once; the question in the last segment asks for them. Digits are
+independent and uniform, so a model that has not read the announcement scores 1 / 10.
 
-The papers' filler is one text over and over, which is easy to tell from the announcement and easy to
-compress; `filler=random` is neither. Only the announcement holds digits, so to find it is easy too:
-`multi_key_needle` asks which one.
+The papers' filler repeats one text, which is easy to tell from the announcement and easy to compress;
+`filler=random` is neither. Only the announcement has digits, so it is easy to find; in `multi_key_needle`,
+the model has to find the right one of several.
 
-Segments: the haystack is divided evenly among the first S - 1, and the question is alone in the last.
-Whatever `segment_lengths` say, the announcement lies wholly inside one of the first S - 1, in place of the
-filler there.
+Segments: the haystack is divided evenly among the first S - 1, and the question is alone in the last. For any
+`segment_lengths`, the announcement lies wholly inside one of the first S - 1 segments, in place of filler.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ from numpy.typing import NDArray
 from memlab.bounds import Fraction, Positive
 from memlab.errors import ConfigError
 from memlab.tasks.base import Batch, SyntheticTask, possible
-from memlab.tasks.draws import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose, choose_distinct
 
 DIGITS, MARKER, QUESTION, FIRST_FILLER = 10, 10, 11, 12
 
 
 class Passkey(SyntheticTask):
-    """Passkey, and what is shared with `MultiKeyNeedle`: a needle is a marker, a key if there are keys, and
-    digits.
+    """Passkey, and the base of `MultiKeyNeedle`. A needle is a marker, a key if there are keys, and digits.
 
     Args:
-        length: L, tokens of the haystack, announcement included. `sizes` are `SyntheticTask`'s arguments.
+        length: L, tokens of the haystack, including the announcement. `sizes` are `SyntheticTask`'s
+            arguments.
         digits: P, digits of the passkey (published: a number up to 50000).
-        depth: where the announcement is, 0 = as early as possible, 1 = as late; None = anywhere, uniformly.
+        depth: where the announcement stands, from 0 (earliest) to 1 (latest possible place); None = anywhere,
+            uniformly.
         filler: one sentence of all filler tokens, repeated, or filler tokens at random.
-        fillers: how many different filler tokens there are.
+        fillers: number of different filler tokens.
     """
 
     chance = 1 / DIGITS
@@ -70,7 +70,8 @@ class Passkey(SyntheticTask):
     def starts(self) -> Ints:
         """Where a needle may begin.
 
-        Several do not overlap: their places are multiples of their size, counted from the segment's start.
+        Several needles must not overlap: their places are multiples of their size, counted from the segment's
+        start.
         """
         ends = np.minimum(
             np.cumsum(self.segment_lengths[: max(1, self.num_segments - 1)]), self.length
@@ -98,9 +99,7 @@ class Passkey(SyntheticTask):
 
     @property
     def _columns(self) -> list[int]:
-        """How many of a sample's words go into the asked needle's place, the others' places, keys,
-        digits, and filler.
-        """
+        """How many random numbers choose the right needle's place, the others', keys, digits, filler."""
         others = len(self.starts) - 1 if self.needles > 1 else 0
         return [
             1,
@@ -111,21 +110,21 @@ class Passkey(SyntheticTask):
         ]
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return sum(self._columns)
 
     def options(self) -> dict[str, Any]:
         return {"digits": self.digits, "depth": self.depth, "filler": self.filler, "fillers": self.fillers}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        count, places, needles = len(words_BW), len(self.starts), self.needles
-        place, others, keys, digits, filler = np.split(words_BW, np.cumsum(self._columns)[:-1], axis=1)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        count, places, needles = len(random_BW), len(self.starts), self.needles
+        place, others, keys, digits, filler = np.split(random_BW, np.cumsum(self._columns)[:-1], axis=1)
         asked_B1 = (
             choose(place, places)
             if self.depth is None
             else np.full((count, 1), round(self.depth * (places - 1)))
         )
-        # among the places left: those from the asked needle's on are one further
+        # among the places left: places from the right needle's are shifted by one
         other_BN = choose_distinct(others, needles - 1)
         start_BN = self.starts[np.concatenate([asked_B1, other_BN + (other_BN >= asked_B1)], axis=1)]
         marker_BN1 = np.full((count, needles, 1), MARKER)
@@ -155,7 +154,7 @@ class Passkey(SyntheticTask):
         return np.asarray(np.searchsorted(self.starts, found_BL.argmax(axis=1)) / last)
 
     def at(self, num_segments: int) -> Self:
-        """As many segments of haystack as are left when the last is the question's."""
+        """Another number of segments, the last of them with the question."""
         if num_segments == self.num_segments:
             return self
         *context, question = self.segment_lengths
@@ -175,17 +174,18 @@ class Passkey(SyntheticTask):
         return self.resized(length, [*self._in_parts(length, max(context)), question])
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """The haystack grows by a segment at a time, from one.
+        """The haystack grows from one segment, by one at a time.
 
         Raises:
-            ConfigError: segments do not say how to grow, or one answer is asked for and the task has more.
+            ConfigError: the segments do not determine how to grow, or the answer has several tokens although
+                `one_answer`.
         """
         if one_answer and self.digits > 1:
             raise ConfigError(
-                f"task.digits={self.digits}: a model that answers once for each sample needs task.digits=1"
+                f"task.digits={self.digits}: a model that answers once per sample needs task.digits=1"
             )
         if self.num_segments > 1:
-            self.at(self.num_segments + 1)  # raises if the segments do not say how to grow
+            self.at(self.num_segments + 1)  # raises if the segments do not determine how to grow
         return possible(self.at, range(min(2, self.num_segments), self.num_segments + 1))
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:

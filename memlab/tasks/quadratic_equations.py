@@ -1,28 +1,29 @@
 """Quadratic equations with step-by-step solutions (RMT paper, arXiv 2207.06881, appendix A.3).
 
-    -4*x^2+392*x-2208=0            the equation, then the sign that asks for the solution, in parts:
+    -4*x^2+392*x-2208=0            the equation, then a sign that asks for the solution, in parts:
     x^2-98*x+552=0                 1. canonical form
     D=98^2-4*1*552=7396=86^2       2. discriminant
     x=(98-86)/2=6                  3. lower root
     x=(98+86)/2=92                 4. higher root
     6,92                           5. answer        tokens 6 * 30, answer 5 * 30
 
-Characters are tokens. The equation and each part are filled up with padding to `length` (30), and padding is
-predicted too. With segments of 30, each after the first has just one part to predict: it reads the sign, or
-the last padding of the part before, first.
+Characters are tokens. The equation and each part are padded to `length` (30), and padding is predicted too.
+With segments of 30, each segment after the first has exactly one part to predict: it begins with the sign, or
+with the last padding of the previous part.
 
 The roots are independent and uniform in -100 .. 100, the equation is multiplied by 1 .. 10, and 20 in 100
 have no real roots. Decided here, since the paper leaves it open:
 - Numbers keep their minus, 4*1*-552, but b is squared without. Terms of 0 and factors of 1 are left out. A
-  double root stands twice.
-- The factor is natural in the text, of both signs in the example and in the authors' code: `both_signs`.
-- Without real roots: b is uniform in -199 .. 199, c in b^2/4 < c <= 10000. The discriminant ends part 2;
+  double root is given twice.
+- The factor is positive in the paper's text, and of both signs in its example and in the authors' code:
+  `both_signs`.
+- Without real roots, b is uniform in -199 .. 199, c in b^2/4 < c <= 10000. The discriminant ends part 2, and
   parts 3 to 5 are empty.
-- The first part is asked for by a sign of its own (id 1, free in their vocabulary), theirs by the equation's
-  last padding.
+- A separate sign (id 1, unused in their vocabulary) asks for the first part; in the authors' code, the
+  equation's last padding does.
 
-Padding is 0.54 of the answer, and who knows nothing but positions is right in 0.69 of the tokens. So accuracy
-says little: the figure to read is exact match, of all parts (theirs: of part 5).
+Padding is 0.54 of the answer, and a model that only knows positions gets 0.69 of the tokens right. So
+accuracy says little: look at exact match, which here is of all parts (in the paper, of part 5).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.tasks.base import SyntheticTask
-from memlab.tasks.draws import Ints, Words, choose
+from memlab.tasks.draws import Ints, RandomNumbers, choose
 
 # padding, the sign, and the authors' characters in their order; ";" is never used
 ALPHABET = " >0123456789+-*/^=()xD;,"
@@ -77,7 +78,7 @@ class QuadraticEquations(SyntheticTask):
     Args:
         length: tokens of the equation and of each part, at least 28 (published: 30). `sizes` are
             `SyntheticTask`'s arguments.
-        parts: how many parts of the solution are asked for, from the first, at most 5 (published: 5).
+        parts: how many parts of the solution to ask for, from the first, at most 5 (published: 5).
         both_signs: whether the factor before the equation may be negative.
     """
 
@@ -108,15 +109,15 @@ class QuadraticEquations(SyntheticTask):
         return (math.comb(2 * LARGEST_ROOT + 2, 2) + rootless) * LARGEST_FACTOR * (1 + self.both_signs)
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return 4
 
     def options(self) -> dict[str, Any]:
         return {"parts": self.parts, "both_signs": self.both_signs}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        kind, first, second, factor = words_BW.T
-        roots = choose(words_BW[:, 1:3], 2 * LARGEST_ROOT + 1) - LARGEST_ROOT
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        kind, first, second, factor = random_BW.T
+        roots = choose(random_BW[:, 1:3], 2 * LARGEST_ROOT + 1) - LARGEST_ROOT
         b = choose(first, 4 * LARGEST_ROOT - 1) - (2 * LARGEST_ROOT - 1)
         too_small = b * b // 4  # up to here, c has real roots
         c = too_small + 1 + (second % (LARGEST_ROOT**2 - too_small).astype(np.uint64)).astype(np.int64)
@@ -125,7 +126,7 @@ class QuadraticEquations(SyntheticTask):
         a = 1 + choose(factor, LARGEST_FACTOR * (1 + self.both_signs))
         a = np.where(a > LARGEST_FACTOR, LARGEST_FACTOR - a, a)
         text = "".join(map(self._text, a.tolist(), b.tolist(), c.tolist())).encode()
-        return _TOKEN[np.frombuffer(text, dtype=np.uint8)].reshape(len(words_BW), self.tokens + 1)
+        return _TOKEN[np.frombuffer(text, dtype=np.uint8)].reshape(len(random_BW), self.tokens + 1)
 
     def _text(self, a: int, b: int, c: int) -> str:
         read, *parts = (
@@ -134,7 +135,7 @@ class QuadraticEquations(SyntheticTask):
         return "".join([read, ALPHABET[1], *parts])
 
     def at(self, num_segments: int) -> Self:
-        """As many parts of the solution as fill so many segments."""
+        """The parts of the solution that fill this many segments."""
         if num_segments == self.num_segments:
             return self
         cut = [self.segment_lengths[0]] * num_segments
@@ -147,7 +148,7 @@ class QuadraticEquations(SyntheticTask):
         return self.resized(self.length, cut, parts=parts - 1)
 
     def stages(self, one_answer: bool = False) -> tuple[Self, ...]:
-        """One more part of the solution at a time, from the first to all that are asked for."""
+        """One more part of the solution at a time, from the first to the last of the task."""
         if one_answer:
             raise ConfigError(
                 f"task.parts={self.parts}: {self.answer_tokens} answer tokens; a model that answers once "

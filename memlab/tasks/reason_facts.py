@@ -1,24 +1,24 @@
-"""Where is the object? Two facts anywhere in filler text, both needed (RMT 1M-token paper, arXiv 2304.11062,
-section 4, "reasoning").
+"""Where is the object? Two facts anywhere, both needed (arXiv 2304.11062, section 4, "reasoning").
 
     .. John took the football . .. | .. Mary is in the garden and John is in the office . .. |
     .. where is the football ?    answer: office
 
-One fact says where P persons are, all at different places, the other who has an object; either may come
-first, and they begin at any two tokens before the question's segment where they do not overlap, all pairs as
-likely. What can be known, exactly:
+One fact states where P persons are, all at different places; the other states which person has an object.
+Either may come first, and they begin at any two tokens before the question's segment where they do not
+overlap, all pairs of places with equal probability. The best possible accuracy, exactly, for a model that
+knows
 
     both facts                       1
-    where the persons are, alone     1 / P      the object is with any of them
-    who has the object, alone        1 / 6      that person is at any of the six places
+    only where the persons are       1 / P      any of them may have the object
+    only who has the object          1 / 6      that person may be at any of the six places
     neither                          1 / 6
 
-(The published task is bAbI's 20 tasks' number 4, in which one of the two facts suffices, and 1,000 rows serve
-for training and validation alike.)
+(The published task is number 4 of bAbI's 20 tasks, in which one of the two facts suffices, and the same 1,000
+samples serve for training and validation.)
 
 The same facts with the object at each of the persons are P consecutive samples, as in `associative_retrieval`
-and for its reason: each sample by itself is as likely as ever, but what the guesses among the P places add to
-the gradient cancels within a batch.
+and for the same reason: the probability of each sample is unchanged, but the contributions of guessing among
+the P places to the gradient cancel within a batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
-from memlab.tasks.draws import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose, choose_distinct
 from memlab.tasks.facts import (
     A_PERSON,
     A_TAKE,
@@ -50,11 +50,11 @@ class ReasonFacts(FactTask):
     """Two facts, both needed.
 
     Args:
-        persons: P, of whom it is said where they are, 2 to 4. `sizes` are `FactTask`'s arguments.
+        persons: P, how many persons' places are stated, 2 to 4. `sizes` are `FactTask`'s arguments.
     """
 
     question_length = 5
-    stage_threshold = 0.9  # the stages prepare; what is missing in one is learned in the next
+    stage_threshold = 0.9  # the stages only prepare: what is missing in one is learned in the next
 
     def __init__(self, *, persons: Positive, **sizes: Any) -> None:
         if not 2 <= persons <= len(PERSONS):
@@ -77,7 +77,7 @@ class ReasonFacts(FactTask):
         return 2 * pairs_of_gaps(self._free)
 
     @property
-    def story_words(self) -> int:
+    def story_numbers(self) -> int:
         return 4 + len(PERSONS) + len(PLACES)
 
     @property
@@ -97,11 +97,11 @@ class ReasonFacts(FactTask):
     def options(self) -> dict[str, Any]:
         return super().options() | {"persons": self.persons}
 
-    def story(self, words_BW: Words, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
-        count, rows_B = len(words_BW), np.arange(len(words_BW))
-        order, gaps, take, thing = words_BW[:, :4].T
-        person_BP = A_PERSON + choose_distinct(words_BW[:, 4 : 4 + len(PERSONS)], self.persons)
-        place_BP = choose_distinct(words_BW[:, 4 + len(PERSONS) :], self.persons)
+    def story(self, random_BW: RandomNumbers, member_B: Ints) -> tuple[list[tuple[Ints, Ints]], Ints, Ints]:
+        count, rows_B = len(random_BW), np.arange(len(random_BW))
+        order, gaps, take, thing = random_BW[:, :4].T
+        person_BP = A_PERSON + choose_distinct(random_BW[:, 4 : 4 + len(PERSONS)], self.persons)
+        place_BP = choose_distinct(random_BW[:, 4 + len(PERSONS) :], self.persons)
         take_B, thing_B = A_TAKE + choose(take, len(TAKES)), AN_OBJECT + choose(thing, len(OBJECTS))
         clauses = (
             phrase(count, person_BP[:, p], "is", "in", "the", place_BP[:, p], "and")

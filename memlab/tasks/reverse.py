@@ -2,7 +2,7 @@
 
     X, start, reversed X        tokens 2N, answer N
 
-The symbol that was read first is asked for last.
+The symbol that is read first comes last in the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from memlab.tasks.draws import Ints
 
 
 class Reverse(Copy):
-    """Reverse. Arguments as in `Copy`, from which it differs in the answer alone."""
+    """Reverse. Arguments as in `Copy`; only the answer differs."""
 
     def tokens_for(self, length: int) -> int:
         return 2 * length

@@ -1,19 +1,18 @@
-"""Sorting by frequency (infinity-former, Martins et al. 2021, arXiv 2109.00301, section 4.1): which symbols
-were how frequent?
+"""Sorting by frequency (infinity-former, Martins et al. 2021, arXiv 2109.00301, section 4.1).
 
     N symbols, separator, all V symbols by decreasing frequency        tokens N + V, answer V
 
-The probability of a symbol moves along the sequence, at t from 0 to 1, from one random distribution to
-another: p(t) = (1 - t) p_first + t p_last. So the end of the sequence is not enough, and the whole of it has
-to be counted.
+The distribution of symbols changes along the sequence, from t = 0 to 1, from one random distribution to
+another: p(t) = (1 - t) p_first + t p_last. So the end of the sequence is not enough: all of it has to be
+counted.
 
-No two symbols are equally frequent, and none is absent, so the answer is always defined. To have that, the
-counts are fixed first, N times the mean of both distributions, with at least one between neighbours in the
-order; then each occurrence gets a time from its symbol's own density, and the sequence is their order. (The
-authors draw token by token, and ties are resolved in no stated way.)
+No two symbols are equally frequent and none is absent, so the answer is always defined. To ensure this, the
+counts are fixed first, as N times the mean of both distributions, with a difference of at least one between
+neighbours in the order; then each occurrence gets a time from its symbol's own density, which gives the
+sequence. (The authors draw token by token, and do not state how they resolve ties.)
 
-Every order is equally likely: who has seen the separator alone scores 1 / V. Teacher-forced, the symbols that
-are left can be told from the answer so far, and the same guesser scores (1 + 1/2 + .. + 1/V) / V.
+Every order is equally likely: a model that has only seen the separator scores 1 / V. Teacher-forced, the
+remaining symbols follow from the answer so far, and guessing scores (1 + 1/2 + .. + 1/V) / V.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ import numpy as np
 from memlab.bounds import Positive
 from memlab.errors import ConfigError
 from memlab.tasks.context import ContextTask
-from memlab.tasks.draws import Ints, Words, choose
+from memlab.tasks.draws import Ints, RandomNumbers, choose
 
 SEPARATOR, FIRST_SYMBOL = 0, 1
-# weights of symbols before normalising: 1000 .. 9000 (the authors': 1 .. 9, of which many are equal)
+# weights of symbols before normalising: 1000 .. 9000 (the authors': 1 .. 9, many of them equal)
 LEAST, WEIGHTS = 1000, 8001
 
 
@@ -71,7 +70,7 @@ class SortingByFrequency(ContextTask):
 
     @property
     def distinct(self) -> int:
-        """At least so many: the sequences in which the frequencies are as equal as they may be."""
+        """A lower bound: the sequences in which the frequencies are as equal as they may be."""
         counts = self._counts(np.ones((1, self.symbols), dtype=np.int64))[0].tolist()
         return (
             math.factorial(self.symbols)
@@ -80,26 +79,27 @@ class SortingByFrequency(ContextTask):
         )
 
     @property
-    def words(self) -> int:
+    def random_numbers(self) -> int:
         return 2 * self.symbols + 2 * self.length
 
     def options(self) -> dict[str, Any]:
         return {"symbols": self.symbols}
 
     def _counts(self, share_BV: Ints) -> Ints:
-        """How often each symbol occurs, from rising shares: 1 .. V, and the rest of N as the shares say;
-        all different, sum N.
+        """Counts of the symbols from their increasing shares: all different, with sum N.
+
+        The counts are at least 1 .. V, and the rest of N is divided in proportion to the shares.
         """
         least_V = np.arange(1, self.symbols + 1)
         rest = self.length - int(least_V.sum())
         more_BV = rest * share_BV // share_BV.sum(axis=1, keepdims=True)
-        # by rounding down, fewer than V: one each for the most frequent
+        # lost by rounding down, fewer than V: one each goes to the most frequent
         lost_B1 = rest - more_BV.sum(axis=1, keepdims=True)
         return least_V + more_BV + (least_V > self.symbols - lost_B1)
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
         of_first, of_last, of_side, of_time = np.split(
-            words_BW, np.cumsum([self.symbols, self.symbols, self.length]), axis=1
+            random_BW, np.cumsum([self.symbols, self.symbols, self.length]), axis=1
         )
         first_BV, last_BV = LEAST + choose(of_first, WEIGHTS), LEAST + choose(of_last, WEIGHTS)
         # Both over one denominator, in whole numbers, which are the same on every machine.
@@ -113,7 +113,7 @@ class SortingByFrequency(ContextTask):
         np.put_along_axis(
             counts_BV, rising_BV, self._counts(np.take_along_axis(share_BV, rising_BV, axis=1)), axis=1
         )
-        rows = len(words_BW)
+        rows = len(random_BW)
         symbol_BN = np.repeat(np.tile(np.arange(self.symbols), rows), counts_BV.ravel()).reshape(
             rows, self.length
         )

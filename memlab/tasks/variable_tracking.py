@@ -1,17 +1,18 @@
-"""Variable tracking (RULER, Hsieh et al. 2024, arXiv 2404.06654, section 3), in symbols: follow a chain of
-assignments to its value.
+"""Variable tracking in symbols: follow a chain of assignments (RULER, arXiv 2404.06654, section 3).
 
     x1 value, .. x2 x1, .. x3 x2, ..; the last variable of a chain, value   tokens 2C(H + 1) + D + 1, answer 1
 
-`x2 x1` says x2 = x1. First each of the C chains gives its first variable a value; then H hops of each chain
-follow, those of all chains shuffled together but each chain's in their order. D distractors, as pairs of
-noise, stand anywhere among the assignments. No variable and no value is in two chains.
+`x2 x1` means x2 = x1. First, each of the C chains assigns a value to its first variable; then the H hops of
+all chains follow, shuffled together, but in order within each chain. D distractors, as pairs of noise tokens,
+stand anywhere among the assignments. No variable or value is in two chains.
 
-Who has not seen the context scores 1 / values. Who knows the C values that occurred but cannot follow hops
-scores 1 / C: since the order of the values is independent of that of the hops, positions do not help either.
+A model that has not seen the context scores 1 / values. A model that knows the C values that occurred but
+cannot follow hops scores 1 / C: the order of the values is independent of that of the hops, so positions do
+not help.
 
-Departures: RULER asks for all variables that have a given value, which is as many tokens as variables; one
-answer token is the same chain followed the other way. Its noise is text, and values are not all given first.
+Departures: RULER asks for all variables that have a given value, one token each; here one answer token is the
+end of the same chain, followed in the other direction. RULER's noise is text, and its values are not all
+given first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from memlab.bounds import NonNegative, Positive
 from memlab.errors import ConfigError
 from memlab.tasks.context import ContextTask, even
-from memlab.tasks.draws import Ints, Words, choose, choose_distinct
+from memlab.tasks.draws import Ints, RandomNumbers, choose, choose_distinct
 
 NOISE = 16  # different distractors, tokens 0 .. 15; values and then variables follow
 
@@ -34,9 +35,9 @@ class VariableTracking(ContextTask):
 
     Args:
         length: H, hops of each chain (RULER: 4). `sizes` are `SyntheticTask`'s arguments.
-        chains: C, at most `values` (RULER: 1, which with a single answer is no question of tracking).
-        variables: how many different variables there are, C(H + 1) or more.
-        values: how many different values there are.
+        chains: C, at most `values` (RULER: 1, which with a single answer would need no tracking).
+        variables: number of different variables, C(H + 1) or more.
+        values: number of different values.
         distractors: D, noise tokens among the assignments; even.
     """
 
@@ -85,20 +86,18 @@ class VariableTracking(ContextTask):
             self.distractors // 2,
         )
         names = math.perm(self.variables, assignments) * math.perm(self.values, self.chains)
-        # of the hops; the order of the values is in `names`
+        # orders of the hops; the order of the values is in `names`
         orders = math.factorial(hops) // math.factorial(self.length) ** self.chains
         return int(
             names * orders * self.chains * math.comb(assignments + pairs, pairs) * NOISE**self.distractors
         )
 
     @property
-    def words(self) -> int:
-        return sum(self._words())
+    def random_numbers(self) -> int:
+        return sum(self._random_numbers())
 
-    def _words(self) -> list[int]:
-        """Of variables, values, order of the hops, places of distractors, distractors,
-        and which chain is asked for.
-        """
+    def _random_numbers(self) -> list[int]:
+        """How many choose variables, values, order of hops, places of distractors, distractors, chain."""
         return [
             self.variables,
             self.values,
@@ -119,18 +118,18 @@ class VariableTracking(ContextTask):
     def options_at(self, length: int) -> dict[str, Any]:
         return {"distractors": self.noise(length)}
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
         of_names, of_values, of_order, of_places, of_noise, of_asked = np.split(
-            words_BW, np.cumsum(self._words())[:-1], axis=1
+            random_BW, np.cumsum(self._random_numbers())[:-1], axis=1
         )
-        rows, chains, hops = len(words_BW), self.chains, self.length
+        rows, chains, hops = len(random_BW), self.chains, self.length
         names_BHC = (
             NOISE
             + self.values
             + choose_distinct(of_names, chains * (hops + 1)).reshape(rows, hops + 1, chains)
         )
         values_BC = NOISE + choose_distinct(of_values, chains)
-        # whose hop comes next; of each chain, its hops in order
+        # which chain's hop comes next; within each chain, hops are in order
         chain_BA = choose_distinct(of_order, chains * hops) % chains
         hop_BA = np.zeros_like(chain_BA)
         for chain in range(chains):

@@ -1,8 +1,8 @@
-"""WikiText (Merity et al. 2016, arXiv 1609.07843): articles of Wikipedia, all of a split in one file.
+"""WikiText (Merity et al. 2016, arXiv 1609.07843): articles of Wikipedia, with a whole split in one file.
 
-A document is an article: from one heading of the first level, ` = Title = ` alone on its line between blank
-lines, to the next. The hub's copy has a row for each line, blank lines as empty rows; they are put back, so
-that the bytes are those of the published files.
+A document is an article: from one first-level heading, ` = Title = ` alone on its line between blank lines,
+to the next. The hub's copy has a record for each line, with empty records for blank lines; blank lines are
+restored, so that the bytes are those of the published files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WikiText(TextTask):
 
 
 def articles(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The articles in whole files, or in single lines."""
+    """The articles in texts that are whole files or single lines."""
     lines: list[bytes] = []
     for line in (line for text in texts for line in text.splitlines(keepends=True) or [BLANK]):
         lines.append(line)
@@ -35,7 +35,7 @@ def articles(texts: Iterable[bytes]) -> Iterator[bytes]:
             if any(other.strip() for other in article):
                 yield b"".join(article)
             else:
-                # the file's first heading: what is blank before it belongs to its article
+                # the file's first heading: blank lines before it belong to its article
                 lines = article + lines
     if lines:
         yield b"".join(lines)

@@ -1,6 +1,6 @@
-"""Training on samples with an answer: the loss of the answer's tokens, and both accuracies.
+"""Training on samples with an answer: the loss of the answer's tokens, and two kinds of accuracy.
 
-Metrics by the names they are logged under: `train/loss`, `train/accuracy` (teacher-forced, this batch);
+Metrics, by their names in the log: `train/loss`, `train/accuracy` (teacher-forced, this batch);
 `val/` and `test/` `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole
 answers), `loss`.
 """
@@ -34,11 +34,11 @@ def training(
     """The parts for a task with answers.
 
     Raises:
-        ConfigError: the model cannot give the task's answers.
+        ConfigError: the model answers once per sample, and the task's answer has several tokens.
     """
     if model.answers_once and task.answer_tokens > 1:
         raise ConfigError(
-            f"model={config.model['name']} answers once for each sample, and the answer of "
+            f"model={config.model['name']} answers once per sample, and the answer of "
             f"task={config.task['name']} as configured has {task.answer_tokens} tokens; use a decoder, or a "
             "task with one answer token such as associative_retrieval"
         )
@@ -56,22 +56,21 @@ class AnswerObjective(Objective):
     """Cross-entropy of the answer's tokens."""
 
     batch: TensorBatch  # of the step in progress
-    read: list[dict[str, Tensor]]  # metrics of its parts so far
+    read: list[dict[str, Tensor]]  # metrics of the step's parts so far
 
     def begin(self, batch: TensorBatch) -> None:
         self.batch, self.read = batch, []
 
     def loss(self, rows: range) -> Tensor:
         kept = self._answers(self.batch.part(rows))
-        # of an encoder, which answers after each segment, the last answer counts
+        # an encoder answers after each segment; only the last answer counts
         nats_BA, right_BA = (value[:, -1:] if self.model.answers_once else value for value in kept.values)
-        # each row of each process has as many targets: means of means are the mean over the whole batch
+        # all batch rows have the same number of targets, so means of means are the mean over the whole batch
         loss = nats_BA.mean()
         share = len(rows) / len(self.batch.tokens_BT)
-        # Means of the batch are plain tensors: a torchmetrics object would cost a step more than it is worth
-        # (65 us to update MulticlassAccuracy, 7 us for this; and a synchronisation of 24 ms in each step of
-        # two processes). Diagnostics are [S]; their means are taken where they are logged, which is not at
-        # each step.
+        # Means of the batch are plain tensors: in a step, torchmetrics objects would cost more than they are
+        # worth (65 us to update MulticlassAccuracy, 7 us for this; and a synchronisation of 24 ms per step of
+        # two processes). Diagnostics are [S]; their means are computed only when they are logged.
         found = {"train/loss": loss.detach(), "train/accuracy": right_BA.float().mean(), **kept.diagnostics}
         self.read.append({name: value * share for name, value in found.items()})
         return loss * share
@@ -80,7 +79,7 @@ class AnswerObjective(Objective):
         return self.processes.means(added(self.read))
 
     def _answers(self, batch: TensorBatch) -> truncation.Kept:
-        """Read whole samples: nats of the answer's tokens, and whether they are right."""
+        """Read whole samples and keep the nats of the answer's tokens, and whether they are right."""
         answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
         once = self.model.answers_once
 
@@ -95,15 +94,15 @@ class AnswerObjective(Objective):
 
         wanted = None if self.depth is None else batch.answer_segments
         lengths = batch.segment_lengths
-        steps = truncation.plan(lengths, self.depth, wanted, recompute=self.recompute)
-        return truncation.run(self.model, batch.tokens_BT.split(list(lengths), 1), steps, keep)
+        calls = truncation.plan(lengths, self.depth, wanted, recompute=self.recompute)
+        return truncation.run(self.model, batch.tokens_BT.split(list(lengths), 1), calls, keep)
 
 
 class AnswerEvaluator(Evaluator):
     """Free-running and teacher-forced answers.
 
-    Checkpoints are ranked by the stage of the curriculum plus accuracy, so that no easier stage beats a later
-    one. In the last stage that accuracy is the mean over all numbers of segments that are read.
+    Checkpoints are ranked by the stage of the curriculum plus accuracy, so that an easier stage never beats a
+    later one. In the last stage, the accuracy is the mean over all numbers of segments that are read.
 
     Args:
         longer: the other numbers of segments; their metrics are `accuracy_at_N`.

@@ -1,4 +1,4 @@
-"""What a configuration describes, built: task, model, curriculum, module, and Lightning's Trainer.
+"""Build what a configuration describes: task, model, curriculum, module, and Lightning's Trainer.
 
 Nothing is written here.
 """
@@ -33,8 +33,8 @@ from memlab.training.parts import Stream, Training
 from memlab.training.processes import Processes, Started
 from memlab.training.sharding import ShardedStrategy
 
-# What makes the parts of a training, by `Task.trained_by`; another name there is the dotted name of such a
-# function.
+# Functions that make the parts of a training, by `Task.trained_by`, which may also be a function's dotted
+# name.
 TRAINED_BY: dict[str, Callable[..., Training]] = {"answers": answers.training, "text": text.training}
 
 
@@ -43,9 +43,7 @@ _KEPT = 4  # rows of the model's width, of each token in each layer: the least t
 
 @dataclass
 class Parts:
-    """What a configuration describes, built: the module, and the batches for its training, its validations
-    and its one test.
-    """
+    """What `build` makes: task, model, module, and the batches for training, validation and the one test."""
 
     task: Task
     model: Model
@@ -56,14 +54,14 @@ class Parts:
 
 
 def build(config: Config, processes: Processes | None = None) -> Parts:
-    """Build task, model and module from a configuration, with the weights that its seed gives.
+    """Build task, model and module from a configuration, with the initial weights of its seed.
 
     Args:
-        processes: those that train together; None = this one alone.
+        processes: the processes that train together; None = only this one.
 
     Raises:
-        ConfigError: values that are possible one by one do not go together.
-        UserError: what the task reads is not there, or cannot be read.
+        ConfigError: the values are valid one by one but do not go together.
+        UserError: what the task reads is missing, or cannot be read.
     """
     processes = Processes() if processes is None else processes
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -78,7 +76,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
             "between segments; use null"
         )
     if config.trainer.precision == "64-true":
-        # Lightning does so too, but after it has loaded a checkpoint, whose weights it would have rounded
+        # Lightning does this too, but only after loading a checkpoint, whose weights it would have rounded
         model = model.double()
     model.backbone.recompute = config.trainer.recompute == "block"
     if processes.rank:
@@ -134,7 +132,7 @@ def trainer(
     processes: Processes | None = None,
     **more: Any,
 ) -> L.Trainer:
-    """Lightning's Trainer, as every command uses it; `more` are further arguments of it."""
+    """Lightning's Trainer, as every command uses it; `more` are further arguments for it."""
     quiet()
     t = config.trainer
     plugins: list[Any] = [AtomicCheckpointIO()]
@@ -143,12 +141,12 @@ def trainer(
         plugins.append(Started(place))
         more |= {"num_nodes": place.nodes, "use_distributed_sampler": False}
         # Which parameters take part in a step depends on the curriculum's stage and on where documents begin
-        # (a learned initial memory), so they are looked for in each. One that takes part in no process has no
-        # gradient, as in one process.
+        # (a learned initial memory), so DDP looks for them in each step. A parameter that takes part in no
+        # process has no gradient, as with one process.
         sharded = sharding.asked_for(t, processes)
         more["strategy"] = ShardedStrategy() if sharded else DDPStrategy(find_unused_parameters=True)
         if sharded:
-            # weights that are gathered in a validation are used in the steps after it
+            # weights that are gathered for a validation are used in the steps after it
             more["inference_mode"] = False
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
@@ -163,29 +161,29 @@ def trainer(
         logger=loggers,
         callbacks=callbacks,
         plugins=plugins,
-        enable_checkpointing=False,  # Lightning's own callback; ours is `Checkpoints`
+        enable_checkpointing=False,  # this is Lightning's own callback; ours is `Checkpoints`
         enable_progress_bar=False,
         enable_model_summary=False,
-        # nothing goes through Lightning's own logging, which would only warn of short runs
+        # nothing goes through Lightning's own logging, which would only warn about short runs
         log_every_n_steps=1,
         **more,
     )
 
 
 def on_gpu(config: Config) -> bool:
-    """Whether this configuration trains on GPUs, here."""
+    """Whether this configuration trains on GPUs on this machine."""
     accelerator = config.trainer.accelerator
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def quiet() -> None:
-    """Leave out Lightning's hints and advertisements: what a person has to know is said by memlab itself."""
+    """Silence Lightning's hints and advertisements: memlab itself reports what users have to know."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Each process logs what all of them measured together, so there is nothing to sync.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log", module="lightning.*")
-    # Lightning 2.6 uses what torch 2.13 deprecates, does not know that our streams begin where a checkpoint
-    # left them, and does not want a step for validation where a benchmark has none.
+    # Lightning 2.6 uses functions that torch 2.13 deprecates, does not know that our streams continue where a
+    # checkpoint left them, and warns about a validation step without validation batches, as in a benchmark.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
     warnings.filterwarnings(
         "ignore",

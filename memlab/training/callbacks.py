@@ -1,4 +1,6 @@
-"""What happens around the steps: the curriculum moves on, metrics are logged, progress is shown."""
+"""What happens around the steps: the curriculum moves to its next stage, metrics are logged, progress is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,23 @@ from rich.progress import (
 from memlab.reports import progress
 from memlab.training.module import TrainingModule
 
-KEPT_STEPS = 10_000  # whose times a checkpoint keeps, for their median
+KEPT_STEPS = 10_000  # steps whose times a checkpoint stores, for their median
 
 
 class Conductor(L.Callback):
-    """After each validation the curriculum goes on to its next stage, or the training stops if the last one
-    is solved.
+    """Moves the curriculum to its next stage after a validation, or stops when the last stage is solved.
 
-    It comes after the callbacks that report.
+    Runs after the callbacks that report.
 
     Args:
         stop_at_accuracy: free-running validation accuracy at which the last stage counts as solved; None =
             never.
-        patience: validations after that, before the training stops.
+        patience: further validations before the training stops.
     """
 
     def __init__(self, stop_at_accuracy: float | None = None, patience: int = 0) -> None:
         self.stop_at_accuracy, self.patience = stop_at_accuracy, patience
-        self.since_solved = 0  # validations, with the one that solved the last stage
+        self.since_solved = 0  # validations, including the one that solved the last stage
 
     def state_dict(self) -> dict[str, Any]:
         return {"since_solved": self.since_solved}
@@ -57,11 +58,12 @@ class Conductor(L.Callback):
 
 
 class StepClock(L.Callback):
-    """Seconds and tokens of the training steps, from each batch being asked for to the optimizer's step,
-    without validation.
+    """Seconds and tokens of the training steps, from the request for a batch to the optimizer's step.
+
+    Validation is not included.
 
     Args:
-        processes: how many read as many tokens each.
+        processes: number of processes, each of which reads the same number of tokens.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -106,10 +108,9 @@ class StepClock(L.Callback):
 
 
 class MetricsLog(L.Callback):
-    """Training metrics every `log_every` steps and validation metrics as they come, to every logger, by
-    optimizer step.
+    """Sends training metrics (every `log_every` steps) and validation metrics to every logger.
 
-    A tracker's call costs milliseconds, so it is not made at every step.
+    Calls of a tracker cost milliseconds, so they are not made at every step.
     """
 
     def __init__(self, log_every: int, clock: StepClock) -> None:
@@ -148,7 +149,7 @@ class MetricsLog(L.Callback):
 
 
 class ProgressReport(L.Callback):
-    """A live bar on a terminal; a line for each validation in a file."""
+    """A progress bar on a terminal, or a line per validation in a file."""
 
     def __init__(self, max_steps: int, clock: StepClock) -> None:
         self.max_steps = max_steps
@@ -165,14 +166,14 @@ class ProgressReport(L.Callback):
         self.since = (self.clock.seconds, self.clock.tokens)
         if not self.console.is_terminal:
             return
-        words = (
+        layout = (
             "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  "
             "{task.fields[speed]}"
         )
         columns = (
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn(words),
+            TextColumn(layout),
             TimeElapsedColumn(),
             TextColumn("<"),
             TimeRemainingColumn(),
@@ -223,19 +224,19 @@ class ProgressReport(L.Callback):
 
 
 def place(module: TrainingModule) -> str:
-    """How far the training is, as a person reads it."""
+    """How far the training is, as text."""
     curriculum = module.stream.curriculum
     return progress.place(module.progress, len(curriculum.stages), curriculum.mixed)
 
 
 def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
-    """What the last validation measured."""
+    """The metrics of the last validation."""
     return {
         k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and k != "val/score"
     }
 
 
 def log(trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
-    """Give metrics to every logger under an optimizer step."""
+    """Send metrics to every logger, for an optimizer step."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill at any moment and a full disk, and open without running a stranger's code.
+"""Checkpoints that survive a kill at any moment and a full disk, and that can be opened without running code.
 
-Of each run three are kept: `last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt` (of the validation
-with the best score). A file is written beside its place, synced and renamed: under these names there is never
-half a file.
+Each run keeps three: `last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt` (of the best
+validation). A file is written under another name, synced and renamed: under these names, there is never half
+a file.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ from memlab.training.signals import Ended, Signals
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """How Lightning's Trainer writes and reads checkpoints, under every strategy that has them in one
-    file.
-    """
+    """Writes and reads the checkpoints of Lightning's Trainer, for every strategy with one file."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint in one piece. What was `last.ckpt` becomes `previous.ckpt`.
+        """Write a checkpoint whole. The previous `last.ckpt` becomes `previous.ckpt`.
 
         Raises:
-            UserError: the disk does not take it; what was there before is untouched.
+            UserError: it cannot be written; checkpoints written before are untouched.
         """
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
@@ -54,7 +52,7 @@ class AtomicCheckpointIO(CheckpointIO):
             partial.replace(path)
             _sync_directory(path.parent)
         except (OSError, RuntimeError) as error:
-            # torch ends with an error of its own
+            # torch raises an error of its own
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -67,7 +65,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; only tensors and plain containers, whatever `weights_only` says."""
+        """Read a checkpoint. Only loads tensors and plain containers, whatever `weights_only` is."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -75,7 +73,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _sync_directory(directory: Path) -> None:
-    """The names too must survive a power cut."""
+    """Sync the names of files, too, so that they survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -84,12 +82,12 @@ def _sync_directory(directory: Path) -> None:
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint to go on from, or None if there is none yet.
+    """The newest checkpoint to continue from, or None if there is none yet.
 
-    One that is damaged is told in a line and put aside.
+    A damaged checkpoint is reported and moved aside.
 
     Raises:
-        UserError: there are some, and all are damaged.
+        UserError: there are checkpoints, and all are damaged.
     """
     for partial in directory.glob("*.partial"):
         partial.unlink(missing_ok=True)
@@ -103,22 +101,22 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged.append(f"{path} is damaged ({error})")
             if path.name == LAST and path.with_name(PREVIOUS).exists():
                 print(f"memlab: warning: {damaged[-1]}; the one before is used", file=sys.stderr)
-                # or it would become the previous one, in place of one that is whole
+                # otherwise it would replace the previous one, which is whole
                 path.replace(path.with_name("damaged.ckpt"))
     if damaged:
         raise UserError(
-            f"{damaged[-1]}, and there is no other checkpoint to go on from; start anew, with another run_dir"
+            f"{damaged[-1]}, and there is no other checkpoint to continue from; start again, with another "
+            "run_dir"
         )
     return None
 
 
 class Checkpoints(L.Callback):
-    """Writes them: `last.ckpt` when it is due and when the run is asked to end, `best.ckpt` when a validation
-    was the best so far.
+    """Writes `last.ckpt` when it is due or the run is asked to end, and `best.ckpt` after a best validation.
 
-    A checkpoint at a step with a validation is written behind it: Lightning does not come back to a
-    validation that was still to be done. Comes last of all callbacks, so that it keeps what the others did at
-    the same step.
+    A checkpoint at a step with a validation is written after the validation, since Lightning does not return
+    to a validation that it has not done. This callback is the last, so that checkpoints include what the
+    others did at the same step.
 
     Args:
         began: `time.perf_counter()` when this process began with the run.
@@ -137,14 +135,12 @@ class Checkpoints(L.Callback):
         self.config = config
         self.signals = signals
         self.best: list[float] | None = None  # score and loss of the best validation so far
-        # by earlier processes, until the checkpoint
+        # by earlier processes, up to the checkpoint
         self.spent = {"train_seconds": 0.0, "total_seconds": 0.0}
         self.began = {"train_seconds": time.perf_counter(), "total_seconds": began}
 
     def seconds(self) -> dict[str, float]:
-        """Time spent on the run until now, by all processes one after another: `train_seconds`,
-        `total_seconds`.
-        """
+        """Time spent on the run, by all processes up to now: `train_seconds`, `total_seconds`."""
         now = time.perf_counter()
         return {name: self.spent[name] + now - self.began[name] for name in self.spent}
 
@@ -159,7 +155,7 @@ class Checkpoints(L.Callback):
         self.signals.take_back()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._leave_if_asked()  # what came behind the last step was saved there
+        self._leave_if_asked()  # everything after the last step has been saved
         self.signals.held = False
         self.signals.leave_if_asked()
 
@@ -193,7 +189,7 @@ class Checkpoints(L.Callback):
             raise Ended(asked)
 
     def _sync_metrics(self) -> None:
-        """The lines until here are never lost once there is a checkpoint that counts on them."""
+        """Sync the lines so far, so that a checkpoint never knows more lines than survive."""
         if self.directory.metrics.exists():
             with self.directory.metrics.open("rb") as file:
                 os.fsync(file.fileno())
@@ -213,7 +209,7 @@ class Checkpoints(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["memlab_stopped"] = trainer.should_stop
-        # the last batch of this run is not the last of one that goes on for more steps
+        # the last batch of this run is not the last one of a run that continues for more steps
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def on_load_checkpoint(
@@ -223,10 +219,10 @@ class Checkpoints(L.Callback):
 
 
 def not_worse(found: Sequence[float], best: Sequence[float] | None) -> bool:
-    """Whether a validation with this score and loss takes the place of the best one before it.
+    """Whether a validation with this score and loss replaces the best one so far.
 
-    A higher score does; of equal scores the lower loss, since many checkpoints may be right about all
-    validation samples; of equal losses the later one. What is not a number is worse than any.
+    A higher score does; with equal scores a lower loss, since many checkpoints may answer all validation
+    samples right; with equal losses the later one. NaN is worse than any number.
     """
     if best is None:
         return True

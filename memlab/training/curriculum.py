@@ -1,4 +1,4 @@
-"""How samples grow while training: which of a task's stages comes now, and when the next one does."""
+"""The curriculum of a training: the present stage of a task that grows, and when the next one begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_DRAWS = 0x6D69786564  # apart from all else that is drawn from a run's seed
+_DRAWS = 0x6D69786564  # separates these draws from all others that use the run's seed
 
 
 class Curriculum:
@@ -15,12 +15,13 @@ class Curriculum:
 
     Args:
         stages: the task in growing sizes (see `memlab/tasks/growth.py`); the last is the task itself.
-        threshold: validation accuracy at which the next stage begins; None = only the steps count.
-        stage_steps: or the number of steps after which it does, whatever the accuracy; None = only the
-            threshold counts.
-        mixed: whether each step's size is drawn, evenly, from those of the stages so far, as the RMT authors
-            do in BABILong (arXiv 2402.10790) and with `vary_n_segments` in their code of arXiv 2304.11062.
-            Otherwise it is the stage's.
+        threshold: validation accuracy at which the next stage begins; None = only the number of steps
+            decides.
+        stage_steps: number of steps after which the next stage begins, whatever the accuracy; None = only the
+            threshold decides.
+        mixed: whether the size of each step is drawn uniformly from those of the stages so far, as the RMT
+            authors do in BABILong (arXiv 2402.10790) and with `vary_n_segments` in their code of arXiv
+            2304.11062. Otherwise it is the stage's.
         seed: of the draws.
     """
 
@@ -42,16 +43,13 @@ class Curriculum:
 
     @property
     def task(self) -> Any:
-        """The task at the present stage's size, which validation has; training too,
-        unless sizes are mixed.
-        """
+        """The task at the present stage's size, for validation and, unless sizes are mixed, for training."""
         return self.stages[self.stage]
 
     def at(self, batch: int) -> Any:
-        """The task at the size of a training batch, told by its number since the run's beginning.
+        """The task at the size of training batch number `batch`, counted from the beginning of the run.
 
-        It depends on seed, stage and number alone: every process has the same, and so has a run that was
-        resumed.
+        It only depends on seed, stage and number, so it is the same in every process and after a resume.
         """
         if not self.mixed:
             return self.task
@@ -64,14 +62,15 @@ class Curriculum:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The present stage as numbers, by the names they are logged under."""
+        """The present stage as numbers, by their names in the log."""
         length = {"curriculum/length": self.task.length} if hasattr(self.task, "length") else {}
         return {"curriculum/stage": self.stage + 1, "curriculum/segments": self.task.num_segments, **length}
 
     def update(self, step: int, accuracy: float | None) -> bool:
-        """Take note of a validation after `step` steps; True if the next stage begins.
+        """Report a validation after `step` steps. True = the next stage begins.
 
-        None = there is no accuracy, as in text.
+        Args:
+            accuracy: None = there is none, as for text.
         """
         reached = accuracy is not None and self.threshold is not None and accuracy >= self.threshold
         spent = self.stage_steps is not None and step - self.began_at[-1] >= self.stage_steps

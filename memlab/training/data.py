@@ -1,6 +1,4 @@
-"""Batches for the trainer: numpy from the tasks becomes tensors, and the position in the training stream
-is part of a checkpoint.
-"""
+"""Batches for the trainer: numpy arrays of the tasks become tensors, and streams save their position."""
 
 from __future__ import annotations
 
@@ -26,9 +24,9 @@ from memlab.training.processes import Processes
 
 @dataclass
 class _Tensors:
-    """A batch of a task, its arrays as tensors under the same names.
+    """A batch of a task, with its arrays as tensors under the same names.
 
-    Not frozen: with trainer.precision=64-true Lightning copies it field by field.
+    Not frozen, because Lightning copies it field by field with trainer.precision=64-true.
     """
 
     @classmethod
@@ -42,7 +40,7 @@ class _Tensors:
         )
 
     def part(self, rows: range) -> Self:
-        """The same for some rows only."""
+        """The batch with only some of its rows."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(
             self,
@@ -67,7 +65,7 @@ class TensorBatch(_Tensors):
 
     @property
     def answer_segments(self) -> list[bool]:
-        """For each segment, whether any of its targets counts."""
+        """Whether any target counts, for each segment."""
         return [bool(part.any()) for part in self.answer_BT.split(list(self.segment_lengths), dim=1)]
 
 
@@ -85,11 +83,11 @@ class ReadingBatch(_Tensors):
 
     @cached_property
     def counted(self) -> int:
-        """Targets that count."""
+        """Number of targets that count."""
         return int(self.counts_BT.sum())
 
     def positions(self) -> Tensor:
-        """Position of each target in its document [B, T]."""
+        """Position of each target in its document, [B, T]."""
         within = torch.arange(self.segment_lengths[0], device=self.offset_BS.device)
         return (self.offset_BS[:, :, None] + within).flatten(1)
 
@@ -98,15 +96,15 @@ class AnswerStream(Stream):
     """Samples of a task with answers, generated as they are needed.
 
     Args:
-        steps: batches to give at most.
-        seed: which stream.
-        processes: each gives its share of every batch.
+        steps: maximum number of batches.
+        seed: selects the stream.
+        processes: each makes its share of every batch.
     """
 
     def __init__(self, curriculum: Curriculum, steps: int, seed: int, processes: Processes) -> None:
         super().__init__(curriculum, steps)
         self.seed, self.processes = seed, processes
-        self.position = 0  # samples that were trained on, by all processes
+        self.position = 0  # samples trained on so far, by all processes
 
     def __iter__(self) -> Iterator[TensorBatch]:
         size = self.curriculum.task.batch_size  # the same in all stages
@@ -133,7 +131,7 @@ class EvaluationBatches:
     """This process's share of the fixed samples of a split, at the size of a curriculum's present stage.
 
     Args:
-        longer: further numbers of segments at which samples are read, in the last stage.
+        longer: further numbers of segments of samples to read in the last stage.
     """
 
     def __init__(
@@ -148,7 +146,7 @@ class EvaluationBatches:
         self.split: Held = split
         self.own = processes.share(curriculum.task.size(split))
         self.batch_size = batch_size
-        # of each stage: validation reads the same samples many times
+        # by stage: validation reads the same samples many times
         self.made: dict[int, list[TensorBatch]] = {}
 
     def __iter__(self) -> Iterator[TensorBatch]:
@@ -165,15 +163,15 @@ class EvaluationBatches:
 
 
 class TextStream(Stream):
-    """Documents of a text task, of as many segments as the curriculum gives them.
+    """Documents of a text task, in batches of as many segments as the curriculum's stage has.
 
-    What a row reads does not depend on how many segments of it make a batch: its documents go on where the
-    batch before ended.
+    What a batch row reads does not depend on how many segments make a batch: its documents continue where the
+    previous batch ended.
 
     Args:
-        steps: batches to give at most.
-        seed: which order of documents.
-        rows: of a batch, that this process reads.
+        steps: maximum number of batches.
+        seed: selects the order of documents.
+        rows: the batch rows that this process reads.
     """
 
     def __init__(
@@ -182,9 +180,9 @@ class TextStream(Stream):
         super().__init__(curriculum, steps)
         self.task: TextTask = curriculum.stages[-1]
         self.seed, self.rows, self.processes = seed, rows, processes
-        # of each row, after the last batch that was trained on, which says itself where that is
+        # of each batch row, after the last batch that was trained on; batches have their position
         self.position: list[Any] | None = None
-        self.batches = 0  # that were trained on
+        self.batches = 0  # trained on so far
 
     def __iter__(self) -> Iterator[ReadingBatch]:
         one_size = len(self.curriculum.stages) == 1
@@ -214,9 +212,9 @@ class TextStream(Stream):
 
 
 class TextBatches:
-    """A split's documents, each read once, in the rows of one process or another.
+    """The documents of a split, each read once, in the batch rows of one of the processes.
 
-    There are as many batches in each process.
+    All processes have the same number of batches.
     """
 
     def __init__(self, task: TextTask, split: Held, processes: Processes) -> None:

@@ -1,6 +1,4 @@
-"""Where a run is kept: its directory, the checkpoint that it goes on from,
-and the command that continues it.
-"""
+"""The directory of a run, the checkpoint that it continues from, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -24,10 +22,10 @@ from memlab.training.processes import Processes
 
 
 def claim(config: Config, continues: bool, processes: Processes) -> RunDirectory:
-    """The run's directory, which the first process makes or takes for all of them.
+    """The run's directory, which the first process creates or takes over for all processes.
 
     Raises:
-        UserError: it cannot be used, or MLflow's store cannot.
+        UserError: the directory or MLflow's store cannot be used.
     """
     claimed: list[RunDirectory] = []
 
@@ -55,8 +53,7 @@ def known_data(task: Task, origin: Origin) -> dict[str, Any]:
 
 
 def go_on(directory: RunDirectory) -> Path | None:
-    """Make a run's directory what it was at its newest whole checkpoint, and return that; None = it never
-    came to one.
+    """Restore a run's directory to its newest whole checkpoint, and return that; None = there is none.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
@@ -70,26 +67,26 @@ def go_on(directory: RunDirectory) -> Path | None:
         if found
         else "the beginning: it was stopped before its first checkpoint"
     )
-    print(f"memlab: the run goes on from {where}", file=sys.stderr)
+    print(f"memlab: the run continues from {where}", file=sys.stderr)
     return found[0] if found else None
 
 
 def kept(directory: RunDirectory) -> str:
-    """Which checkpoint there is."""
+    """A sentence about the last checkpoint."""
     last = directory.checkpoints / LAST
     return f"The last checkpoint is kept: {last}" if last.exists() else "There is no checkpoint yet"
 
 
-def command(words: Sequence[str], directory: Path) -> str:
+def command(arguments: Sequence[str], directory: Path) -> str:
     """The command line that continues a run."""
-    # Hydra too has characters of its own
+    # for Hydra, too, some characters have a meaning
     place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"
-    return shlex.join(["python", "-m", "memlab.train", *without_place(words), f"resume={place}"])
+    return shlex.join(["python", "-m", "memlab.train", *without_place(arguments), f"resume={place}"])
 
 
-def without_place(words: Sequence[str]) -> list[str]:
-    """A command line but for where the run is kept."""
-    return [word for word in words if word.partition("=")[0] not in ("resume", "run_dir")]
+def without_place(arguments: Sequence[str]) -> list[str]:
+    """A command line without the run's directory."""
+    return [argument for argument in arguments if argument.partition("=")[0] not in ("resume", "run_dir")]
 
 
 def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +97,7 @@ def say_finished(directory: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_best(directory: RunDirectory) -> dict[str, Any]:
-    """The checkpoint that is tested.
+    """The checkpoint to be tested.
 
     Raises:
         UserError: it is damaged.

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not a number ends the training before it spoils the weights."""
+"""Stop the training before a loss or gradient that is not finite reaches the weights."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class DivergedError(UserError):
 
 
 def clip(model: nn.Module, optimizer: Optimizer, loss: Tensor, most: float | None, step: int) -> None:
-    """Check a step's loss and gradient, and scale the gradient to a norm of at most `most`, as
-    `torch.nn.utils.clip_grad_norm_` does.
+    """Check a step's loss and gradient, and clip the gradient as `torch.nn.utils.clip_grad_norm_` does.
 
-    Loss and norm are looked at together: on a GPU that is one wait for it in each step.
+    Loss and norm are checked together, so that each step waits for a GPU only once.
 
     Args:
         loss: of the step, a scalar.
-        most: None = no clipping.
-        step: that would be made, counted from 1.
+        most: largest norm; None = no clipping.
+        step: number of the step to be made, counted from 1.
 
     Raises:
-        DivergedError: naming the step, the learning rate and the parameter with the largest gradient.
+        DivergedError: loss or gradient is not finite. Names the step, the learning rate and the parameter
+            with the largest gradient.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if not torch.isfinite(norm + loss):
-        raise DivergedError(_words(model, loss, step, optimizer.param_groups[0]["lr"]))
+        raise DivergedError(_message(model, loss, step, optimizer.param_groups[0]["lr"]))
     if most is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
 
-def _words(model: nn.Module, loss: Tensor, step: int, lr: float) -> str:
+def _message(model: nn.Module, loss: Tensor, step: int, lr: float) -> str:
     gradients = {name: whole(p.grad.detach()) for name, p in model.named_parameters() if p.grad is not None}
     largest = {name: gradient.abs().max().item() for name, gradient in gradients.items()}
     name = max(largest, key=lambda n: float("inf") if largest[n] != largest[n] else largest[n])

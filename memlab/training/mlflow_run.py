@@ -1,4 +1,4 @@
-"""The MLflow run of a training: how it begins, and what it says at its end."""
+"""The MLflow run of a training: what it logs at its beginning and at its end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from memlab.tracking.run_directory import RunDirectory
 
 
 def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
-    """Begin the MLflow run, or go on with it: parameters, tags, configuration and all that was logged are
-    there before the first step.
+    """Begin the MLflow run, or continue it.
+
+    Parameters, tags, configuration and all that was logged before are there before the first step.
     """
     facts = directory.facts()
     tags = {
@@ -44,7 +45,7 @@ def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> 
 
 
 def finish(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) -> None:
-    """Single numbers for MLflow's tables and scatter plots, and the figures."""
+    """Log single numbers, for MLflow's tables and scatter plots, and the figures."""
     single = {
         name.replace("test/", "summary/test_"): value
         for name, value in result["metrics"].items()
@@ -53,7 +54,7 @@ def finish(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) ->
     single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
     single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
     measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
-    # MLflow draws what has step 0 alone as bars beside each other, anything else as a line over steps
+    # MLflow draws metrics with only step 0 as bars next to each other, and any others as lines over steps
     tracker.log_metrics({**result["metrics"], **single, **measured}, step=0)
     tracker.log_artifacts(directory.figures, "figures")
     tracker.log_text(json.dumps(result, indent=2) + "\n", "result.json")
@@ -61,9 +62,9 @@ def finish(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) ->
 
 
 def description(result: dict[str, Any]) -> str:
-    """What MLflow's page of a run says first, in Markdown: its headline, cost and command.
+    """The description at the top of MLflow's page of a run, in Markdown: headline, cost and command.
 
-    The figure is put behind it.
+    `Tracker.describe` adds the figure after it.
     """
     m, cost = result["metrics"], result["memory"]
     chance = f" (chance {result['chance']:.3f})" if "chance" in result else ""
@@ -74,7 +75,7 @@ def description(result: dict[str, Any]) -> str:
     elif (text := m.get(f"{split}/bits_per_byte")) is not None:
         headline = f" {text:.4f} bits per byte"
     carried = (
-        f"carries {size(cost['state_bytes'])}, a full cache is {ratio(cost['compression_carry'])} that after "
+        f"carries {size(cost['state_bytes'])}; a full cache is {ratio(cost['compression_carry'])} that after "
         f"{cost['tokens']:,} tokens"
     )
     if not cost["state_bytes"]:

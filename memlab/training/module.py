@@ -1,4 +1,4 @@
-"""The LightningModule: a model, and the objective, evaluator and stream that it is trained by.
+"""The LightningModule: a model, and the objective, evaluator and stream that train it.
 
 It knows none of their kinds (see `parts.py`), and models know nothing of it.
 """
@@ -21,11 +21,11 @@ from memlab.training.processes import Processes
 
 
 class TrainingModule(L.LightningModule):
-    """What Lightning calls in a training.
+    """The hooks that Lightning calls in a training.
 
     Attributes:
-        processes: those that train together.
-        train_metrics: of the last step and all processes, by the names they are logged under.
+        processes: the processes that train together.
+        train_metrics: metrics of the last step over all processes, by their names in the log.
     """
 
     def __init__(self, model: Model, config: Config, training: Training, processes: Processes) -> None:
@@ -40,11 +40,11 @@ class TrainingModule(L.LightningModule):
 
     @property
     def progress(self) -> dict[str, float]:
-        """Numbers that say how far the training is, for every log entry."""
+        """How far the training is, as numbers for every log entry."""
         return {**self.objective.progress, **self.stream.curriculum.metrics}
 
     def step_loss(self, rows: range) -> Tensor:
-        """What some rows add to the loss of the step; one of `sharding.FORWARD`."""
+        """The contribution of some batch rows to the loss of the step; one of `sharding.FORWARD`."""
         return self.objective.loss(rows)
 
     def evaluate(self, batch: Any) -> None:
@@ -52,11 +52,11 @@ class TrainingModule(L.LightningModule):
         self.evaluator.read(batch)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The loss of a step, of which Lightning computes the gradient.
+        """The loss of a step, whose gradient Lightning computes.
 
-        With `trainer.accumulate` that is the loss of the last part of the rows; the gradients of the other
-        parts are there by then. Each process adds them up by itself, and the last backward pass averages the
-        sums over the processes.
+        With `trainer.accumulate`, this is the loss of the last part of the batch rows; the gradients of the
+        other parts have been computed by then. Each process adds them up by itself, and the last backward
+        pass averages the sums over the processes.
         """
         self.zero_grad()
         self.objective.begin(batch)
@@ -69,25 +69,22 @@ class TrainingModule(L.LightningModule):
         sharding.accumulate(self, more=False)
         loss = self.step_loss(parts[-1])
         if len(parts) > 1 and self.processes.size > 1 and not sharding.shared(self):
-            # DistributedDataParallel averages the gradients of the parameters in the last backward pass, so
-            # all that have one take part in it
+            # DistributedDataParallel averages gradients in the last backward pass, so all parameters that
+            # have one take part in it
             loss = _WithParameters.apply(loss, *(p for p in self.parameters() if p.grad is not None))
         self.train_metrics = self.objective.end()
         self.stream.trained_on(batch)
         return loss
 
     def optimizer_zero_grad(self, *_: Any) -> None:
-        """Lightning's hook, which comes too late: part of the gradients are there.
-
-        `training_step` does it.
-        """
+        """Do nothing: when Lightning calls this, some gradients are there already; see `training_step`."""
 
     def on_validation_epoch_start(self) -> None:
         sharding.gather(self)
         self.evaluator.start("validation")
 
     def on_test_epoch_start(self) -> None:
-        # for good: after the test, the first process alone measures what the model carries
+        # not released: after the test, only the first process measures what the model carries
         sharding.gather(self)
         self.evaluator.start("test")
 
@@ -126,13 +123,13 @@ class TrainingModule(L.LightningModule):
         if self.processes.leads:
             print(
                 f"memlab: the checkpoint is of {before} process{'es' * (before > 1)}, now there "
-                f"{'are' if now > 1 else 'is'} {now}: rows and what they carry are shared out anew; sums are "
-                "rounded differently, and dropout draws other numbers",
+                f"{'are' if now > 1 else 'is'} {now}: batch rows and what they carry are distributed again; "
+                "sums are rounded differently, and dropout draws other numbers",
                 file=sys.stderr,
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # not before: whatever is set up at the start may draw, and did not between two steps of one run
+        # not earlier: what is set up at the start may draw numbers, which an uninterrupted run would not
         if self._random is not None:
             random_state.restore(self._random, self.device)
             self._random = None
@@ -158,7 +155,7 @@ class TrainingModule(L.LightningModule):
 
 
 class _WithParameters(torch.autograd.Function):
-    """The loss as it is; the parameters beside it are in its graph, and get nothing from it."""
+    """The loss, unchanged. The parameters are in its graph, with no contribution to their gradients."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
@@ -170,6 +167,6 @@ class _WithParameters(torch.autograd.Function):
 
 
 def split(rows: range, parts: int) -> list[range]:
-    """Rows one after another, in parts of equal size."""
+    """Consecutive rows in parts of equal size."""
     size = len(rows) // parts
     return [rows[part * size : (part + 1) * size] for part in range(parts)]

@@ -1,4 +1,4 @@
-"""AdamW with the groups that memories need, and the learning rate over the steps."""
+"""AdamW with the parameter groups that memories need, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from memlab.config.sections import OptimConfig
 
 
 def build(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[AdamW, LambdaLR]:
-    """Weight decay is for the matrices of linear layers alone: not for biases, normalisations, embeddings and
-    learned memories.
+    """The optimizer and its schedule.
 
-    Gates (parameters whose name begins with `gate`) have a learning rate of their own: Adam moves a scalar by
-    about the learning rate at each step, and a gate has to come far from 0 to open or close
+    Only the matrices of linear layers have weight decay, not biases, normalisations, embeddings and learned
+    memories. Gates (parameters whose name begins with `gate`) have a learning rate of their own: Adam moves a
+    scalar by about the learning rate in each step, and a gate has to move far from 0 to open or close
     (huggingface.co/blog/infini-attention found 0.03 in a whole run).
     """
     gates = [p for name, p in model.named_parameters() if name.rpartition(".")[2].startswith("gate")]

@@ -1,15 +1,15 @@
 """The three parts of a training: objective, evaluator and stream.
 
-    stream      batches, where in the data the training is, and the curriculum
-    objective   the loss and the metrics of a step
-    evaluator   what a validation or test reads, and its metrics
+    stream      batches, the position in the data, and the curriculum
+    objective   loss and metrics of a step
+    evaluator   what a validation or test measures
 
-`module.py` puts them together and knows none of their kinds. `answers.py` and `text.py` have one of each; a
-task says by `trained_by` which it needs.
+`module.py` combines them and knows none of their kinds. `answers.py` and `text.py` have one of each;
+`Task.trained_by` names the ones that a task needs.
 
-A batch is an object with `tokens_BT` and a method `to(device)`. States for a checkpoint are plain containers
-of tensors and numbers. They are those of all processes together: every process asks for them at the same time
-and gets the same, and after loading, any number of processes may go on, each with its own rows.
+A batch is an object with `tokens_BT` and a method `to(device)`. What a checkpoint stores of a part are plain
+containers of tensors and numbers, of all processes together: every process calls `state_dict` at the same
+time and gets the same result, and any number of processes may continue from it, each with its own batch rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from memlab.training.processes import Processes
 class Objective(abc.ABC):
     """The loss of a training step.
 
-    For each step come, in this order: `begin`, `loss` for one part of the rows after another, `end`.
+    In each step, the calls are: `begin`, then `loss` for each part of the batch rows, then `end`.
     """
 
     def __init__(self, model: Model, config: Config, processes: Processes) -> None:
@@ -48,47 +48,46 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, batch: Any) -> None:
-        """A step begins; `batch` are this process's rows."""
+        """Begin a step; `batch` has this process's batch rows."""
 
     @abc.abstractmethod
     def loss(self, rows: range) -> Tensor:
-        """What some rows add to the loss of the step.
+        """The contribution of some batch rows to the loss of the step.
 
-        The mean over the processes of the sum over the parts is the loss of the step.
+        The loss of the step is the sum over the parts, averaged over the processes.
         """
 
     @abc.abstractmethod
     def end(self) -> dict[str, Tensor]:
-        """Metrics of the step and of all processes by the names they are logged under, `train/loss` among
-        them.
+        """Metrics of the step over all processes, by their names in the log, among them `train/loss`.
 
-        Those with several numbers are averaged where they are logged.
+        Metrics with several numbers are averaged when they are logged.
         """
 
     @property
     def progress(self) -> dict[str, float]:
-        """Numbers that say how far the training is, for every log entry."""
+        """How far the training is, as numbers for every log entry."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What `result.json` says of the training."""
+        """Entries of `result.json` about the training."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint stores."""
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:  # noqa: B027 - most have nothing
-        """Go on from there."""
+        """Continue from what a checkpoint stores."""
 
 
 class Evaluator(abc.ABC):
-    """What is measured in a validation or test.
+    """Measures a validation or test.
 
     Attributes:
-        headline: the metric that people look at first.
-        metrics: torchmetrics objects by name, made with `Processes.metric_options` so that their sums are
-            those of all processes.
+        headline: the most important metric.
+        metrics: torchmetrics objects by name, made with `Processes.metric_options` so that they sum over all
+            processes.
     """
 
     headline: ClassVar[str]
@@ -98,7 +97,7 @@ class Evaluator(abc.ABC):
         self.metrics, self.processes = metrics, processes
 
     def start(self, split: Held) -> None:
-        """Nothing of the split has been read yet."""
+        """Begin with a split, of which nothing has been read yet."""
         self.metrics.reset()
 
     @abc.abstractmethod
@@ -106,7 +105,7 @@ class Evaluator(abc.ABC):
         """Read a batch of this process's share and update the metrics."""
 
     def finish(self) -> dict[str, float]:
-        """The metrics by name, now that all processes have read their share."""
+        """The metrics by name, after all processes have read their share."""
         return {name: float(value) for name, value in self.metrics.compute().items()}
 
     @abc.abstractmethod
@@ -114,30 +113,30 @@ class Evaluator(abc.ABC):
         """How good a validation was; checkpoints are ranked by it."""
 
     def facts(self) -> dict[str, Any]:
-        """What `result.json` has of the last evaluation beside its metrics."""
+        """Entries of `result.json` about the last evaluation, in addition to its metrics."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the metrics have counted so far, in all processes together."""
+        """The states of the metrics, summed over all processes."""
         with contextlib.ExitStack() as synchronised:
             for metric in self.metrics.values():
                 synchronised.enter_context(metric.sync_context())
             return dict(self.metrics.state_dict())
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on counting; the first process takes over what all of them had counted."""
+        """Continue counting; the first process takes over the counts of all processes."""
         self.metrics.reset()
         if self.processes.leads:
             self.metrics.load_state_dict(saved)
 
 
 class Stream(abc.ABC):
-    """The endless training batches of this process, at the sizes that the curriculum gives them.
+    """The endless training batches of this process, at the sizes that the curriculum chooses.
 
-    It is sized, so that Lightning does not read ahead.
+    It has a length, so that Lightning does not read ahead.
 
     Args:
-        steps: batches to give at most.
+        steps: maximum number of batches.
     """
 
     def __init__(self, curriculum: Curriculum, steps: int) -> None:
@@ -152,24 +151,24 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def trained_on(self, batch: Any) -> None:
-        """A checkpoint that is written from now on goes on after this batch."""
+        """Move the position behind this batch: checkpoints written from now on continue after it."""
 
     def facts(self) -> dict[str, Any]:
-        """What `result.json` says of what was read."""
+        """Entries of `result.json` about what was read."""
         return {}
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the place in the data, and the curriculum."""
+        """What a checkpoint stores: the position in the data, and the curriculum."""
 
     @abc.abstractmethod
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from what a checkpoint stores."""
 
 
 @dataclass
 class Training:
-    """The parts that a task is trained by, and the batches of its validations and its one test."""
+    """The parts that train a task, and the batches of its validations and its one test."""
 
     objective: Objective
     evaluator: Evaluator
@@ -179,5 +178,5 @@ class Training:
 
 
 def added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Metrics of all rows of a step, from what each part of them adds."""
+    """Metrics of a step: the sums over the contributions of its parts."""
     return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}

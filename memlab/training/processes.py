@@ -1,6 +1,6 @@
-"""The processes that train together, and what they say to each other beside the gradients.
+"""The processes that train together, and what they exchange in addition to gradients.
 
-Numbers of the host (counts, flags, states for a checkpoint) go through a gloo group of their own, also where
+Data of the host (counts, flags, states for a checkpoint) goes through a gloo group of its own, even where
 gradients go through nccl.
 """
 
@@ -22,7 +22,7 @@ from memlab.config.launch import Others, Place
 from memlab.errors import UserError
 
 T = TypeVar("T")
-# What gloo and nccl say when another process is gone.
+# Parts of gloo's and nccl's messages when another process is gone.
 _GONE = (
     "closed by peer",
     "reset by peer",
@@ -36,7 +36,7 @@ _WAIT = timedelta(days=1)
 
 
 class Followed(SystemExit):
-    """Another process has failed, or was asked to end, and says so; this one ends without a word."""
+    """Another process has failed, or was asked to end, and reports it; this one ends silently."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -46,8 +46,8 @@ class Processes:
     """One process by itself; `join` makes one of several.
 
     Attributes:
-        rank: 0 is the first, which alone writes and prints.
-        size: how many there are.
+        rank: 0 is the first process, the only one that writes and prints.
+        size: number of processes.
     """
 
     def __init__(self, place: Place | None = None, others: Others | None = None, group: Any = None) -> None:
@@ -58,10 +58,10 @@ class Processes:
 
     @classmethod
     def join(cls, place: Place, others: Others, gpu: bool) -> Processes:
-        """Wait until all are there.
+        """Wait until all processes are there.
 
         Raises:
-            UserError: one of them ended before, or there are fewer GPUs than processes.
+            UserError: one of them ended before that, or there are fewer GPUs than processes.
         """
         if place.size == 1:
             return cls()
@@ -81,7 +81,7 @@ class Processes:
 
     @staticmethod
     def leave() -> None:
-        """There is nothing more to say."""
+        """End the exchange between processes."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -90,11 +90,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, amount: int) -> range:
-        """This process's part of 0 .. amount - 1: one after another, as even as can be."""
+        """This process's part of 0 .. amount - 1, divided as evenly as possible."""
         return range(amount * self.rank // self.size, amount * (self.rank + 1) // self.size)
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -102,18 +102,18 @@ class Processes:
         return values
 
     def metric_options(self) -> dict[str, Any]:
-        """Arguments for a torchmetrics object that adds up its states over these processes when it computes.
+        """Arguments for a torchmetrics object that sums its states over these processes when it computes.
 
         Its states stay in the host's memory.
         """
         return {"process_group": self._group, "distributed_available_fn": lambda: self.size > 1}
 
     def sum(self, number: int) -> int:
-        """Of everyone's numbers."""
+        """The sum of the numbers of all processes."""
         return self._reduced(number, dist.ReduceOp.SUM)
 
     def largest(self, number: int) -> int:
-        """Of everyone's numbers."""
+        """The largest of the numbers of all processes."""
         return self._reduced(number, dist.ReduceOp.MAX)
 
     def _reduced(self, number: int, operation: Any) -> int:
@@ -133,10 +133,10 @@ class Processes:
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
 
     def first(self, work: Callable[[], T]) -> T:
-        """What the first process makes, for all.
+        """The result of `work`, done by the first process for all.
 
         Raises:
-            Followed: it failed there.
+            Followed: the work failed there.
         """
         if self.size == 1:
             return work()
@@ -152,11 +152,11 @@ class Processes:
         return value
 
     def each(self, work: Callable[[], T]) -> T:
-        """What each process makes for itself; the first alone prints meanwhile. If one fails, all do.
+        """The result of `work`, done by each process for itself. Only the first prints; if one fails, all do.
 
         Raises:
-            UserError: in the first process: another one failed.
-            Followed: in those that did not fail.
+            UserError: in the first process, if another one failed.
+            Followed: in other processes.
         """
         if self.size == 1:
             return work()
@@ -168,30 +168,31 @@ class Processes:
         except Exception as error:
             failed = error
         errors = self.gather(None if failed is None else f"{failed}")
-        told = next((error for error in errors if error is not None), None)
-        if told is None:
+        first_error = next((error for error in errors if error is not None), None)
+        if first_error is None:
             made: T = value
             return made
         if not self.leads:
             raise Followed
-        raise failed if failed is not None else UserError(told)
+        raise failed if failed is not None else UserError(first_error)
 
     def lost(self, error: RuntimeError) -> BaseException:
-        """What is to be raised for an error; if it only says that another process is gone,
-        `UserError` here or `Followed`.
+        """The exception to raise for an error.
+
+        An error which only means that another process is gone becomes a `UserError`, or `Followed`.
         """
-        if self.size == 1 or not any(words in str(error) for words in _GONE):
+        if self.size == 1 or not any(sign in str(error) for sign in _GONE):
             return error
         if not self.leads:
             return Followed()
-        told = self._others.lost(seconds=5) if self._others is not None else None
-        return UserError(told or "another process of this training is gone, and the training with it")
+        reason = self._others.lost(seconds=5) if self._others is not None else None
+        return UserError(reason or "another process of this training is gone, and the training with it")
 
 
 def _meeting(place: Place, others: Others) -> dist.Store:
     """The store through which the processes find each other.
 
-    The first one waits in Python, where Ctrl-C reaches it.
+    The first process waits in Python, where Ctrl-C reaches it.
     """
     first, port, listening = place.rank == 0, place.port, None
     if first and others.listener is not None:
@@ -202,14 +203,14 @@ def _meeting(place: Place, others: Others) -> dist.Store:
     )
     store.add("memlab/here", 1)
     while first and store.add("memlab/here", 0) < place.size:
-        if told := others.lost():
-            raise UserError(told)
+        if reason := others.lost():
+            raise UserError(reason)
         time.sleep(0.05)
     return store
 
 
 class Started(ClusterEnvironment):
-    """Tells Lightning that the processes are there already, and which one this is."""
+    """Informs Lightning that the processes are running already, and which one this is."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()

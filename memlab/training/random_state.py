@@ -1,6 +1,4 @@
-"""The states of all random number generators that a training may draw from,
-as tensors and plain containers.
-"""
+"""The states of all random number generators of a training, as tensors and plain containers."""
 
 from __future__ import annotations
 
@@ -12,18 +10,18 @@ import torch
 
 
 def begin(seed: int, rank: int, step: int) -> None:
-    """Begin to draw numbers that no other process draws, nor this one at another step.
+    """Seed the generators with numbers of their own for each process and step.
 
     Weights are drawn before, from the seed alone: they are the same in every process.
     """
-    words = np.random.SeedSequence((seed, rank, step)).generate_state(3)
-    torch.manual_seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    random.seed(int(words[2]))
+    seeds = np.random.SeedSequence((seed, rank, step)).generate_state(3)
+    torch.manual_seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    random.seed(int(seeds[2]))
 
 
 def collect(device: torch.device) -> dict[str, Any]:
-    """The states of torch (and of the GPU that is trained on), numpy and Python now."""
+    """The present states of torch (and of the GPU in use), numpy and Python."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -40,7 +38,7 @@ def collect(device: torch.device) -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any], device: torch.device) -> None:
-    """Go on drawing where `collect` was called."""
+    """Continue drawing from where `collect` was called."""
     torch.set_rng_state(states["torch"])
     if states["gpu"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states["gpu"], device)

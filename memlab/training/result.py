@@ -1,4 +1,4 @@
-"""What a training found out: `result.json`, and the figures of the run."""
+"""The result of a training: `result.json`, and the figures of the run."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def assemble(
     timing: Mapping[str, float],
     mlflow_run_id: str | None,
 ) -> dict[str, Any]:
-    """What `result.json` holds.
+    """The content of `result.json`.
 
     Args:
-        steps: of the optimizer.
-        best_step: after which the tested checkpoint was written.
-        measured: Lightning's metrics, of which those of the test are taken.
+        steps: optimizer steps.
+        best_step: the step after which the tested checkpoint was written.
+        measured: Lightning's metrics, including those of the test.
         logged: the lines of `metrics.jsonl`.
         timing: seconds of the training, of the test and in total.
     """
@@ -86,9 +86,9 @@ def assemble(
 
 
 def saturated(logged: Sequence[Mapping[str, float]]) -> dict[str, int] | None:
-    """Since which step all validations were right about nearly every sample, and how many they are.
+    """The step since which all validations answered nearly every sample right, and their number.
 
-    Then accuracy does not rank their checkpoints. None = at most one was.
+    Accuracy does not rank their checkpoints. None = at most the last validation did.
 
     Args:
         logged: the lines of `metrics.jsonl`.
@@ -108,7 +108,7 @@ def saturated(logged: Sequence[Mapping[str, float]]) -> dict[str, int] | None:
 def draw(
     parts: Parts, config: Config, result: dict[str, Any], logged: list[dict[str, float]], figures: Path
 ) -> None:
-    """The figures of a run."""
+    """Draw the figures of a run."""
     name, headline = title(config), parts.module.evaluator.headline
     curves.learning(logged, headline, result["stages_began_at"], result.get("chance"), name, figures)
     if config.model.get("memory") != "off":  # with the memory off, gates are there and do nothing
@@ -118,5 +118,5 @@ def draw(
 
 
 def title(config: Config) -> str:
-    """A run as a person calls it."""
+    """A run's title, for people."""
     return f"{config.model['name']} on {config.task['name']}, seed {config.seed}"

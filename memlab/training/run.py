@@ -1,6 +1,4 @@
-"""One training from configuration to result: build, fit, test the best checkpoint once,
-write everything down.
-"""
+"""One training from configuration to result: build, fit, test the best checkpoint once, write the result."""
 
 from __future__ import annotations
 
@@ -50,23 +48,24 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def train(
     config: Config,
     origin: Origin | None = None,
-    words: Sequence[str] = (),
+    arguments: Sequence[str] = (),
     join: Callable[[bool], Processes] | None = None,
 ) -> dict[str, Any]:
-    """Train as configured, from the beginning or from a checkpoint, and return what `result.json` holds.
+    """Train as configured, from the beginning or from a checkpoint, and return the content of `result.json`.
 
     Args:
-        origin: what `memlab.tracking.resume.find` said of this configuration; None = ask it.
-        words: the command line after `memlab.train`, to say with which one the run can be continued.
-        join: gives the processes that train together, told whether on GPUs; None = this one alone. All of
-            them call `train`; the first says with which configuration, writes all files, and has a result,
-            the others return {}.
+        origin: the result of `memlab.tracking.resume.find` for this configuration; None = call it.
+        arguments: the command line after `memlab.train`, from which the command that continues the run is
+            made.
+        join: returns the processes that train together, given whether they use GPUs; None = only this
+            process. All of them call `train`. The first decides on the configuration, writes all files, and
+            returns the result; the others return {}.
 
     Raises:
-        UserError: the configuration or the place of the run cannot be used, nothing has been trained; or the
+        UserError: the configuration or the run directory cannot be used, and nothing has been trained; or the
             disk is full; or another process is gone.
         DivergedError: the loss or the gradient is not finite.
-        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done up to then is in
+        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done by then is in
             the run directory.
     """
     began = time.perf_counter()
@@ -77,7 +76,7 @@ def train(
     with Signals() as signals:
         try:
             processes = Processes() if join is None else join(on_gpu(config))
-            signals.told = processes.leads
+            signals.prints = processes.leads
             config, origin = processes.first(
                 lambda: (config, resume.find(config) if origin is None else origin)
             )
@@ -90,8 +89,10 @@ def train(
             directory = claim(config, origin.directory is not None, processes)
             if processes.leads:
                 data_record.write(directory.path, data)
-            if processes.leads and words and origin.directory is None:
-                directory.note(command=shlex.join(["python", "-m", "memlab.train", *without_place(words)]))
+            if processes.leads and arguments and origin.directory is None:
+                directory.note(
+                    command=shlex.join(["python", "-m", "memlab.train", *without_place(arguments)])
+                )
         except Ended as ended:  # nothing has been begun
             raise SystemExit(128 + ended.signal) from None
         try:
@@ -99,7 +100,7 @@ def train(
                 directory, config, parts, signals, processes, began, origin.directory is not None
             )
         except Ended as ended:
-            how = f"continue with: {command(words, directory.path)}"
+            how = f"continue with: {command(arguments, directory.path)}"
             if not processes.leads:
                 pass
             elif ended.signal == signal.SIGINT:
@@ -117,7 +118,7 @@ def train(
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
-            how = f"when there is room: {command(words, directory.path)}"
+            how = f"when there is room: {command(arguments, directory.path)}"
             raise UserError(
                 f"{error.strerror}: {error.filename or directory.path}. {kept(directory)}; {how}"
             ) from None
@@ -134,11 +135,11 @@ def _train_in(
     began: float,
     continues: bool,
 ) -> dict[str, Any]:
-    """Train in a directory that is ours, with an MLflow run that ends as this does."""
+    """Train in a directory that this process owns, with an MLflow run that ends with this call."""
     checkpoint = processes.first(lambda: go_on(directory) if continues else None)
     if not processes.leads:
         return _run(config, parts, directory, None, signals, processes, began, checkpoint)
-    signals.held = True  # or MLflow would keep a run of which nobody here knows
+    signals.held = True  # otherwise MLflow might have a run that nobody here knows
     tracker = (
         mlflow_run.start(config, config.tracking, directory)
         if isinstance(config.tracking, MLflowTracking)

@@ -1,17 +1,16 @@
-"""`trainer=fsdp`: weights, gradients and the optimizer's state are shared out among the processes (FSDP2,
-torch's `fully_shard`).
+"""`trainer=fsdp`: weights, gradients and the optimizer's state are sharded (FSDP2, torch's `fully_shard`).
 
-Each block is gathered from all processes when it is used and given up again behind it; what stands outside
-the blocks (embedding, output, initial memory, gates) is gathered for a whole step. The root is the module's
-loss, not the model's `forward`: a step reads a model in several calls, begins its states outside of them, and
-back-propagates through what one call hands to the next.
+Each block is gathered from all processes when it is used, and released after use. What stands outside the
+blocks (embedding, head, initial memory, gates) is gathered for a whole step. The root is the module's loss,
+not the model's `forward`: a step calls the model several times, makes its initial states outside of these
+calls, and back-propagates through what one call hands to the next.
 
-What models carry belongs to the rows of each process and is not shared out.
+What a model carries belongs to the batch rows of each process and is not sharded.
 
-The processes have to gather the same blocks in the same order. So what a step calls may depend on shapes but
-not on what the rows hold; where documents begin, which decides how segments are read together, is agreed on
-(`memlab.training.text`). Validation and test gather all weights once, and each process reads at its own
-pace.
+The processes have to gather the same blocks in the same order. So the calls of a step may depend on shapes
+but not on the content of batch rows; where documents begin, which decides which segments are read together,
+is agreed on (`memlab.training.text`). Validation and test gather all weights once, and each process then
+reads at its own pace.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ FORWARD = ("step_loss", "evaluate")  # the methods of `TrainingModule` within wh
 
 
 def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, size: int) -> None:
-    """Share out a module's weights among all processes, in place; they are the same in all of them before."""
-    # States are often views, which torch warns of for those who would change them in place. Nothing here
-    # does.
+    """Shard a module's weights among all processes, in place. Before, they are the same in all processes."""
+    # States are often views. torch warns about changing them in place, which nothing here does.
     warnings.filterwarnings(
         "ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning
     )
@@ -53,19 +51,19 @@ def shard(module: LightningModule, blocks: nn.ModuleList, device: torch.device, 
 
 
 def asked_for(config: TrainerConfig, processes: Processes) -> bool:
-    """Whether a training shares out its weights."""
+    """Whether a training shards its weights."""
     return config.strategy == "fsdp" and processes.size > 1
 
 
 def shared(module: nn.Module) -> bool:
-    """Whether a module's weights are shared out."""
+    """Whether a module's weights are sharded."""
     return isinstance(module, FSDPModule)
 
 
 def gather(module: nn.Module) -> None:
-    """Every process has all weights from now on, until `release`.
+    """Give every process all weights, until `release`.
 
-    Nothing happens to a module that is not shared out.
+    Does nothing to a module that is not sharded.
     """
     if isinstance(module, FSDPModule):
         module.set_reshard_after_forward(False)
@@ -83,15 +81,13 @@ def release(module: nn.Module) -> None:
 
 
 def accumulate(module: nn.Module, more: bool) -> None:
-    """Whether the next backward pass adds to gradients that a later one shares out,
-    instead of sharing them out.
-    """
+    """Choose whether the next backward pass only adds to the gradients, or also reduces and shards them."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(not more)
 
 
 def load_weights(module: nn.Module, saved: Mapping[str, Tensor], strict: bool = True) -> None:
-    """`module.load_state_dict` of whole tensors, also where each process holds but a part of them."""
+    """`module.load_state_dict` for whole tensors, even if each process only holds a part of each."""
     own = module.state_dict()
     module.load_state_dict(
         {name: _like(own[name], value) if name in own else value for name, value in saved.items()},
@@ -104,32 +100,29 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def _like(own: Any, whole: Any) -> Any:
-    """This process's part of a tensor that it has as a whole, if `own` is such a part of a tensor of the
-    same shape.
-    """
+    """This process's part of a whole tensor, if `own` is a part of a tensor of the same shape."""
     if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
         return whole
     part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-    copied = part.to_local().clone()  # or it would keep the whole in memory
+    copied = part.to_local().clone()  # otherwise the whole tensor would stay in memory
     return DTensor.from_local(
         copied, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
     )
 
 
 def whole(value: Any) -> Any:
-    """A tensor of which each process holds a part, put together; all processes have to ask for it.
+    """The whole tensor, if each process holds a part of it; all processes have to call this.
 
-    Other values as they are.
+    Other values are returned as they are.
     """
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class ShardedStrategy(DDPStrategy):
-    """FSDP2 under Lightning, with the checkpoints of one process: whole tensors, in one file that the first
-    process writes.
+    """FSDP2 under Lightning, with checkpoints as in one process: whole tensors in one file.
 
-    Lightning's own `ModelParallelStrategy` refuses double precision, reads checkpoints past the CheckpointIO,
-    and numbers the optimizer's state otherwise than torch does.
+    Lightning's own `ModelParallelStrategy` refuses double precision, reads checkpoints without the
+    CheckpointIO, and numbers the optimizer's state differently from torch.
     """
 
     @property
@@ -143,22 +136,20 @@ class ShardedStrategy(DDPStrategy):
         self.precision_plugin.convert_module(module)
         if not isinstance(module, FSDPModule):
             shard(module, module.model.backbone.blocks, self.root_device, self.world_size)
-            self.model_to_device()  # it is there, block by block; Lightning is to know
+            self.model_to_device()  # already there, block by block; this informs Lightning
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
     def teardown(self) -> None:
-        """Weights stay where they are: there is a test behind the training, and the processes have no host
-        memory for all of them.
-        """
+        """Leave the weights where they are: a test may follow, and the host's memory may be too small."""
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
         self.accelerator.teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors in the host's memory of the first process; nothing in the others."""
+        """Whole tensors in the host's memory of the first process, and nothing in the others."""
         assert self.lightning_module is not None
         return self._collected(self.lightning_module.state_dict())
 
@@ -172,7 +163,7 @@ class ShardedStrategy(DDPStrategy):
 
     def _collected(self, values: Mapping[str, Any]) -> dict[str, Any]:
         collected = {}
-        for name, value in values.items():  # one after another: a GPU holds one of them as a whole at a time
+        for name, value in values.items():  # one after another, so that a GPU only holds one whole tensor
             tensor = whole(value)
             if self.is_global_zero:
                 collected[name] = tensor.cpu() if isinstance(tensor, Tensor) else tensor
@@ -181,7 +172,7 @@ class ShardedStrategy(DDPStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read no more of the file than each process needs; only tensors and plain containers."""
+        """Read only the parts of the file that this process needs, and only tensors and plain containers."""
         checkpoint: dict[str, Any] = torch.load(
             checkpoint_path, map_location="cpu", weights_only=True, mmap=True
         )

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: how a run is asked to end, and ends.
+"""Ctrl-C and SIGTERM, which ask a run to end.
 
-Ctrl-C ends it at once. SIGTERM (a scheduler that takes the machine back) lets the step in progress be
-finished and saved. While a run is ending, Ctrl-C again kills the process without any ceremony, and SIGTERM
-again changes nothing.
+Ctrl-C ends it at once. After SIGTERM (from a scheduler that takes the machine back), the run finishes and
+saves the step in progress. While a run is ending, another Ctrl-C kills the process immediately, and another
+SIGTERM changes nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Ended(BaseException):
-    """Someone asked the run to end. Not an Exception: what mends errors shall not swallow it.
+    """Someone asked the run to end. Not an Exception, so that error handlers do not catch it.
 
     Attributes:
-        signal: which told it so; the process ends with status 128 + signal, as shells write it.
+        signal: the signal; the process ends with status 128 + signal, as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,20 +31,17 @@ class Ended(BaseException):
 
 
 class Signals:
-    """Handles both signals while it is entered; does nothing outside the main thread, where Python allows no
-    handlers.
+    """Handles both signals in a `with` block. Only works in the main thread, as Python requires.
 
     Attributes:
-        held: SIGTERM waits, for who holds it calls `leave_if_asked` or `agree` where the run can be left
-            without loss.
-
-    Args:
-        told: whether this process is the one that prints.
+        held: whether SIGTERM waits until `leave_if_asked` or `agree` is called, where the run can end without
+            loss.
+        prints: whether this process is the one that prints.
     """
 
-    def __init__(self, told: bool = True) -> None:
+    def __init__(self, prints: bool = True) -> None:
         self.held = False
-        self.told = told
+        self.prints = prints
         self.received: int | None = None
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -61,20 +58,16 @@ class Signals:
             signal.signal(number, handler)
 
     def take_back(self) -> None:
-        """Handle the signals again, and alone: Lightning's handler for SIGTERM talks to other processes,
-        whatever they are doing.
-        """
+        """Install these handlers again: Lightning's for SIGTERM contacts other processes at any time."""
         for number in self._before:
             signal.signal(number, self._handle)
 
     def agree(self, processes: Processes) -> int:
-        """The signal by which any process was asked to end the run as soon as it has saved, or 0;
-        all processes get the same answer.
-        """
+        """The signal that any process has received, or 0; all processes get the same result."""
         return processes.largest(self.received or 0)
 
     def leave_if_asked(self) -> None:
-        """All is saved.
+        """End the run if a signal has been received. Everything has to be saved before.
 
         Raises:
             Ended: the run was asked to end.
@@ -83,16 +76,16 @@ class Signals:
             raise Ended(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that was forked from this process; it ends without words
+        if os.getpid() != self._process:  # a worker that was forked from this process; it ends silently
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         if self.received is not None:
-            if signal.SIGINT in (number, self.received):  # someone at a keyboard does not want to wait
+            if signal.SIGINT in (number, self.received):  # a person at a keyboard does not want to wait
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.received = number
         if number == signal.SIGTERM and self.held:
-            if self.told:
+            if self.prints:
                 print(
                     "\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once",
                     file=sys.stderr,

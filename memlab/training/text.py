@@ -1,11 +1,10 @@
-"""Training on text: each batch row reads document after document, and its state goes on from step to step.
+"""Training on text: each batch row reads document after document, and its state is carried from step to step.
 
-The state is reset in exactly the rows and at exactly the segments where a document begins, and its gradient
-is cut between steps. Reading a document in one row or another, beside whatever other documents, gives the
-same numbers.
+The state is reset in exactly the batch rows and segments where a document begins, and its gradient is cut
+between steps. A document gives the same numbers in any batch row and together with any other documents.
 
-Metrics by the names they are logged under: `train/loss` (nats per token of this batch); `val/` and `test/`
-`loss` (nats per token), `perplexity`, `bits_per_byte`, `bits_per_word` and `word_perplexity`, over all that
+Metrics, by their names in the log: `train/loss` (nats per token of this batch); `val/` and `test/` `loss`
+(nats per token), `perplexity`, `bits_per_byte`, `bits_per_word` and `word_perplexity`, over everything that
 is read of the split.
 """
 
@@ -43,8 +42,7 @@ def training(
     name, text = config.model["name"], config.task["name"]
     if model.answers_once:
         raise ConfigError(
-            f"model={name} answers once for each sample and does not predict text; task={text} needs a "
-            "decoder"
+            f"model={name} answers once per sample and does not predict text; task={text} needs a decoder"
         )
     if model.keeps_everything:
         raise ConfigError(
@@ -62,27 +60,27 @@ def training(
 
 
 class TextObjective(Objective):
-    """Cross-entropy of every token, and the state that each row carries from step to step.
+    """Cross-entropy of every token, and the state that each batch row carries from step to step.
 
     Attributes:
         carried: the state after the last step; None = nothing has been read.
-        tokens: that counted in the loss so far, of all processes.
+        tokens: targets counted in the loss so far, over all processes.
 
     Args:
-        rows: of a batch, that this process reads.
+        rows: the batch rows that this process reads.
     """
 
     batch: ReadingBatch  # of the step in progress
-    counted: int  # targets that count in the step, of all processes
-    # the segments with which a document begins in any process, if they have to agree
+    counted: int  # targets that count in the step, over all processes
+    # whether a document begins with each segment in any process, if the processes have to agree
     resets: list[bool] | None
-    read: list[dict[str, Tensor]]  # metrics of its parts so far
-    states: list[ModelState]  # after its parts
+    read: list[dict[str, Tensor]]  # metrics of the step's parts so far
+    states: list[ModelState]  # after each of these parts
 
     def __init__(self, model: Model, config: Config, rows: range, processes: Processes) -> None:
         super().__init__(model, config, processes)
         self.rows = rows
-        # the weights of a layer are gathered when it is used, so all processes have to make the same calls
+        # a layer's weights are gathered when it is used, so all processes have to make the same calls
         self.agree = sharding.asked_for(config.trainer, processes)
         self.carried: ModelState | None = None
         self.tokens = 0
@@ -104,11 +102,10 @@ class TextObjective(Objective):
         batch = self.batch.part(rows)
         state = None if self.carried is None else self.carried.map(lambda t: t[rows.start : rows.stop])
         resets = self.resets or truncation.resets_of(batch.begins_BS)
-        steps = truncation.plan(batch.segment_lengths, self.depth, None, resets, self.recompute)
-        kept = text_nats(self.model, batch, steps, state)
+        calls = truncation.plan(batch.segment_lengths, self.depth, None, resets, self.recompute)
+        kept = text_nats(self.model, batch, calls, state)
         self.states.append(kept.state.detach())
-        # The mean over the processes, which is what the gradients get, is to be the mean over the tokens of
-        # all of them
+        # Gradients are averaged over the processes, which has to give the mean over the tokens of all of them
         loss = kept.values[0].sum() * self.processes.size / self.counted
         share = len(rows) / len(self.batch.tokens_BT)
         diagnostics = {name: value * share for name, value in kept.diagnostics.items()}
@@ -130,7 +127,7 @@ class TextObjective(Objective):
     def state_dict(self) -> dict[str, Any]:
         own = self._saved
         if self.carried is not None:
-            # a slice would be saved with all that it is cut from
+            # a slice would be saved together with the tensor that it is cut from
             own = self.carried.map(lambda t: t.cpu().clone()).to_dict()
         parts = self.processes.gather(own)
         return {"tokens": self.tokens, "carried": None if own is None else stacked(parts)}
@@ -142,9 +139,9 @@ class TextObjective(Objective):
 
 
 class TextEvaluator(Evaluator):
-    """How well each token of the split's documents is predicted, each document being read once.
+    """How well each token of the split's documents is predicted. Each document is read once.
 
-    Checkpoints are ranked by the loss with its sign turned.
+    Checkpoints are ranked by the negative loss.
     """
 
     headline = "bits_per_byte"
@@ -160,7 +157,7 @@ class TextEvaluator(Evaluator):
         super().start(split)
         self.split, self.state = split, None
         amounts = self.task.amounts(split)
-        # of the whole split, so one process counts them; the others may have no document, and count nothing
+        # these are for the whole split, so only one process adds them; another may have no document at all
         whole = amounts.whole if self.processes.leads else {}
         nothing = torch.zeros(0)
         self.metrics.update(nats=nothing, positions=nothing.long(), **whole)
@@ -194,11 +191,9 @@ class TextEvaluator(Evaluator):
 
 
 def text_nats(
-    model: Model, batch: ReadingBatch, steps: Sequence[truncation.Step], state: ModelState | None
+    model: Model, batch: ReadingBatch, calls: Sequence[truncation.Call], state: ModelState | None
 ) -> truncation.Kept:
-    """Read a batch by a plan: nats of each target, [B, T], 0 where it does not count;
-    and the state after it.
-    """
+    """Execute a plan and keep the nats of each target, [B, T], 0 where it does not count."""
 
     def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
         now = slice(start, start + logits_BnV.shape[1])
@@ -206,11 +201,11 @@ def text_nats(
         return (torch.where(batch.counts_BT[:, now], nats_Bn, 0.0),)
 
     segments = batch.tokens_BT.split(list(batch.segment_lengths), dim=1)
-    return truncation.run(model, segments, steps, keep, state, batch.begins_BS)
+    return truncation.run(model, segments, calls, keep, state, batch.begins_BS)
 
 
 def joined(states: Sequence[ModelState]) -> ModelState:
-    """The rows of several states, one after another."""
+    """The batch rows of several states, joined."""
     joined: ModelState = (
         states[0] if len(states) == 1 else pytree.tree_map(lambda *rows: torch.cat(rows), *states)
     )
@@ -218,10 +213,10 @@ def joined(states: Sequence[ModelState]) -> ModelState:
 
 
 def stacked(parts: Sequence[Any]) -> Any:
-    """`joined` for states as `State.to_dict` gives them."""
+    """`joined` for the results of `State.to_dict`."""
     return parts[0] if len(parts) == 1 else pytree.tree_map(lambda *rows: torch.cat(rows), *parts)
 
 
 def some(saved: Any, rows: range) -> Any:
-    """Some rows of such a state."""
+    """Some batch rows of such a result."""
     return pytree.tree_map(lambda t: t[rows.start : rows.stop].clone(), saved)

@@ -1,8 +1,7 @@
-"""Worker processes beside the training, each of which reads and tokenizes for some rows of a text task's
-batches.
+"""Worker processes that read and tokenize, each for some of a text task's batch rows.
 
-The batches are those that the task makes alone, in the same order, with the same positions: a row does not
-depend on who makes it.
+The batches are those that the task makes without workers, in the same order and with the same positions: a
+batch row does not depend on the process that makes it.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from memlab.text.streams import StreamBatch
 def joined(
     task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int
 ) -> Iterator[StreamBatch]:
-    """`task.training(seed, rows, position)`, made by so many processes (at most one for each row); 0 = by
-    this one.
+    """`task.training(seed, rows, position)`, made by `workers` processes (at most one per row; 0 = this one).
 
-    The processes end when the iterator is closed or forgotten.
+    The processes end when the iterator is closed or garbage-collected.
 
     Raises:
         UserError: a file cannot be read.
@@ -35,7 +33,7 @@ def joined(
     if workers == 0:
         yield from task.training(seed, rows, position)
         return
-    # it warns of more workers than processor cores, but the user has asked for them
+    # DataLoader warns about more workers than processor cores, but the user asked for them
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         loader: Any = torch_data.DataLoader(
@@ -43,11 +41,11 @@ def joined(
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            # it draws a seed for the workers, which the training's own generator shall not miss
+            # it draws a seed for the workers, which must not come from the training's own generator
             generator=torch.Generator(),
         )
         parts: Any = iter(loader)
-    while True:  # the loader takes one batch of each worker in turn
+    while True:  # the loader takes one batch from each worker in turn
         batch = [next(parts) for _ in range(workers)]
         for part in batch:
             if isinstance(part, UserError):
@@ -56,9 +54,7 @@ def joined(
 
 
 class _Shares(torch_data.IterableDataset[Any]):
-    """Each worker's batches: of the first rows for the first worker, of the next for the second, and so
-    on.
-    """
+    """Each worker's batches: consecutive batch rows are divided among the workers."""
 
     def __init__(
         self, task: TextTask, seed: int, rows: range, position: list[Any] | None, workers: int
@@ -74,7 +70,7 @@ class _Shares(torch_data.IterableDataset[Any]):
             yield from self.task.training(
                 self.seed, self.rows[own], self.position[own] if self.position else None
             )
-        except UserError as error:  # handed over: raised here, it would come out wrapped in a traceback
+        except UserError as error:  # handed over: raised here, it would arrive wrapped in a traceback
             while True:
                 yield error
 

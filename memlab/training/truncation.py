@@ -1,24 +1,23 @@
-"""How far back a loss sends gradient, and which activations are kept for it: a plan, and the loop that
-executes it.
+"""Truncated back-propagation and recomputed segments: a plan of the model's calls, and the loop that executes
+it.
 
-Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s and no further. One
-chain of states cannot do that with detached boundaries, since a boundary that must stop the loss of segment s
-must let pass the loss of the segment before. So each segment beyond the first k + 1 whose loss is wanted is
-read in a window of its own, [s-k .. s], that begins with a detached state. It costs k + 1 segments for each
-such segment; segments whose loss is not wanted are read once, without a graph. With k = 0 nothing is read
-twice, and with k >= S - 1 or None the sample is read once as a whole, in the model's parallel form if it has
-one.
+Back-propagation depth k: the loss of segment s sends gradient into segments s-k .. s and no further. Detached
+boundaries in a single chain of states cannot do that, since a boundary that must stop the loss of segment s
+must not stop the loss of segment s - 1. So each segment beyond the first k + 1 whose loss is needed is read
+in a window of its own, [s-k .. s], which begins with a detached state. Each of these costs k + 1 segments;
+segments whose loss is not needed are read once, without a graph. With k = 0 nothing is read twice, and with
+k >= S - 1 or None the sample is read once as a whole, in the model's parallel form if it has one.
 
-(The published RMT code's truncation is a no-op, or a replay from a wrong state: its gradients are of full
-depth or of none.)
+(The truncation in the published RMT code is a no-op, or a replay from a wrong state: its gradients have full
+depth or none.)
 
 Recomputing segments (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174; over time: Gruslys et al.
 2016, arXiv 1606.03401): each segment is read in a call of its own, of which only the carried state and what
-the loss needs are kept. Its activations are computed again in the backward pass. So a further segment adds
-one state to the memory, and not its activations; the numbers are the same. What the loss needs of [B, N, V]
-logits is taken within that call (`Keep`), or the logits of all segments would soon take the most memory. A
-model with a parallel form reads several segments in each such call: it is faster, and fewer states are kept,
-which may be large.
+the loss needs are kept. Its activations are computed again in the backward pass. So a further segment costs
+the memory of one state instead of its activations; the numbers are the same. What the loss needs of the [B,
+N, V] logits is extracted within that call (`Keep`), since otherwise the logits of all segments would soon
+take most of the memory. A model with a parallel form reads several segments in each such call, which is
+faster and keeps fewer states, which may be large.
 """
 
 from __future__ import annotations
@@ -33,28 +32,29 @@ from torch.utils.checkpoint import checkpoint
 
 from memlab.models.base import Model, ModelState, Output
 
-# What is kept of the logits [B, n, V] of the tokens from `start` on: tensors [B, ..], joined along their
-# second dimension afterwards.
+# Extracts what is kept of the logits [B, n, V] of the tokens from position `start`: tensors [B, ..], which
+# are joined along their second dimension afterwards.
 Keep = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 TOGETHER = 4  # segments that a model with a parallel form reads in a recomputed call
 
 
 @dataclass(frozen=True)
-class Step:
+class Call:
     """One call of the model.
 
     Attributes:
-        first, end: reads segments first .. end - 1, which have one length.
-        cut: begins with the detached state that was saved before segment `first`. Otherwise it goes on from
-            the state of the previous step, through which gradient flows; the first step goes on from the
-            given state.
-        reset: a document begins with segment `first`: the state is reset in the rows where one does.
-        graph: builds a graph for the gradient.
-        skip: leading segments of the call that earlier steps have read; nothing is kept of them.
-        recompute: activations are computed again in the backward pass.
-        saves: the state after it is detached and saved: for later steps that are `cut` there, and as the last
-            state.
+        first, end: it reads segments first .. end - 1, which have the same length.
+        cut: whether it begins with the detached state that was saved before segment `first`. Otherwise it
+            begins with the state after the previous call, through which gradient flows; the first call begins
+            with the given state.
+        reset: whether a document begins with segment `first`; then the state is reset in the batch rows where
+            one does.
+        graph: whether it builds a graph for the gradient.
+        skip: leading segments that earlier calls have read; nothing is kept of them.
+        recompute: whether its activations are computed again in the backward pass.
+        saves: whether the state after it is detached and saved, for later calls that are `cut` there and as
+            the last state.
     """
 
     first: int
@@ -83,7 +83,7 @@ class Kept:
 
 
 def together(model: Model, wish: int | None = None) -> int:
-    """How many segments are recomputed together, unless the user wishes another number."""
+    """How many segments are recomputed together; `wish`: the user's number."""
     return wish or (1 if model.parallel is None else TOGETHER)
 
 
@@ -93,20 +93,20 @@ def plan(
     wanted: Sequence[bool] | None = None,
     resets: Sequence[bool] | None = None,
     recompute: int = 0,
-) -> list[Step]:
-    """The calls of a model that read a sample, or a step's part of streams of documents, with a given depth.
+) -> list[Call]:
+    """The calls of a model that read samples, or a step's part of streams of documents, with a given depth.
 
-    Neighbours of equal length between which no document begins are read in one call. The numbers are those of
-    a plain loop over segments; only gradients differ. With dropout, a segment that is read in several windows
-    is read with different masks, and a model with a parallel form draws other masks for segments that are
-    read one by one.
+    Adjacent segments of equal length are read in one call if no document begins between them. The numbers are
+    those of a plain loop over segments; only gradients differ. With dropout, a segment that is read in
+    several windows has different masks in each, and a model with a parallel form draws other masks for
+    segments that are read one by one.
 
     Args:
         segment_lengths: tokens of each of the S segments.
         depth: k, see above; None = full depth.
-        wanted: [S], whether the logits of a segment will be part of the loss; None = all. Others come without
-            gradient where that saves work.
-        resets: [S], whether a document begins with a segment, in any row; None = nowhere.
+        wanted: [S], whether the loss needs the logits of a segment; None = all. The others have no gradient
+            where that saves work.
+        resets: [S], whether a document begins with a segment, in any batch row; None = nowhere.
         recompute: this many segments at a time (see `together`) are read in a call whose activations are
             computed again in the backward pass; 0 = all activations are kept.
     """
@@ -115,21 +115,21 @@ def plan(
     resets = [False] * count if resets is None else resets
     if depth is None or depth >= count - 1:
         return _calls(range(count), segment_lengths, resets, recompute)
-    steps: list[Step] = []
+    calls: list[Call] = []
     for s in range(depth + 1):  # their windows all begin with the sample: one chain serves them
         graph = any(wanted[s : depth + 1])
-        steps += _saved(_calls(range(s, s + 1), segment_lengths, resets, recompute, graph))
+        calls += _saved(_calls(range(s, s + 1), segment_lengths, resets, recompute, graph))
     for s in range(depth + 1, count):
         skip = depth if wanted[s] else 0
         window = _calls(range(s - skip, s + 1), segment_lengths, resets, recompute, wanted[s], skip)
-        steps += _saved([replace(window[0], cut=True), *window[1:]])
-    return steps
+        calls += _saved([replace(window[0], cut=True), *window[1:]])
+    return calls
 
 
 def run(
     model: Model,
     segments: Sequence[Tensor],
-    steps: Sequence[Step],
+    calls: Sequence[Call],
     keep: Keep,
     state: ModelState | None = None,
     begins_BS: Tensor | None = None,
@@ -138,31 +138,31 @@ def run(
 
     Args:
         segments: token ids [B, N_s], of the lengths that the plan was made for.
-        keep: called for the segments of each step, and again when they are recomputed.
-        state: carried from an earlier call; None = a document begins in every row.
-        begins_BS: bool; the rows in which a document begins with a segment. None = nowhere.
+        keep: called for the segments of each call, and again when they are recomputed.
+        state: carried from earlier segments; None = a document begins in every batch row.
+        begins_BS: bool; the batch rows in which a document begins with a segment. None = nowhere.
     """
     starts = [0, *itertools.accumulate(part.shape[1] for part in segments)]
     carried = model.init_state(len(segments[0])) if state is None else state
     saved: dict[int, ModelState] = {}
     values: list[tuple[Tensor, ...]] = []
     diagnostics: list[dict[str, Tensor]] = []
-    for step in steps:
-        with torch.set_grad_enabled(step.graph and torch.is_grad_enabled()):
-            if step.cut:
-                carried = saved[step.first]
-            if step.reset and begins_BS is not None:
-                carried = carried.reset(begins_BS[:, step.first], model.init_state(len(begins_BS)))
-            tokens_BSN = torch.stack([segments[s] for s in range(step.first, step.end)], dim=1)
-            arguments = (model, keep, tokens_BSN, carried, step.skip, starts[step.first + step.skip])
-            again = step.recompute and torch.is_grad_enabled()
+    for call in calls:
+        with torch.set_grad_enabled(call.graph and torch.is_grad_enabled()):
+            if call.cut:
+                carried = saved[call.first]
+            if call.reset and begins_BS is not None:
+                carried = carried.reset(begins_BS[:, call.first], model.init_state(len(begins_BS)))
+            tokens_BSN = torch.stack([segments[s] for s in range(call.first, call.end)], dim=1)
+            arguments = (model, keep, tokens_BSN, carried, call.skip, starts[call.first + call.skip])
+            again = call.recompute and torch.is_grad_enabled()
             kept = checkpoint(_call, *arguments, use_reentrant=False) if again else _call(*arguments)
         carried = kept.state
         if kept.values:
             values.append(kept.values)
             diagnostics.append(kept.diagnostics)
-        if step.saves:
-            saved[step.end] = carried.detach()
+        if call.saves:
+            saved[call.end] = carried.detach()
     joined = tuple(torch.cat(parts, dim=1) for parts in zip(*values, strict=True))
     measured = {name: torch.cat([found[name] for found in diagnostics]) for name in diagnostics[0]}
     return Kept(joined, saved.get(len(segments), carried), measured)
@@ -178,7 +178,7 @@ def read(
     begins_BS: Tensor | None = None,
     recompute: int = 0,
 ) -> Output:
-    """Read T tokens by a plan and keep all logits, [B, T, V].
+    """Plan and read T tokens, and keep all logits, [B, T, V].
 
     Args:
         tokens_BT: token ids.
@@ -187,13 +187,13 @@ def read(
         depth, wanted, recompute: see `plan`.
     """
     resets = None if begins_BS is None else resets_of(begins_BS)
-    steps = plan(segment_lengths, depth, wanted, resets, recompute)
-    kept = run(model, tokens_BT.split(list(segment_lengths), dim=1), steps, _everything, state, begins_BS)
+    calls = plan(segment_lengths, depth, wanted, resets, recompute)
+    kept = run(model, tokens_BT.split(list(segment_lengths), dim=1), calls, _everything, state, begins_BS)
     return Output(kept.values[0], kept.state, kept.diagnostics)
 
 
 def resets_of(begins_BS: Tensor) -> list[bool]:
-    """[S], whether a document begins with a segment, in any of the rows."""
+    """[S], whether a document begins with a segment, in any batch row."""
     resets: list[bool] = begins_BS.any(0).tolist()
     return resets
 
@@ -205,15 +205,15 @@ def _calls(
     recompute: int,
     graph: bool = True,
     skip: int = 0,
-) -> list[Step]:
-    """Segments one after another, as few calls as possible; nothing is kept of the first `skip` segments."""
+) -> list[Call]:
+    """Consecutive segments in as few calls as possible; nothing is kept of the first `skip` segments."""
     groups: list[range] = []
     for s in segments:
         if not groups or resets[s] or lengths[s] != lengths[s - 1] or len(groups[-1]) == recompute:
             groups.append(range(s, s))
         groups[-1] = range(groups[-1].start, s + 1)
     return [
-        Step(
+        Call(
             first=group.start,
             end=group.stop,
             reset=resets[group.start],
@@ -225,13 +225,13 @@ def _calls(
     ]
 
 
-def _saved(steps: Sequence[Step]) -> list[Step]:
-    """The same, and the state after the last of them is saved."""
-    return [*steps[:-1], replace(steps[-1], saves=True)]
+def _saved(calls: Sequence[Call]) -> list[Call]:
+    """The same calls, and the state after the last of them is saved."""
+    return [*calls[:-1], replace(calls[-1], saves=True)]
 
 
 def _call(model: Model, keep: Keep, tokens_BSN: Tensor, state: ModelState, skip: int, start: int) -> Kept:
-    """Read segments, and keep what is needed of all but the first `skip`, whose tokens begin at `start`."""
+    """Read segments, and keep what is needed of all but the first `skip`, from token `start`."""
     output = model(tokens_BSN, state)
     values = keep(output.logits[:, skip:].flatten(1, 2), start) if skip < tokens_BSN.shape[1] else ()
     return Kept(values, output.state, {name: value[skip:] for name, value in output.diagnostics.items()})

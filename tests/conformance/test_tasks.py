@@ -21,7 +21,7 @@ import memlab
 from memlab.config import schema
 from memlab.splits import SPLITS
 from memlab.tasks.base import Batch, SyntheticTask
-from memlab.tasks.draws import Ints, Words
+from memlab.tasks.draws import Ints, RandomNumbers
 from tests.conformance.tasks import EXAMPLE, FILES, Case, cases, is_generated
 from tests.tasks import promises
 
@@ -171,8 +171,8 @@ class Leaky(Parity):
 
     vocab_size = 7
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = super().sequences(words_BW, member_B)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = super().sequences(random_BW, member_B)
         rows[:, -2] = 3 + rows[:, -1] + 2 * rows[:, 0]
         return rows
 
@@ -180,9 +180,9 @@ class Leaky(Parity):
 class Hinting(Parity):
     """The last bit that is read is the answer in 6 of 10 samples."""
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = super().sequences(words_BW, member_B)
-        told = (words_BW[:, 0] >> np.uint64(8)) % np.uint64(5) == 0
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = super().sequences(random_BW, member_B)
+        told = (random_BW[:, 0] >> np.uint64(8)) % np.uint64(5) == 0
         rows[told, -3] = rows[told, -1]
         return rows
 
@@ -190,17 +190,17 @@ class Hinting(Parity):
 class Wrong(Parity):
     """One answer in a hundred is wrong."""
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = super().sequences(words_BW, member_B)
-        rows[words_BW[:, 0] % np.uint64(97) == 0, -1] ^= 1
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = super().sequences(random_BW, member_B)
+        rows[random_BW[:, 0] % np.uint64(97) == 0, -1] ^= 1
         return rows
 
 
 class Skewed(Parity):
     """Of up to eleven ones the answer is always even: a constant guess is right more often than `chance`."""
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = super().sequences(words_BW, member_B)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = super().sequences(random_BW, member_B)
         rows[rows[:, :-2].sum(axis=1) < 12, -1] = 0
         return rows
 
@@ -224,9 +224,9 @@ class Remembering(Parity):
 
     made = 0
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
         Remembering.made += 1
-        rows = super().sequences(words_BW, member_B)
+        rows = super().sequences(random_BW, member_B)
         rows[:, 0] ^= Remembering.made % 2
         return rows
 
@@ -248,8 +248,8 @@ class Forgetful(Parity):
         self.flipped = flipped
         super().__init__(**sizes)
 
-    def sequences(self, words_BW: Words, member_B: Ints) -> Ints:
-        rows = super().sequences(words_BW, member_B)
+    def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
+        rows = super().sequences(random_BW, member_B)
         rows[:, -1] ^= self.flipped
         return rows
 

@@ -93,7 +93,7 @@ def check_own_words(task: SyntheticTask) -> None:
     """A sequence is a function of its own random words: not of the other rows, of earlier calls or of the
     order of rows. The words stay as they are.
     """
-    words = np.random.Philox(key=1).random_raw(20 * task.words).reshape(20, -1)
+    words = np.random.Philox(key=1).random_raw(20 * task.random_numbers).reshape(20, -1)
     before, members = words.copy(), np.arange(20) % task.members
     first = task.sequences(words, members)
     assert (task.sequences(words[::-1], members[::-1])[::-1] == first).all()

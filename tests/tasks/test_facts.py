@@ -289,8 +289,8 @@ def test_the_same_last_segment_goes_with_every_answer_as_often(name: str) -> Non
     """
     task = make(name)
     random = np.random.Philox(key=3)
-    words = np.repeat(random.random_raw(task.words)[None], 24000, axis=0)
-    words[:, : task.story_words] = random.random_raw(24000 * task.story_words).reshape(24000, -1)
+    words = np.repeat(random.random_raw(task.random_numbers)[None], 24000, axis=0)
+    words[:, : task.story_numbers] = random.random_raw(24000 * task.story_numbers).reshape(24000, -1)
     rows = task.sequences(words, np.arange(24000) % task.members)
     last = rows[:, task.tokens - task.segment_lengths[-1] : -1]
     groups = np.unique(last, axis=0, return_inverse=True)[1].ravel()
@@ -576,7 +576,7 @@ def test_text_is_the_same_for_every_task_that_reads_it(tmp_path: Path) -> None:
     check_streams(task, make("reason_facts", noise_dir=noise, noise_words=500))
     assert task.at(10).filler is task.filler is task.stages()[0].filler
     words, members = (
-        np.random.Philox(key=1).random_raw(20 * task.words).reshape(20, -1),
+        np.random.Philox(key=1).random_raw(20 * task.random_numbers).reshape(20, -1),
         np.zeros(20, dtype=np.int64),
     )
     task = make("reason_facts", noise_dir=noise, noise_words=500)

@@ -76,7 +76,7 @@ def test_the_distribution_moves_evenly_from_the_first_to_the_last() -> None:
     """With weights that are known: 9 to 1 at the beginning, 2 to 8 at the end."""
     length, rows = 400, 500
     task = make("sorting_by_frequency", length=length, symbols=2, num_segments=1)
-    words = np.random.Philox(key=3).random_raw(rows * task.words).reshape(rows, -1)
+    words = np.random.Philox(key=3).random_raw(rows * task.random_numbers).reshape(rows, -1)
     words[:, :4] = np.array([9000, 1000, 2000, 8000], dtype=np.uint64) - np.uint64(1000)
     share_T = (task.sequences(words, np.zeros(rows, dtype=np.int64))[:, :length] == 1).mean(axis=0)
     t_T = (np.arange(length) + 0.5) / length

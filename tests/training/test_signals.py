@@ -38,7 +38,7 @@ def test_sigterm_saves_and_ends(
     monkeypatch.setattr(TrainingModule, method, signalled)
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as ended:
-        train(config(run), words=["task=copy", "resume=auto", "run_dir=x", "optim.lr=1e-3"])
+        train(config(run), arguments=["task=copy", "resume=auto", "run_dir=x", "optim.lr=1e-3"])
     assert ended.value.code == 143
     told = capsys.readouterr().err.splitlines()[-1]
     assert (

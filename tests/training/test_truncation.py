@@ -17,7 +17,7 @@ from memlab.memory_tokens.rmt import RMTState
 from memlab.models.base import Model, ModelState, Output
 from memlab.models.decoder import Decoder
 from memlab.training import truncation
-from memlab.training.truncation import Step
+from memlab.training.truncation import Call
 from tests import small
 
 VOCABULARY, BATCH = 20, 2
@@ -302,8 +302,8 @@ def test_without_gradient_nothing_builds_a_graph(monkeypatch: pytest.MonkeyPatch
     assert built and not any(built)
 
 
-FULL = [Step(0, 5)]  # one call
-CHAIN = [Step(0, 1, saves=True), Step(1, 2, saves=True)]  # segments 0 and 1 with depth 1
+FULL = [Call(0, 5)]  # one call
+CHAIN = [Call(0, 1, saves=True), Call(1, 2, saves=True)]  # segments 0 and 1 with depth 1
 
 
 @pytest.mark.parametrize(
@@ -312,22 +312,22 @@ CHAIN = [Step(0, 1, saves=True), Step(1, 2, saves=True)]  # segments 0 and 1 wit
         ([3] * 5, {}, FULL),
         ([3] * 5, {"depth": 4}, FULL),
         ([3] * 5, {"depth": 9, "wanted": [False] * 5}, FULL),
-        ([3], {"depth": 0}, [Step(0, 1)]),
+        ([3], {"depth": 0}, [Call(0, 1)]),
         # another length begins another call, and goes on from the state of the one before
-        ([2, 4, 4, 1], {}, [Step(0, 1), Step(1, 3), Step(3, 4)]),
+        ([2, 4, 4, 1], {}, [Call(0, 1), Call(1, 3), Call(3, 4)]),
         # so does a document that begins, whose state is reset
-        ([3] * 4, {"resets": [True, False, True, False]}, [Step(0, 2, reset=True), Step(2, 4, reset=True)]),
+        ([3] * 4, {"resets": [True, False, True, False]}, [Call(0, 2, reset=True), Call(2, 4, reset=True)]),
         # every segment is wanted: a window for each behind the first chain
         (
             [3] * 4,
             {"depth": 1},
-            [*CHAIN, Step(1, 3, cut=True, skip=1, saves=True), Step(2, 4, cut=True, skip=1, saves=True)],
+            [*CHAIN, Call(1, 3, cut=True, skip=1, saves=True), Call(2, 4, cut=True, skip=1, saves=True)],
         ),
         # depth 0: nothing is read twice
         (
             [3] * 3,
             {"depth": 0},
-            [Step(0, 1, saves=True), *(Step(s, s + 1, cut=True, saves=True) for s in (1, 2))],
+            [Call(0, 1, saves=True), *(Call(s, s + 1, cut=True, saves=True) for s in (1, 2))],
         ),
         # only the last is wanted: the others are read once, without a graph
         (
@@ -335,8 +335,8 @@ CHAIN = [Step(0, 1, saves=True), Step(1, 2, saves=True)]  # segments 0 and 1 wit
             {"depth": 1, "wanted": [False, False, False, True]},
             [
                 *(replace(step, graph=False) for step in CHAIN),
-                Step(2, 3, cut=True, graph=False, saves=True),
-                Step(2, 4, cut=True, skip=1, saves=True),
+                Call(2, 3, cut=True, graph=False, saves=True),
+                Call(2, 4, cut=True, skip=1, saves=True),
             ],
         ),
         # a window of two calls goes on within, and what was read before is skipped in both
@@ -344,40 +344,40 @@ CHAIN = [Step(0, 1, saves=True), Step(1, 2, saves=True)]  # segments 0 and 1 wit
             [3, 3, 3, 2],
             {"depth": 2},
             [
-                *(Step(s, s + 1, saves=True) for s in range(3)),
-                Step(1, 3, cut=True, skip=2),
-                Step(3, 4, saves=True),
+                *(Call(s, s + 1, saves=True) for s in range(3)),
+                Call(1, 3, cut=True, skip=2),
+                Call(3, 4, saves=True),
             ],
         ),
         (
             [3] * 4,
             {"depth": 2, "resets": [False, False, True, False]},
             [
-                Step(0, 1, saves=True),
-                Step(1, 2, saves=True),
-                Step(2, 3, reset=True, saves=True),
-                Step(1, 2, cut=True, skip=1),
-                Step(2, 4, reset=True, skip=1, saves=True),
+                Call(0, 1, saves=True),
+                Call(1, 2, saves=True),
+                Call(2, 3, reset=True, saves=True),
+                Call(1, 2, cut=True, skip=1),
+                Call(2, 4, reset=True, skip=1, saves=True),
             ],
         ),
         # recomputed by twos; without a graph there is nothing to recompute
         (
             [3] * 5,
             {"recompute": 2},
-            [Step(s, min(s + 2, 5), recompute=True) for s in (0, 2, 4)],
+            [Call(s, min(s + 2, 5), recompute=True) for s in (0, 2, 4)],
         ),
         (
             [3] * 3,
             {"recompute": 4, "depth": 0, "wanted": [False, False, True]},
             [
-                Step(0, 1, graph=False, saves=True),
-                Step(1, 2, cut=True, graph=False, saves=True),
-                Step(2, 3, cut=True, recompute=True, saves=True),
+                Call(0, 1, graph=False, saves=True),
+                Call(1, 2, cut=True, graph=False, saves=True),
+                Call(2, 3, cut=True, recompute=True, saves=True),
             ],
         ),
     ],
 )
-def test_plans(lengths: list[int], how: dict[str, Any], steps: list[Step]) -> None:
+def test_plans(lengths: list[int], how: dict[str, Any], steps: list[Call]) -> None:
     assert truncation.plan(lengths, **how) == steps
 
 
