@@ -1,7 +1,8 @@
 """Commands as processes of their own that start in no time: one process has imported everything, and forks.
 
-All that such a process is for stays real: its exit status, its streams, signals, kills and locks. Only the import
-of torch, lightning and mlflow is left out, which takes seconds; tests of a command's start use `subprocess`.
+All that such a process is for stays real: its exit status, its streams, signals, kills and locks. Only the
+import of torch, lightning and mlflow is left out, which takes seconds; tests of a command's start use
+`subprocess`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Task(abc.ABC):
 
     @property
     def members(self) -> int:
-        """How many consecutive samples share random numbers, and therefore split and part of their content."""
+        """How many consecutive samples share random numbers, and so their split and content."""
         return 1
 
     def typical_segments(self) -> tuple[int, ...]:
