@@ -138,12 +138,14 @@ class LayerMemory(nn.Module, abc.ABC):
     `gate` is trained with `optim.gate_lr`.
 
     Attributes:
+        sends_gradient: whether gradient passes a segment boundary through the state.
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
         positions_go_on: whether positions continue over segments, from `offset`; otherwise they start at 0 in
             each segment.
     """
 
     parallel: ClassVar[Any] = None
+    sends_gradient: ClassVar[bool] = True
     stores_memory_tokens: ClassVar[bool] = False
     positions_go_on: ClassVar[bool] = False
 

@@ -74,6 +74,8 @@ class Memorizing(LayerMemory):
         ConfigError: `memory_layer` is not among the layers.
     """
 
+    sends_gradient = False
+
     def __init__(
         self,
         description: Description,

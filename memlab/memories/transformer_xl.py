@@ -48,6 +48,8 @@ class TransformerXL(RowMemory):
         ConfigError: `same_length` without remembered rows.
     """
 
+    sends_gradient = False
+
     def __init__(
         self,
         description: Description,

@@ -152,10 +152,16 @@ class Model(nn.Module, abc.ABC):
 
     @property
     def carries(self) -> bool:
-        """Whether anything passes a segment boundary. Only then does a back-propagation depth make sense."""
+        """Whether anything passes a segment boundary."""
         return self.memory != "off" and (
             self.tokens.carries or any(m.carries for m in self.backbone.memories)
         )
+
+    @property
+    def sends_gradient(self) -> bool:
+        """Whether gradient passes a segment boundary. Only then does a back-propagation depth make sense."""
+        in_layers = any(m.carries and m.sends_gradient for m in self.backbone.memories)
+        return self.memory != "off" and (self.tokens.carries or in_layers)
 
     @property
     def state_grows(self) -> bool:

@@ -70,10 +70,12 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task.prepare()
     model = compose(config.model, task.vocab_size, task.members)
     _check_room(config, task, model, processes)
-    if config.bptt_depth is not None and not model.carries:
+    if config.bptt_depth is not None and not model.sends_gradient:
+        what = (
+            "carries nothing between segments" if not model.carries else "cuts the gradient between segments"
+        )
         raise ConfigError(
-            f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured carries nothing "
-            "between segments; use null"
+            f"model.bptt_depth={config.bptt_depth}: {config.model['name']} as configured {what}; use null"
         )
     if config.trainer.precision == "64-true":
         # Lightning does this too, but only after loading a checkpoint, whose weights it would have rounded

@@ -21,12 +21,11 @@ MODELS = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml")
 MISTAKES = {
     "model=infini model.memory=of": ["model.memory='of'", "'on', 'off' or 'shuffled'"],
     "model=infini model.memory=shuffled task.batch_size=1": ["model.memory=shuffled", "task.batch_size=1"],
-    "model=transformer_xl model.bptt_depth=1": ["unknown key 'model.bptt_depth'", "mem_len"],
     "task=associative_retrieval task.keys=3": ["task.keys=3", "4 to 26"],
     "model=rnt": ["rnt", "Did you mean 'rmt'", ", ".join(MODELS)],
     "modle=rmt": ["unknown key 'modle'", "Did you mean 'model'"],
     "model.memory_token=3": ["unknown key 'model.memory_token'", "Did you mean 'memory_tokens'", "width"],
-    "model.context=full": ["unknown key 'model.context'", "memory_tokens"],
+    "model=infini model.context=full": ["unknown key 'model.context'", "gate_init"],
     "+model.extra=1": ["unknown key 'model.extra'"],
     "model.width=abc": ["model.width='abc'", "integer"],
     "model.width=64.5": ["model.width=64.5", "integer"],
@@ -117,6 +116,7 @@ def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path: Pat
     [
         ("model.width=60 model.heads=4", ["model.width=60", "model.heads=4"]),
         ("model=transformer model.bptt_depth=1", ["model.bptt_depth=1", "carries nothing", "null"]),
+        ("model=transformer_xl model.bptt_depth=1", ["model.bptt_depth=1", "cuts the gradient", "null"]),
         ("trainer=gpu", ["trainer=gpu", "no GPU"]),
     ],
 )

@@ -350,6 +350,7 @@ def test_gradient_horizon(name: str, changed: dict[str, Any], depth: int | None)
         assert size[0] > 0
         if k is None:
             reach = max(distance for distance in range(s) if size[distance] > 0)
+    assert (reach > 0) == (model.sends_gradient and model.memory == "on")  # alone in a batch, if shuffled
     allowed = reach if depth is None else min(depth, reach)
     assert all(size[: allowed + 1] > 0)
     assert all(size[allowed + 1 :] == 0)
