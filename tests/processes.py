@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
+QUIET = {
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "KINETO_LOG_LEVEL": "99",
+}  # memlab's own, read when torch is imported
 LOADED = ("memlab.training.run", "memlab.tracking.mlflow_store", "mlflow", "matplotlib.pyplot", "scipy.stats")
 
 
@@ -70,7 +74,7 @@ class Processes:
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            env={**os.environ, **QUIET, "PYTHONPATH": str(REPOSITORY)},
         )
 
     def start(
@@ -85,7 +89,7 @@ class Processes:
         place = Path(self._streams.name, str(len(self._started)))
         out, err = (log, log) if log else (place.with_suffix(".out"), place.with_suffix(".err"))
         job = {"cwd": str(cwd), "out": str(out), "err": str(err), "command": command, "words": words}
-        pid = self.ask(**job, environment={**os.environ, **environment})
+        pid = self.ask(**job, environment={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment})
         self._started.append(Process(self, pid, out, err))
         return self._started[-1]
 

@@ -26,6 +26,7 @@ from memlab.errors import ConfigError
 from memlab.tracking import mlflow_store
 from memlab.training import checkpoints
 from tests.commands.test_train import SMALL
+from tests.processes import Process, Processes
 from tests.training.resuming import numbers, result, resumed_at, size, train, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,20 +38,30 @@ with open(os.environ["STARTED"], "a") as file:
 """
 
 
+Started = Process | subprocess.Popen[str]
+
+
 def start(
-    cwd: Path, *words: str, launcher: tuple[str, ...] = (), **environment: str
-) -> subprocess.Popen[str]:
+    cwd: Path,
+    *words: str,
+    launcher: tuple[str, ...] = (),
+    processes: Processes | None = None,
+    **environment: str,
+) -> Started:
+    """The small training of two processes; the first one is a fork if there is something to fork."""
     (cwd / "site").mkdir(parents=True, exist_ok=True)
     (cwd / "started").unlink(missing_ok=True)
     (cwd / "site" / "sitecustomize.py").write_text(LISTING)
     keys = [word.partition("=")[0] for word in words]
     usual = [word for word in (*SMALL, "trainer=ddp", "tracking=off") if word.partition("=")[0] not in keys]
-    line = [*launcher, "-m", "memlab.train", *usual, *words]
     where = {
         "PYTHONPATH": f"{cwd / 'site'}:{REPOSITORY}",
         "STARTED": str(cwd / "started"),
         "OMP_NUM_THREADS": "1",
     }
+    if processes is not None:
+        return processes.start("train", *usual, *words, cwd=cwd, **where, **environment)
+    line = [*launcher, "-m", "memlab.train", *usual, *words]
     whole = {**os.environ, **where, **environment}
     return subprocess.Popen(
         [sys.executable, *line], cwd=cwd, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -58,25 +69,27 @@ def start(
 
 
 def started(cwd: Path) -> list[tuple[int, str, str]]:
-    """Process id, rank and command line of every training process."""
+    """Process id, rank and command line of every training process, but for one that was forked."""
     lines = [line.split(" ", 2) for line in (cwd / "started").read_text().splitlines()]
     return [(int(pid), rank, line) for pid, rank, line in lines if line.startswith("-m memlab.train")]
 
 
-def test_multirun_starts_each_process_once(tmp_path: Path) -> None:
-    """Two jobs of two processes: no process goes through the sweep by itself,
-    and each line is printed once.
-    """
-    process = start(tmp_path, "--multirun", "trainer.devices=2", "seed=0,1")
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_multirun_starts_each_process_once(jobs: int, tmp_path: Path) -> None:
+    """Jobs of two processes: no process goes through the sweep by itself, and each line is printed once."""
+    process = start(tmp_path, "--multirun", "trainer.devices=2", f"seed={','.join(map(str, range(jobs)))}")
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     results = [json.loads(file.read_text()) for file in tmp_path.glob("runs/copy/rmt/*/result.json")]
-    assert sorted((r["seed"], r["processes"], r["steps"]) for r in results) == [(0, 2, 12), (1, 2, 12)]
-    assert len(list(tmp_path.glob("runs/copy/rmt/*"))) == 2, "one run directory for both processes of a job"
+    found = sorted((r["seed"], r["processes"], r["steps"]) for r in results)
+    assert found == [(seed, 2, 12) for seed in range(jobs)]
+    assert len(list(tmp_path.glob("runs/copy/rmt/*"))) == jobs, (
+        "one run directory for both processes of a job"
+    )
     lines = started(tmp_path)
-    assert sorted(rank for _, rank, _ in lines) == ["-", "-", "-", "1", "1"], lines
+    assert sorted(rank for _, rank, _ in lines) == ["-", *["-"] * jobs, *["1"] * jobs], lines
     assert sum("--multirun" in line for _, _, line in lines) == 1, lines
-    assert out.count("run directory") == 2 and err.count("step     12/12") == 2
+    assert out.count("run directory") == jobs and err.count("step     12/12") == jobs
     assert "Warning" not in err and "Traceback" not in err and "[rank" not in err, err
 
 
@@ -151,7 +164,7 @@ def test_a_signal_to_one_process_ends_all(
     assert not (tmp_path / "here" / "result.json").exists()
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Started) -> str:
     _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "Traceback" not in err and "Warning" not in err, err
@@ -162,15 +175,22 @@ def logged(run: Path) -> int:
     return size(run / "metrics.jsonl")
 
 
-def interrupt(cwd: Path, *words: str, rank: int, later: float, by: Callable[[int], None]) -> tuple[int, str]:
+def interrupt(
+    cwd: Path,
+    *words: str,
+    rank: int,
+    later: float,
+    by: Callable[[int], None],
+    processes: Processes | None = None,
+) -> tuple[int | None, str]:
     """Start, wait until this start has logged something and then some more seconds,
     do something to a process; how the first one ended.
     """
     before = logged(cwd / "here")
-    process = start(cwd, *words)
+    process = start(cwd, *words, processes=processes)
     wait_for(lambda: logged(cwd / "here") not in (0, before))
     time.sleep(later)
-    places = [pid for pid, _, _ in started(cwd)]
+    places = [process.pid, *(pid for pid, _, _ in started(cwd) if pid != process.pid)]
     by(places[rank])
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
@@ -182,7 +202,7 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_kill_9(tmp_path: Path) -> None:
+def test_kill_9(tmp_path: Path, processes: Processes) -> None:
     """Of one of two processes, somewhere in the run; then the same command again. (Ten kills, bit for bit:
     below, marked slow.)
     """
@@ -193,8 +213,8 @@ def test_kill_9(tmp_path: Path) -> None:
         "run_dir=here",
         "resume=auto",
     ]
-    interrupt(tmp_path, *words, rank=1, later=0.1, by=kill)
-    finish(start(tmp_path, *words))
+    interrupt(tmp_path, *words, rank=1, later=0.1, by=kill, processes=processes)
+    finish(start(tmp_path, *words, processes=processes))
     keys = [word.partition("=")[0] for word in words]
     alone = [*(word for word in SMALL if word.partition("=")[0] not in keys), *words[1:3], "tracking=off"]
     with initialize_config_dir(config_dir(), version_base="1.3"):

@@ -149,12 +149,12 @@ def test_two_trainings_at_the_same_moment(tmp_path: Path, processes: Processes) 
 
 
 def test_multirun_is_a_process_for_each_job(tmp_path: Path, processes: Processes) -> None:
-    """All jobs run though one of them fails, and the command says so at the end."""
-    words = ["--multirun", "tracking=off", "model.heads=2,3,1", "run_dir=runs/${model.heads}"]
+    """All jobs run though the first one fails, and the command says so at the end."""
+    words = ["--multirun", "tracking=off", "model.heads=3,1", "run_dir=runs/${model.heads}"]
     done = processes.run("train", *small(*words), cwd=tmp_path)
     assert done.returncode != 0
     assert "1 of the jobs failed" in done.stderr and "model.heads=3" in done.stderr
-    assert sorted(p.parent.name for p in tmp_path.glob("runs/*/result.json")) == ["1", "2"]
+    assert sorted(p.parent.name for p in tmp_path.glob("runs/*/result.json")) == ["1"]
     assert {p.name for p in tmp_path.iterdir()} == {"runs"}
 
 

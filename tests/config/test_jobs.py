@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from memlab.config import jobs
 from tests.commands.test_train import SMALL
+from tests.processes import Processes
 from tests.training.resuming import wait_for
 
-REPOSITORY = Path(__file__).parents[2]
 
-
-def test_sigterm_reaches_the_job_that_runs(tmp_path: Path) -> None:
+def test_sigterm_reaches_the_job_that_runs(tmp_path: Path, processes: Processes) -> None:
     """It saves; the driver names it and the others, and ends with 143."""
     keys = ["trainer.max_steps"]
     words = [
@@ -26,14 +24,7 @@ def test_sigterm_reaches_the_job_that_runs(tmp_path: Path) -> None:
         "trainer.stop_at_accuracy=null",
     ]
     words += ["tracking=off", "--multirun", "seed=0,1,2", "run_dir='here/${seed}'"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "memlab.train", *words],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    driver = processes.start("train", *words, cwd=tmp_path)
     wait_for((tmp_path / "here" / "0" / "checkpoints" / "last.ckpt").exists)
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
