@@ -1,8 +1,8 @@
-"""The parallel form of each model against its recurrent form: the same numbers and gradients, at what speed?
+"""The speed of each model's parallel form against its recurrent form, which gives the same numbers.
 
-Both forms do a forward and a backward pass over the same random tokens, by turns. A model without a parallel
-form is measured in its recurrent form alone. What the time goes into is measured in passes of their own,
-since a profiler slows what it watches.
+Both forms alternate, with a forward and a backward pass over the same random tokens. A model without a
+parallel form is only measured in its recurrent form. The profile comes from separate passes, since a profiler
+slows down what it watches.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from rich.table import Table
 from torch import Tensor
 
 from memlab.benchmarks import measure
-from memlab.benchmarks.report import machine, rows, spread, words, write
+from memlab.benchmarks.report import machine, rows, spread, with_range, write
 from memlab.benchmarks.settings import BenchConfig
 from memlab.models.base import Model
 
-WARM_UP = 2  # passes of each form that are not counted
+WARM_UP = 2  # passes of each form before those that count
 FORMS = ("recurrent", "parallel")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the seconds of a pass of each form and their ratio; also
-    in `forms.json`.
+    """Measure, print a table, and return the seconds of a pass of each form, and their ratio, by model.
 
-    A model without a parallel form has its recurrent form measured, and no ratio.
+    Also written to `forms.json`. A model without a parallel form has no ratio.
     """
     sizes = config.forms
     models = {
@@ -51,9 +50,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def compare(name: str, model: Model, tokens_BSN: Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds of each pass of the forms, by turns; their ratio pass by pass;
-    and the operations that take most time.
-    """
+    """Seconds of alternating passes of both forms, their ratio pass by pass, and the slowest operations."""
     there = FORMS if model.parallel is not None else FORMS[:1]
     forms: dict[str, measure.Work] = {form: partial(one_pass, model, form, tokens_BSN) for form in there}
     seconds = measure.by_turns(forms, repeats, tokens_BSN.device, name, WARM_UP)
@@ -66,7 +63,7 @@ def compare(name: str, model: Model, tokens_BSN: Tensor, repeats: int) -> dict[s
 
 
 def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
-    """Forward and backward of the next-token loss."""
+    """Forward and backward pass of the next-token loss."""
     model.zero_grad()
     logits = getattr(model, form)(tokens_BSN, model.init_state(len(tokens_BSN))).logits
     targets_BSN = tokens_BSN.roll(-1, dims=2)[..., -logits.shape[2] :]
@@ -74,7 +71,7 @@ def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
 
 
 def milliseconds(measured: dict[str, Any]) -> list[str]:
-    """Of each form, the median; - where there is none."""
+    """Medians of each form; - if there is none."""
     both = (measured["seconds"][form] for form in FORMS)
     return ["-" if seconds is None else f"{1000 * spread(seconds)['median']:.1f}" for seconds in both]
 
@@ -92,13 +89,14 @@ def page(result: dict[str, Any]) -> list[str]:
     body = []
     for name, measured in result["models"].items():
         ratio = measured["ratio"]
-        body.append([name, *milliseconds(measured), "no parallel form" if ratio is None else words(ratio)])
+        cell = "no parallel form" if ratio is None else with_range(ratio)
+        body.append([name, *milliseconds(measured), cell])
     head = ["model", "recurrent, ms", "parallel, ms", "recurrent / parallel"]
     return ["## Parallel and recurrent form", "", f"{heading(result).capitalize()}.", "", *rows(head, body)]
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     title = f"forms: {heading(result)}"
     table = Table(title=title)
     for column in ("model", "recurrent, ms", "parallel, ms", "ratio", "min", "max"):

@@ -1,4 +1,4 @@
-"""What the suites share: models at given sizes, work done by turns, and the rate of matrix products."""
+"""Shared parts of the suites: models at given sizes, interleaved measurements, rates of matrix products."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Work = Callable[[], Any]
 
 
 class Sizes(Protocol):
-    """Of a model in a measurement."""
+    """Sizes of a model in a measurement."""
 
     @property
     def width(self) -> int: ...
@@ -41,22 +41,21 @@ class Sizes(Protocol):
 
 
 def names() -> list[str]:
-    """Every preset of a model: those of `configs/model/`, and the user's own in --config-dir."""
+    """All presets of models: those of `configs/model/`, and the user's own in --config-dir."""
     return model_names()
 
 
 def build(name: str, config: BenchConfig, sizes: Sizes, segment_length: int, **more: Any) -> Model:
-    """A model with its preset's values (or, if it is the configured one, those), at the sizes of this
-    measurement.
+    """A model with its preset's values, or those of the configuration, at the sizes of a measurement.
 
-    Layers are rounded up to a number that the preset's pattern of layer memories can share.
+    The number of layers is rounded up to a multiple of the length of the preset's list of layer memories.
 
     Args:
-        segment_length: caches are as long.
-        more: options that this measurement sets; those that the model does not have are left out.
+        segment_length: also the length of caches.
+        more: options that this measurement sets; those that the model does not have are ignored.
 
     Raises:
-        ConfigError: there is no such preset, or its values do not go with these sizes.
+        ConfigError: there is no such preset, or its values do not go together with these sizes.
     """
     try:
         values = config.model if name == config.model["name"] else model_values(name)
@@ -86,32 +85,29 @@ def device_of(config: BenchConfig) -> torch.device:
 
 
 def tokens(config: BenchConfig, *shape: int) -> Tensor:
-    """Uniform token ids, the same for the same seed, where the measurement runs."""
+    """Uniform token ids, the same for the same seed, on the device of the measurement."""
     return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(config.seed)).to(
         device_of(config)
     )
 
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
-    """Mean cross-entropy of all targets; of an encoder, which answers once for each segment,
-    of the last one of each.
-    """
+    """Mean cross-entropy of all targets; for an encoder, of the last target of each segment."""
     logits = model(tokens_BSN).logits
     targets_BSN = targets_BSN[..., -1:] if model.answers_once else targets_BSN
     return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """The same work for whoever is measured."""
+    """The same optimizer for all models that are measured."""
     return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
 
 def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None = None) -> Work:
-    """Forward, backward and optimizer step on the next-token loss; what it gives back is the loss.
+    """Forward pass, backward pass and optimizer step on the next-token loss; the result is the loss.
 
     Args:
-        targets_BSN: the tokens that come next; None = those of `tokens_BSN`, and after the last one the
-            first.
+        targets_BSN: the next tokens; None = those of `tokens_BSN`, and after the last token the first.
     """
     adam = optimizer(model)
     targets = (
@@ -129,7 +125,7 @@ def training_step(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor | None =
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """Of doing it once, with all that it started on a GPU."""
+    """Seconds of doing some work once, including what it started on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -140,7 +136,7 @@ def seconds(work: Work, device: torch.device) -> float:
 
 
 def environment() -> dict[str, str]:
-    """Of a command that is measured from another directory: it finds the same memlab."""
+    """The environment of a command in another directory, so that it finds the same memlab."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
@@ -152,9 +148,7 @@ def progress(turns: Sequence[int], description: str) -> Iterable[int]:
 def by_turns(
     sides: Mapping[str, Work], repeats: int, device: torch.device, description: str, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each side's work, the sides by turns, so that what slows the machine for a while slows
-    all of them.
-    """
+    """Seconds of each side's work, interleaved, so that other load on the machine affects all sides alike."""
     found: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in progress(range(warm_up + repeats), description):
         for side, work in sides.items():
@@ -189,7 +183,7 @@ def matmul_rate(
 
 
 def most_time(work: Work, operations: int = 5) -> dict[str, float]:
-    """Shares of the time by operation, its own time without that of what it calls; the largest ones."""
+    """The largest shares of the time by operation, without the time of operations that it calls."""
     with torch.profiler.profile() as profiler:
         work()
     own = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)

@@ -1,12 +1,11 @@
-"""What a training step holds for its gradient, against the number of segments, with and without recomputing:
-bytes and seconds.
+"""Memory and time of a training step over the number of segments, with and without recomputing activations.
 
-A step is a forward and a backward pass over the next-token loss, as `memlab.train` does them
-(`memlab/training/truncation.py`). Counted are the bytes that torch's allocator has given out and not got
-back, at their highest, beyond what is there before the step: parameters, their gradients and the tokens. On a
-processor torch's profiler notes each allocation; on a GPU the allocator counts itself.
+A step is a forward and a backward pass of the next-token loss, as in `memlab.train`
+(`memlab/training/truncation.py`). Memory is the peak of bytes allocated by torch beyond those before the
+step, which are parameters, their gradients and the tokens. On a processor torch's profiler records each
+allocation; on a GPU the allocator itself counts.
 
-Seconds are those of passes that nobody watches, at the largest number of segments, the ways by turns.
+Seconds are those of passes without a profiler, at the largest number of segments, interleaved.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ WAYS = ("none", "block", "segment")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, peak bytes and seconds; also `memory.json`,
-    `memory.md` and `memory.png`.
-    """
+    """Measure, print a table, return peak bytes and seconds by model, and write `memory.{json,md,png}`."""
     sizes = config.memory
     device = torch.device("cuda" if on_gpu(config) else "cpu")
     models = {
@@ -60,9 +57,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Peak bytes of each way at each number of segments, seconds of each way at the largest,
-    and bytes of the state carried there.
-    """
+    """Peak bytes of each way at each number of segments; seconds and bytes of the state at the largest."""
     sizes = config.memory
     together = truncation.together(model, config.trainer.recompute_together)
     peaks: dict[str, list[int]] = {way: [] for way in WAYS}
@@ -76,7 +71,7 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
         return lambda: one_pass(model, tokens, sizes.segment_length, way, together)
 
     for way in WAYS:
-        step(way, sizes.segments[0])()  # makes the gradients' tensors, and warms up
+        step(way, sizes.segments[0])()  # allocates the gradients' tensors, and warms up
     name = type(model).__name__
     for segments, way in track(
         list(itertools.product(sizes.segments, WAYS)), description=f"{name}: bytes", transient=True
@@ -103,13 +98,13 @@ def weigh(model: Model, config: BenchConfig, device: torch.device) -> dict[str, 
 
 
 def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, together: int) -> None:
-    """Forward and backward of the next-token loss. The gradients' tensors stay."""
+    """Forward and backward pass of the next-token loss. The gradients' tensors stay allocated."""
     model.zero_grad(set_to_none=False)
     model.backbone.recompute = way == "block"
     targets_BT = tokens_BT.roll(-1, dims=1)
 
     def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor]:
-        first = 0 if model.answers_once else start  # an encoder answers once for each segment
+        first = 0 if model.answers_once else start  # an encoder answers once per segment
         return (nats(logits_BnV, targets_BT[:, first : first + logits_BnV.shape[1]]),)
 
     lengths = [segment_length] * (tokens_BT.shape[1] // segment_length)
@@ -119,7 +114,7 @@ def one_pass(model: Model, tokens_BT: Tensor, segment_length: int, way: str, tog
 
 
 def peak_bytes(do: Callable[[], None], device: torch.device) -> int:
-    """The most that was allocated at a time while `do` ran, beyond what was there before."""
+    """The peak of bytes allocated while `do` ran, beyond those before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -146,7 +141,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 def columns(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The figures at the largest number of segments: head and rows."""
+    """The figures at the largest number of segments: column heads and rows."""
     head = [
         "model",
         "together",
@@ -173,7 +168,7 @@ def columns(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     table = Table(title=f"memory at {result['segments'][-1]} segments: {title(result)}", title_justify="left")
     for column in ("model", "none, MB", "block", "segment", "time, block", "time, segment"):
         table.add_column(column, justify="left" if column == "model" else "right")
@@ -190,7 +185,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same, and the peaks at every number of segments, for a page."""
+    """The same table, and the peaks at every number of segments, in Markdown."""
     head, rows = columns(result)
     lines = [
         f"At {result['segments'][-1]} segments; {title(result)}; {result['repeats']} interleaved passes.",

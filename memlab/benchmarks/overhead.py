@@ -1,9 +1,9 @@
-"""What `memlab.train` costs beyond the mathematics: its seconds per step over those of a bare PyTorch loop.
+"""The overhead of `memlab.train`: its seconds per step over those of a bare PyTorch loop.
 
 Both sides train the same model from the same weights on the same batches with the same optimizer. The
 training side is the real one: Lightning, callbacks, progress, `metrics.jsonl`, MLflow, batches generated as
-they are needed. The bare side gets its batches ready made. The two take turns, block by block, and each
-block's first steps are left out as warm-up.
+they are needed. The bare side gets its batches ready-made. Blocks of both sides alternate, and the first
+steps of each block are left out as warm-up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from memlab.benchmarks import measure
-from memlab.benchmarks.report import machine, rows, spread, words, write
+from memlab.benchmarks.report import machine, rows, spread, with_range, write
 from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import ConfigError, UserError
 from memlab.tracking.jsonl import JsonlLogger
@@ -30,13 +30,11 @@ from memlab.training import optimizers
 from memlab.training.build import build, trainer
 from memlab.training.callbacks import Conductor, MetricsLog, ProgressReport, StepClock
 
-WARM_UP = 10  # steps at the start of each block that are not counted
+WARM_UP = 10  # steps at the start of each block, before those that count
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return {"ratio": {"median", "min", "max"}, ...};
-    also written to `run_dir/overhead.json`.
-    """
+    """Measure, print a table and return {"ratio": {"median", "min", "max"}, ...}, also in `overhead.json`."""
     block = config.model_copy(
         update={"trainer": config.trainer.model_copy(update={"max_steps": config.steps})}
     )
@@ -61,10 +59,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def start(config: BenchConfig) -> dict[str, list[float]]:
-    """Seconds from the command to the first training step's entry in `metrics.jsonl`, and of `--help`; the
-    processes one by one.
+    """Seconds from the command to the first training step's entry in `metrics.jsonl`, and of `--help`.
 
-    The first training makes the MLflow store, and the others find it.
+    One list entry per process. The first training creates the MLflow store.
     """
     found: dict[str, list[float]] = {"first_step": [], "help": []}
     train = [sys.executable, "-m", "memlab.train"]
@@ -96,7 +93,7 @@ def start(config: BenchConfig) -> dict[str, list[float]]:
 
 
 def train_block(config: BenchConfig, directory: Path) -> float:
-    """Mean seconds of a step of `memlab.train`, with everything that it does between validations."""
+    """Mean seconds of a step of `memlab.train`, including everything that it does between validations."""
     parts = build(config)
     directory.mkdir(parents=True)
     uri = absolute_uri(f"sqlite:///{directory / 'mlflow.db'}")
@@ -117,7 +114,7 @@ def train_block(config: BenchConfig, directory: Path) -> float:
 
 
 def bare_block(config: BenchConfig) -> float:
-    """Mean seconds of a step of the loop that anyone would write first."""
+    """Mean seconds of a step of a plain training loop."""
     parts = build(config)
     if parts.task.trained_by != "answers":
         raise ConfigError(
@@ -146,13 +143,13 @@ def bare_block(config: BenchConfig) -> float:
 def page(result: dict[str, Any]) -> list[str]:
     """The suite's part of PERFORMANCE.md."""
     body = [
-        [name, words(spread(result[key]), 1, 1000)]
+        [name, with_range(spread(result[key]), 1, 1000)]
         for name, key in (
             ("memlab.train, ms a step", "train_seconds_per_step"),
             ("bare loop, ms a step", "bare_seconds_per_step"),
         )
     ]
-    body.append(["ratio, pair by pair", words(result["ratio"], 3)])
+    body.append(["ratio, pair by pair", with_range(result["ratio"], 3)])
     started = {key: ", ".join(f"{s:.1f}" for s in seconds) for key, seconds in result["start"].items()}
     body.append(
         [
@@ -176,7 +173,7 @@ def page(result: dict[str, Any]) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     table = Table(
         title=f"overhead: {result['model']} on {result['task']}, {len(result['bare_seconds_per_step'])} "
         "interleaved pairs"

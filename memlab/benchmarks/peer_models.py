@@ -1,9 +1,8 @@
-"""Other people's implementations, as installed by the extra `peers`, given the same training step as ours.
+"""Other implementations, as installed by the extra `peers`, with the same training step as ours.
 
-Each is set up to do what our model does, where it has an option for it: full back-propagation through the
-memory, rotary positions if ours has them, no dropout, its fastest attention. What it does otherwise is in
-`differs`, and what is wrong with it in `defects`; both were found by reading the versions named in
-pyproject.toml.
+Each is set up to do what our model does, as far as it has options for that: full back-propagation through the
+memory, rotary positions if ours has them, no dropout, its fastest attention. Differences are in `differs`,
+and bugs in `defects`; both were found by reading the versions named in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -31,12 +30,13 @@ class Peer:
     """One comparison.
 
     Attributes:
-        model: which of ours.
-        ours: its settings that make it do what the other does.
+        model: the preset of ours.
+        ours: settings of our model that make it do what the other one does.
         package: of the other.
-        build: the other module, and its loss with gradients.
-        differs: what the other computes otherwise.
-        defects: of the other, known to its users or seen in its source.
+        build: makes the other module, and its loss with gradients.
+        differs: what the other computes differently.
+        defects: of the other, reported by its users or seen in its source.
+        note: about the comparison.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Peer:
     build: Callable[[PeersConfig, int], tuple[nn.Module, Loss]]
     differs: str
     defects: str = "none known that touches training speed"
-    words: str = field(default="")
+    note: str = field(default="")
 
     @property
     def version(self) -> str:
@@ -53,7 +53,7 @@ class Peer:
 
 
 def step(module: nn.Module, loss: Loss, tokens_BT: Tensor) -> Work:
-    """Forward, backward and optimizer step, as `measure.training_step` does them."""
+    """Forward pass, backward pass and optimizer step, as in `measure.training_step`."""
     adam = optimizer(module)
 
     def one() -> Tensor:
@@ -176,7 +176,7 @@ MEMORY_LAYER = 2  # counted from 1, on both sides
 _INFINI = {
     "package": "infini-transformer-pytorch",
     "differs": (
-        "segments one after the other; gated feed-forward of as many parameters; gate is the segment's share"
+        "segments one after the other; gated feed-forward of equal size; gate is the segment's share"
     ),
     "defects": (
         "gates begin at sigmoid(10), so that memory gets 0.005% of the output and hardly any gradient; as "
@@ -206,21 +206,20 @@ PEERS: dict[str, Peer] = {
         "one softmax over neighbours and segment, no gate; T5 position bias; one key-value head for all, "
         "as ours has here",
         defects="a full memory is emptied instead of losing its oldest rows; clearing at document borders "
-        "raises NameError; needs einops-exts, which it does not say",
+        "raises NameError; needs einops-exts, which it does not declare",
     ),
     "transformer_xl": Peer(
         "transformer_xl",
         {},
         build=lambda sizes, n: transformer_xl(sizes, n, rel_pos_bias=True),
-        words="positions of each one's own kind: ours Transformer-XL's, theirs T5's bias, as its README sets "
-        "XL memory up",
+        note="each with its own kind of positions: ours Transformer-XL's, theirs T5's bias, as in its README",
         **_XL,
     ),
     "transformer_xl_rope": Peer(
         "transformer_xl",
         {"positions": "rope"},
         build=lambda sizes, n: transformer_xl(sizes, n, rotary_pos_emb=True, attn_flash=True),
-        words="rotary positions and fused attention on both sides",
+        note="rotary positions and fused attention on both sides",
         **_XL,
     ),
     "rmt": Peer(
@@ -236,8 +235,8 @@ PEERS: dict[str, Peer] = {
             next_write_mem_stop_grad=False,
             num_residual_streams=1,
         ),
-        differs="a null key and value, value residuals, gated feed-forward of as many parameters",
-        words="set up as the paper's model",
+        differs="a null key and value, value residuals, gated feed-forward of equal size",
+        note="set up as the paper's model",
         **_RMT,
     ),
     "rmt_as_installed": Peer(
@@ -245,8 +244,8 @@ PEERS: dict[str, Peer] = {
         {},
         build=lambda sizes, n: rmt(sizes, n),
         differs="hyper-connections of 4 streams, absolute positions, a tenth of the embeddings' gradient, "
-        "write memory that is no function of the memory read, beside what the line above says",
-        words="with its defaults",
+        "write memory that does not depend on the memory read, in addition to the line above",
+        note="with its defaults",
         **_RMT,
     ),
 }
@@ -254,7 +253,7 @@ PEERS: dict[str, Peer] = {
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the peers' warnings (of deprecated torch functions) and what they print."""
+    """Silence the peers' warnings (about deprecated torch functions) and output."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,4 @@
-"""The comparisons of `suite=peers`, and the module that each one needs:
-known without importing any of them.
-"""
+"""The comparisons of `suite=peers`, and the module that each one needs, without importing any of them."""
 
 PACKAGES = {
     "infini": "infini_transformer_pytorch",

@@ -1,11 +1,10 @@
 """A training step of ours against the implementations that people use today: their time / ours.
 
 Both sides have the same width, layers, heads, segments, tokens, number format and optimizer, train on the
-same tokens, and take turns. Two figures say how large a ratio may become. `without_memory` is that of our
-Transformer of these sizes that has no memory, and reads all segments at once: what any memory adds to it is
-more work. `ceiling` is the ratio of a program which did our floating point operations at the rate of plain
-matrix products, measured in the same run: no code for this processor could come above it. `peer_models.py`
-says what is compared with what.
+same tokens, and alternate. Two figures show how large a ratio can be. `without_memory` is that of our
+Transformer of these sizes without a memory, which reads all segments at once: any memory adds work to it.
+`ceiling` is that of a program which does our floating point operations at the rate of plain matrix products,
+measured in the same run: no code for this processor could exceed it. `peer_models.py` has the comparisons.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from memlab.evaluation import cost
 def run(config: BenchConfig) -> dict[str, Any]:
     """Measure, print a table, and return {"peers": {name: ratio}, "sizes": ...}; also in `peers.json`.
 
-    The one ratio of a comparison is the median at the size where it is smallest.
+    The ratio of a comparison is the median at the size where that is smallest.
     """
     sizes = config.peers
     found: dict[str, dict[str, Any]] = {}
@@ -87,10 +86,10 @@ def compare(
         "without_memory": report.spread(ratios["without"]),
         "ceiling": report.spread(seconds["theirs"])["median"] / (operations / rate),
         "operations": operations,
-        "loss": {side: [first[side], last[side]] for side in sides},  # both really train
+        "loss": {side: [first[side], last[side]] for side in sides},  # shows that both really train
         "differs": peer.differs,
         "defects": peer.defects,
-        "words": peer.words,
+        "words": peer.note,
     }
 
 
@@ -118,14 +117,14 @@ def cells(measured: dict[str, Any]) -> list[str]:
     ]
     return [
         *milliseconds,
-        report.words(measured["ratio"]),
+        report.with_range(measured["ratio"]),
         f"{measured['without_memory']['median']:.2f}",
         f"{measured['ceiling']:.1f}",
     ]
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     body = [
         [name, size, *cells(measured)]
         for size, at in result["sizes"].items()
@@ -134,8 +133,8 @@ def table(result: dict[str, Any]) -> Table:
     head = ("", "size", "theirs, ms", "ours, ms", "theirs / ours", "without memory", "ceiling")
     caption = "without memory: theirs over the time of our Transformer that has none\n"
     caption += (
-        "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured "
-        "beside"
+        "ceiling: theirs over the time of our operations at the rate of plain matrix products, measured in "
+        "the same run"
     )
     return report.terminal_table(f"peers: {title(result)}", head, body, caption, names=2)
 
@@ -150,11 +149,10 @@ def page(result: dict[str, Any]) -> list[str]:
     ]
     lines += [
         (
-            "Two columns say how large a ratio may become. *Without memory* is theirs over our Transformer "
-            "of these sizes that has no memory and reads all segments at once: whatever a memory adds to it "
-            "is more work. The *ceiling* is the ratio of a program that does our floating point operations "
-            "at the rate of plain matrix products (measured in the same run): what the machine can do at "
-            "all."
+            "Two columns show how large a ratio can be. *Without memory* is theirs over our Transformer of "
+            "these sizes that has no memory and reads all segments at once: any memory adds work to it. The "
+            "*ceiling* is the ratio of a program that does our floating point operations at the rate of "
+            "plain matrix products (measured in the same run), the most that the machine can do."
         ),
         "",
     ]
@@ -180,8 +178,8 @@ def page(result: dict[str, Any]) -> list[str]:
             "",
             *report.rows(head, body),
         ]
-    lines += ["What the other side does otherwise, and its known defects:", ""]
+    lines += ["What the other side does differently, and its known defects:", ""]
     for name, measured in next(iter(result["sizes"].values()))["models"].items():
-        words = f"{measured['words']}. " if measured["words"] else ""
-        lines.append(f"- `{name}`: {words}Otherwise: {measured['differs']}. Defects: {measured['defects']}.")
+        note = f"{measured['words']}. " if measured["words"] else ""
+        lines.append(f"- `{name}`: {note}Differences: {measured['differs']}. Defects: {measured['defects']}.")
     return [*lines, ""]

@@ -1,4 +1,4 @@
-"""What every measurement of speed says about the machine it was made on, and where it is written."""
+"""The report of a measurement: machine, tables, JSON, and a page that joins all suites."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memlab.tracking.versions import versions
 
 # the parts of the page, in this order
 PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")
-# suite=all; first what tells the most memory that the process has held
+# suite=all; streaming comes first, since it reports the peak memory of the process
 ALL = ("streaming", "peers", "roofline", "forms", "overhead")
 
 
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name as the system knows it."""
+    """The processor's name, as the system reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
@@ -46,8 +46,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def words(values: dict[str, float], digits: int = 2, unit: float = 1.0) -> str:
-    """A spread in one cell."""
+def with_range(values: dict[str, float], digits: int = 2, unit: float = 1.0) -> str:
+    """A spread as one cell: median (smallest–largest)."""
     return (
         f"{values['median'] * unit:.{digits}f} "
         f"({values['min'] * unit:.{digits}f}–{values['max'] * unit:.{digits}f})"
@@ -55,7 +55,7 @@ def words(values: dict[str, float], digits: int = 2, unit: float = 1.0) -> str:
 
 
 def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
-    """A table of a page, with a line behind it."""
+    """A table of a page, with an empty line after it."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return [*(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
 
@@ -63,7 +63,7 @@ def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
 def terminal_table(
     title: str, head: Sequence[str], body: Iterable[Sequence[str]], caption: str, names: int = 1
 ) -> Table:
-    """A table as a person reads it, whose first columns are names and the others figures."""
+    """A table for the terminal: the first columns are names, the others figures."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for at, column in enumerate(head):
         table.add_column(column, justify="left" if at < names else "right")
@@ -76,7 +76,7 @@ def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str
     """Write `run_dir/<suite>.json`, and print the table, the machine, and where the report is.
 
     Args:
-        page: the suite's part of `PERFORMANCE.md`, which is made of all parts that `run_dir` has.
+        page: the suite's part of `PERFORMANCE.md`, which joins all parts in `run_dir`.
     """
     directory = Path(run_dir).absolute()
     report = directory / f"{result['suite']}.json"
@@ -96,7 +96,7 @@ def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str
 
 
 def _join(directory: Path, last: dict[str, Any]) -> Path:
-    """All parts that are there as one page; the machine is that of the last one."""
+    """Join the parts of all suites in a directory into one page, with the machine of the last one."""
     where = f"{last['processor']}, {last['cores']} cores, {last['threads']} threads"
     where += f", {last['gpu']}" if last["gpu"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in last["versions"].items())

@@ -1,9 +1,9 @@
-"""How much of the machine a training step uses: its floating point operations a second over those of plain
-matrix products.
+"""How much of the machine a training step uses: its operations per second over those of plain matrix
+products.
 
-The yardstick is the fastest of the matrix products at the shapes of the models' linear layers, fp32, measured
-in the same run. A step is forward, backward and AdamW on the next-token loss. Operations are those that
-`torch.utils.flop_counter` knows.
+The yardstick is the fastest of the matrix products at the shapes of the models' linear layers, in fp32,
+measured in the same run. A step is forward pass, backward pass and AdamW on the next-token loss. Operations
+are those that `torch.utils.flop_counter` knows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from memlab.evaluation import cost
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, operations, seconds and share of a step;
-    also in `roofline.json`.
-    """
+    """Measure, print a table, return each model's operations, seconds and share; also `roofline.json`."""
     sizes, device = config.roofline, measure.device_of(config)
     tokens_BSN = measure.tokens(config, sizes.batch_size, sizes.segments, sizes.segment_length)
     models = {
@@ -65,7 +63,7 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
             f"{measured['operations'] / 1e9:.0f}",
             f"{measured['operations'] / median / 1e9:.0f}",
         ]
-        lines.append([name, *speed, report.words(share, 0)])
+        lines.append([name, *speed, report.with_range(share, 0)])
     return lines
 
 
@@ -73,7 +71,7 @@ HEAD = ["model", "step, ms", "GFLOP", "GFLOP/s", "share, %"]
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     caption = (
         f"of {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain matrix products at "
         "these shapes"
@@ -88,7 +86,7 @@ def page(result: dict[str, Any]) -> list[str]:
         (
             f"The yardstick is {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, the fastest plain "
             "matrix products at these shapes. Operations are counted by `torch.utils.flop_counter`, those "
-            "of attention as if nothing were masked: so they are computed."
+            "of attention as if nothing were masked, which is how they are computed."
         ),
         "",
         *report.rows(HEAD, cells(result)),

@@ -1,4 +1,4 @@
-"""What `memlab.bench` is asked to measure, and at which sizes."""
+"""The configuration of `memlab.bench`: what to measure, and at which sizes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SweepOverheadConfig(Section):
 
 
 class BenchConfig(Config):
-    """A measurement of speed or memory: a run's configuration, and how it is repeated."""
+    """A measurement of speed or memory: the configuration of a run, suites and their sizes."""
 
     suite: Literal[
         "overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "sweep", "all"

@@ -1,19 +1,17 @@
-"""The memory table of the Infini-attention paper (arXiv 2404.07143, tables 1 and 2), from real states at the
-paper's sizes.
+"""The memory table of the Infini-attention paper (arXiv 2404.07143, tables 1 and 2), from real states.
 
-12 layers of width 1024, 8 heads of 128, segments of 2,048 tokens, 65,536 tokens read. The models are on
-torch's meta device: shapes without data, so it takes seconds and no memory. The paper counts numbers
-"carried", and by different rules:
+The paper's sizes: 12 layers of width 1024, 8 heads of 128, segments of 2,048 tokens, 65,536 tokens read. The
+models are on torch's meta device, which has shapes without data, so this takes seconds and no memory. The
+paper counts the numbers that are "carried", but by different rules:
 
-    Transformer-XL   keys and values of the window in every layer; carried are hidden states, half as many
+    Transformer-XL   keys and values of the window in every layer; the state is hidden states, half as many
                      numbers
-    Memorizing       those of the window in every layer, and of 65,000 tokens in one layer: this is what is
-                     carried
-    RMT              keys and values of 100 memory tokens in every layer; carried are 100 vectors
-    Infini           matrix and vector of every head: this is what is carried; its own segment's keys and
-                     values, which every segment model needs while it reads, are left out
+    Memorizing       those of the window in every layer, and of 65,000 tokens in one layer; this is the state
+    RMT              keys and values of 100 memory tokens in every layer; the state is 100 vectors
+    Infini           matrix and vector of every head; this is the state. The keys and values of the present
+                     segment, which every model needs while it reads, are left out
 
-Beside it stand our two: what is carried, and what is held while a segment is read
+The table also has our two counts: what is carried, and what is held while a segment is read
 (`memlab/evaluation/memory.py`). The paper's 114 × is Memorizing over Infini, not a full cache over Infini.
 """
 
@@ -56,15 +54,12 @@ PRINTED = {
     "infini": "1.6M",
     "infini_delta": "1.6M",
 }
-_READ = {"transformer_xl", "rmt"}  # of which the paper counts what a segment reads, and not what is carried
+_READ = {"transformer_xl", "rmt"}  # for these, the paper counts what a segment reads instead of the state
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return, by model, the numbers held for one document;
-    also in `state_sizes.json`.
-    """
-    # On the meta device scores take no memory, so the search for the nearest keys need not be cut into
-    # thousands of pieces
+    """Measure, print a table, return the numbers held for one document by model; also `state_sizes.json`."""
+    # On the meta device, scores take no memory: the search for the nearest keys needs no thousands of pieces
     with mock.patch.object(nearest, "_SCORES", 1 << 60), torch.device("meta"), torch.no_grad():
         models = {name: measure(name, build(name)) for name in OPTIONS}
     result = {
@@ -89,11 +84,9 @@ def build(name: str) -> Model:
 
 
 def measure(name: str, model: Model) -> dict[str, Any]:
-    """Numbers held for one document by each definition, and the compression ratios (in fp32, as everything
-    is here).
-    """
+    """Numbers held for one document by each definition, and the compression ratios, all in fp32."""
     tokens_BN = torch.zeros(1, SEGMENT, dtype=torch.long)
-    read = SEGMENTS - 1 if model.state_grows else 1  # a state that does not grow has one size for ever
+    read = SEGMENTS - 1 if model.state_grows else 1  # a state that does not grow has a constant size
     before = model(tokens_BN[:, None].expand(-1, read, -1), model.init_state(1)).state
     state = model.segment(tokens_BN, before).state
     size = model.backbone.embed.weight.element_size()
@@ -120,7 +113,7 @@ def numbers(*states: State) -> int:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     table = Table(
         padding=(0, 0, 0, 1),
         title=f"numbers held for one document after {result['tokens']:,} tokens, at the sizes of the "

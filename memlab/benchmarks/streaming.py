@@ -1,10 +1,8 @@
-"""What length costs: time per token with many segments over that with few, a stream without end, and one
-token of an open segment.
+"""The cost of length: time per token with many and few segments, a long stream, one token of an open segment.
 
-length   a training step and a reading without gradient over few and over many segments, by turns: seconds per
-         token
-stream   one document read segment by segment, with its speed, the bytes it carries and the memory of the
-         process on the way
+length   seconds per token of a training step, and of reading without gradient, over few and many segments,
+         interleaved
+stream   one document, read segment by segment: speed, carried bytes and process memory on the way
 token    one more token of an open segment (`extend`), early and late in the segment, against reading the
          whole segment
 """
@@ -23,7 +21,8 @@ from memlab.benchmarks import measure, report
 from memlab.benchmarks.settings import BenchConfig
 from memlab.models.base import Model
 
-FIRST = 8_192  # tokens at the first point of a stream; the others are at twice as many each, and at the end
+# tokens at the first point of a stream; each further point is at twice as many, and the last at the end
+FIRST = 8_192
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -49,9 +48,9 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def length(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
-    """Seconds per token over few and many segments of as many rows, and their ratio pair by pair.
+    """Seconds per token over few and many segments, and their ratio pair by pair.
 
-    Training is forward and backward.
+    Training is a forward and a backward pass.
     """
     sizes, device = config.streaming, measure.device_of(config)
     tokens = {
@@ -82,9 +81,7 @@ def length(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
 
 
 def stream(name: str, model: Model, config: BenchConfig) -> list[dict[str, Any]]:
-    """One document of so many tokens: at each point, what has been read, the speed since the point before,
-    and what is held.
-    """
+    """One long document: at each point, tokens read, speed since the point before, and what is held."""
     sizes, device = config.streaming, measure.device_of(config)
     n, tokens = sizes.segment_length, sizes.growing_tokens if model.state_grows else sizes.tokens
     points = {-(-at // n) for at in (FIRST << p for p in range(64)) if at < tokens} | {-(-tokens // n)}
@@ -127,17 +124,16 @@ def resident() -> int | None:
 
 
 def token(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
-    """Seconds of one more token when 1 and when all but one of a segment's tokens have been read, and of a
-    segment at once.
+    """Seconds of one more token, early and late in a segment, and of a whole segment.
 
-    A segment has been read before, so that there is a memory.
+    Early and late: 1 token, or all but one, have been read. An earlier segment has filled the memory.
     """
     sizes, device = config.streaming, measure.device_of(config)
     ids_BN = measure.tokens(config, 1, sizes.segment_length)
     state = model.segment(ids_BN, model.init_state(1)).state
     _, early = model.extend(ids_BN[:, :1], model.begin(state))
     _, late = model.extend(ids_BN[:, 1:-1], early)
-    many = range(20)  # a token is soon read
+    many = range(20)  # one token takes too little time to measure
     sides: dict[str, measure.Work] = {
         "early": lambda: [model.extend(ids_BN[:, :1], early) for _ in many],
         "late": lambda: [model.extend(ids_BN[:, -1:], late) for _ in many],
@@ -152,7 +148,8 @@ def token(name: str, model: Model, config: BenchConfig) -> dict[str, Any]:
 def cells(result: dict[str, Any]) -> list[list[str]]:
     lines = []
     for name, measured in result["models"].items():
-        line = [name, *(report.words(measured["length"][way]["ratio"]) for way in ("training", "reading"))]
+        ratios = (measured["length"][way]["ratio"] for way in ("training", "reading"))
+        line = [name, *map(report.with_range, ratios)]
         points = measured["stream"]
         if points is None:
             line += ["-"] * 4
@@ -200,7 +197,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them, in 80 columns."""
+    """The table for the terminal, in 80 columns."""
     head = ("model", "training", "reading", "first, tokens/s", "last", "state, MB", "token, ms", "segment")
     body = [
         [name, *(ratio.partition(" ")[0] for ratio in ratios), first, last, state, one, whole]

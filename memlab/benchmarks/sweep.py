@@ -1,9 +1,8 @@
-"""What `memlab.sweep` costs beyond its trainings: its wall time over that of the same trainings started one
-after another by hand.
+"""The overhead of `memlab.sweep`: its wall time over that of the same trainings, started by hand in sequence.
 
-Both sides are the commands that a user types, with MLflow in a SQLite store of their own. The sweep has one
-worker, no pruning and no final trainings; then each of its trials is trained again by the command that its
-`result.json` names.
+Both sides are the commands that a user types, each with MLflow in a SQLite store of its own. The sweep has
+one worker, no pruning and no final trainings; then each of its trials is trained again with the command in
+its `result.json`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,12 @@ from memlab.sweeping.spec import find
 
 @dataclass(frozen=True)
 class Times:
-    """Of a sweep, in seconds since 1970: its command, its trials (each from when a worker takes it until it
-    is written down), its exit. `processor`: seconds of all its processes together.
+    """Times of a sweep, in seconds since 1970.
+
+    Attributes:
+        began, ended: of the command.
+        trials: of each trial, from when a worker takes it until its result is written.
+        processor: processor seconds of all its processes.
     """
 
     began: float
@@ -45,8 +48,8 @@ class Times:
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and return {"ratio", "sweep_seconds", "by_hand_seconds", "parts", ...}; also in
-    `run_dir/sweep.json`.
+    """Measure, print a table and return {"ratio", "sweep_seconds", "by_hand_seconds", ...}; also
+    `sweep.json`.
 
     Raises:
         UserError: the sweep or a training failed.
@@ -54,17 +57,19 @@ def run(config: BenchConfig) -> dict[str, Any]:
     sizes = config.sweep
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        # files are in memory for both sides
+        # so that files are cached for both sides
         _command(place, "memlab.train", ["trainer.max_steps=1", "run_dir=warm_up", "tracking=off"])
         times = sweep(place, sizes.name, sizes.trials, sizes.steps)
         commands = [_by_hand(file) for file in sorted(place.glob("sweep/trials/*/*/result.json"))]
         by_hand: list[float] = []
         processor = 0.0
-        for at, words in enumerate(
+        for at, arguments in enumerate(
             track(commands, "by hand", transient=True, disable=not Console().is_terminal)
         ):
             training = _command(
-                place, "memlab.train", [*words, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"]
+                place,
+                "memlab.train",
+                [*arguments, f"run_dir=by_hand/{at}", "tracking.uri=sqlite:///by_hand.db"],
             )
             by_hand.append(training[0])
             processor += training[1]
@@ -86,7 +91,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
 
 
 def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
-    """Run a sweep in `place/sweep`, without what would make its trainings others than those by hand.
+    """Run a sweep in `place/sweep`, without what would make its trainings differ from those by hand.
 
     Raises:
         UserError: it failed.
@@ -95,7 +100,7 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
 
     values = {**yaml.safe_load(find(name).read_text(encoding="utf-8")), "pruner": {"name": "none"}}
     (place / "measured.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    words = [
+    arguments = [
         "sweep=./measured.yaml",
         f"trials={trials}",
         f"base.trainer.max_steps={steps}",
@@ -103,11 +108,11 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
         "run_dir=sweep",
     ]
     began = time.time()
-    processor = _command(place, "memlab.sweep", [*words, "tracking.uri=sqlite:///sweep.db"])[1]
+    processor = _command(place, "memlab.sweep", [*arguments, "tracking.uri=sqlite:///sweep.db"])[1]
     ended = time.time()
     storage = optuna.storages.RDBStorage(f"sqlite:///{place / 'sweep' / 'study.db'}")
     spans = []
-    for summary in optuna.get_all_study_summaries(storage):  # one for each arm
+    for summary in optuna.get_all_study_summaries(storage):  # one per arm
         for trial in optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(
             deepcopy=False
         ):
@@ -121,7 +126,7 @@ def sweep(place: Path, name: str, trials: int, steps: int) -> Times:
 
 
 def parts(times: Times, by_hand: Sequence[float]) -> dict[str, float]:
-    """Where the difference is, in seconds; together they are the sweep's wall time less the sum by hand."""
+    """Where the difference arises, in seconds; their sum is the sweep's wall time minus the sum by hand."""
     between = [start - end for (_, end), (start, _) in zip(times.trials, times.trials[1:], strict=False)]
     return {
         "before the first trial": times.trials[0][0] - times.began,
@@ -132,21 +137,22 @@ def parts(times: Times, by_hand: Sequence[float]) -> dict[str, float]:
 
 
 def _by_hand(result: Path) -> list[str]:
-    """The overrides of a trial's training, but for its place and its sweep's run."""
-    # behind python -m memlab.train
-    words = shlex.split(json.loads(result.read_text(encoding="utf-8"))["command"])[3:]
-    return [word for word in words if word.partition("=")[0] not in ("tracking.uri", "tracking.parent_run")]
+    """The overrides of a trial's training, without the store and the sweep's run."""
+    # after python -m memlab.train
+    arguments = shlex.split(json.loads(result.read_text(encoding="utf-8"))["command"])[3:]
+    own = ("tracking.uri", "tracking.parent_run")
+    return [argument for argument in arguments if argument.partition("=")[0] not in own]
 
 
-def _command(place: Path, program: str, words: Sequence[str]) -> tuple[float, float]:
-    """Seconds of a command, by the clock and of the processor (in all processes that it starts).
+def _command(place: Path, program: str, arguments: Sequence[str]) -> tuple[float, float]:
+    """Wall time and processor time of a command, including all processes that it starts, in seconds.
 
     Raises:
         UserError: it failed.
     """
     began, used = time.perf_counter(), _used()
     done = subprocess.run(
-        [sys.executable, "-m", program, *words],
+        [sys.executable, "-m", program, *arguments],
         cwd=place,
         env=measure.environment(),
         capture_output=True,
@@ -155,7 +161,8 @@ def _command(place: Path, program: str, words: Sequence[str]) -> tuple[float, fl
     )
     if done.returncode:
         raise UserError(
-            f"{program} {shlex.join(words)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+            f"{program} {shlex.join(arguments)} ended with status {done.returncode}: "
+            f"{done.stderr.strip()[-500:]}"
         )
     return time.perf_counter() - began, _used() - used
 
@@ -193,7 +200,7 @@ def page(result: dict[str, Any]) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a person reads them."""
+    """The table for the terminal."""
     table = Table(title=f"sweep: {_title(result)}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")

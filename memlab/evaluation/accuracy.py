@@ -1,9 +1,9 @@
-"""Right answers, counted in two ways.
+"""Free-running answers.
 
-Teacher-forced: each token of the answer is predicted with the true ones before it. Free-running: the model
-reads its own predictions, at segment borders too, so no true token of the answer reaches it. The published
-code puts the true token in at the first position of each answer segment; here nothing of the answer is ever
-given.
+Teacher-forced: each token of the answer is predicted from the true ones before it. Free-running: the model
+reads its own predictions, also across segment boundaries, so no true token of the answer reaches it. The
+published code inserts the true token at the first position of each answer segment; here the model receives
+nothing of the answer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def free_running(
     """Greedy predictions of the answer, token by token, with memory written at each segment's end.
 
     Args:
-        tokens_BT: what a sample reads. Tokens of the answer in it are not looked at: the model reads what it
-            predicted instead.
+        tokens_BT: tokens of the samples. Those of the answer are ignored: the model reads its predictions
+            instead.
         answer_T: whether the target at each position, the next token, belongs to the answer.
-        segment_lengths: how the T tokens are cut.
+        segment_lengths: lengths of the segments that the T tokens are cut into.
 
     Returns:
         The predicted token ids [B, A], in the order of the A answer positions.
@@ -37,7 +37,7 @@ def free_running(
     for length in segment_lengths:
         known_Bn, answer_n = tokens_BT[:, at : at + length], answer_T[at : at + length]
         last_B = predicted[-1] if at and answer_T[at - 1] else None
-        if sum(answer_n) == wanted - len(predicted):  # what stands behind the last answer is of no use
+        if sum(answer_n) == wanted - len(predicted):  # tokens after the last answer are not needed
             answer_n = answer_n[
                 : max((t + 1 for t, is_answer in enumerate(answer_n) if is_answer), default=0)
             ]
@@ -55,17 +55,16 @@ def read_on(
     """Read n tokens of an open segment and predict, greedily, those that are answers.
 
     Args:
-        known_Bn: what is read. A token that is an answer is not looked at: what was predicted is read in its
-            place.
-        answer_n: whether the target of each token, the one behind it, is an answer.
-        last_B: what was predicted for the first token; None = it is no answer.
+        known_Bn: tokens to read. Those that are answers are ignored: the predictions are read instead.
+        answer_n: whether the target of each token, the token after it, is an answer.
+        last_B: the prediction for the first token; None = it is no answer.
 
     Returns:
         The predicted token ids, a [B] for each answer, and the segment so far.
     """
     predicted: list[Tensor] = []
     at, end = 0, len(answer_n)
-    while at < end:  # as far as the tokens are known: up to the next one that has to be predicted
+    while at < end:  # read known tokens, up to the next one that has to be predicted
         stop = next((t + 1 for t in range(at, end) if answer_n[t]), end)
         part_Bn = known_Bn[:, at:stop]
         if last_B is not None:

@@ -1,6 +1,4 @@
-"""What a model costs beside its state: parameters, floating point operations for each token,
-and the memory of the process.
-"""
+"""Costs of a model other than its state: parameters, floating point operations per token, process memory."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from memlab.models.base import Model
 
 
 def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
-    """Parameters, and operations for each token of such a document."""
+    """Parameters, and operations per token of a document with these segments."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_token": flops_per_token(model, segment_lengths),
@@ -28,16 +26,15 @@ def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, float]:
-    """Counted by torch on real segments: multiplications and additions of matrix products, two for each pair;
-    nothing else is counted.
+    """Floating point operations per token, counted by torch on real segments.
 
-    `inference` reads the document's first two segments, and counts the second, which has a memory before it.
-    `training` is forward and backward of the loss on every token over both, full depth; of an encoder, of the
-    loss at the end. Causal attention counts in full, as it is computed without a kernel that leaves out what
-    is masked.
+    Only matrix products count, two operations for each multiplication and addition. `inference` reads the
+    document's first two segments and counts the second, which has a memory before it. `training` is the
+    forward and backward pass of the loss on every token of both (in an encoder, of the loss at the end), at
+    full depth. Causal attention counts in full, as a kernel computes it that does not skip what is masked.
 
     Args:
-        segment_lengths: of the document; if there is but one, it is read twice.
+        segment_lengths: of the document; if there is only one, it is read twice.
     """
     was_training = model.training
     lengths = [*segment_lengths, segment_lengths[0]][:2]
@@ -66,8 +63,10 @@ def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def operations(work: Callable[[], Any]) -> int:
-    """Floating point operations of the matrix products in some work, which is done once, with attention by
-    plain products: torch's counter does not know all fused kernels. What is masked counts.
+    """Floating point operations of the matrix products in some work, which is done once.
+
+    Attention uses plain products, since torch's counter does not know all fused kernels; what is masked
+    counts.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work()
@@ -75,11 +74,11 @@ def operations(work: Callable[[], Any]) -> int:
 
 
 class PeakMemory:
-    """The most memory that was in use since it was made: of the GPU by torch's count, else resident memory of
-    this process.
+    """The peak of memory in use since this object was made: on a GPU as counted by torch, else resident
+    memory.
 
-    Where the operating system cannot count anew (not Linux), resident memory is the most since the process
-    began.
+    Where the operating system cannot reset its count (other than Linux), resident memory is the peak since
+    the process began.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -88,14 +87,14 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             return
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew (man 5 proc)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
 
     @property
     def kind(self) -> str:
         return "gpu" if self.device.type == "cuda" else "rss"
 
     def read(self) -> int:
-        """Bytes."""
+        """The peak in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         try:

@@ -1,11 +1,10 @@
-"""Text: every test document read from its beginning to its end, the loss by position in it, and what the
-memory is worth there.
+"""Evaluation on text: the loss of whole test documents, by position, with and without the right memory.
 
-The controls are those of `samples.py`, at every segment: `memory_off` reads each with the initial state,
-`shuffled` with the state of another document that is being read at the same time (where there is none, the
-tokens are left out of its figures).
+The controls are those of `samples.py`, applied at every segment: `memory_off` reads each segment with the
+initial state, `shuffled` with the state of another document that is being read at the same time (if there is
+none, the tokens are left out of its figures).
 
-Legend: B rows, S segments of a batch, N tokens of a segment, T = S * N.
+Legend: B batch rows, S segments of a batch, N tokens of a segment, T = S * N.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NOTHING = {"nats": torch.zeros(0), "positions": torch.zeros(0, dtype=torch.long)
 
 @torch.inference_mode()
 def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str, Any]:
-    """Read the test split once; what is found is an entry of `texts` in `evaluation.json` (see `record.py`).
+    """Read the test split once and return an entry of `texts` in `evaluation.json` (see `record.py`).
 
     Args:
         conditions: `plain`, which comes first, and controls.
@@ -65,7 +64,7 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
     if (read := sum(r["tokens"] for r in by_position)) != amounts.tokens:
         raise RuntimeError(f"{read} tokens were read of the {amounts.tokens} in the test split")
     loss = ratio_of_sums(reader.nats, reader.tokens)
-    bits = amounts.tokens / math.log(2) / amounts.bytes  # for each byte, of a nat for each token
+    bits = amounts.tokens / math.log(2) / amounts.bytes  # bits per byte for one nat per token
     patch = amounts.patch_bits / amounts.bytes
     curve = memory.trace(model, task.typical_segments())
     return {
@@ -97,7 +96,7 @@ def _control(metrics: MetricCollection, bits: float, patch: float) -> dict[str, 
 
 
 class _Reader:
-    """Rows that read document after document, under all conditions."""
+    """Batch rows that read document after document, under all conditions."""
 
     def __init__(self, model: Model, rows: int, found: Mapping[str, MetricCollection]) -> None:
         self.model, self.found = model, found
@@ -105,14 +104,14 @@ class _Reader:
             metrics.update(**NOTHING)  # a control may have nothing to read
         self.state = model.init_state(rows)
         self.initial = model.init_state(rows)
-        self.document_B = [-1] * rows  # which of those below each row reads
+        self.document_B = [-1] * rows  # index, in the lists below, of the document that each batch row reads
         self.nats: list[float] = []
         self.tokens: list[int] = []
 
     def segment(
         self, tokens_BN: Any, targets_BN: Any, counts_BN: Any, positions_BN: Any, begins_B: Any
     ) -> None:
-        """Read the next segment of every row."""
+        """Read the next segment of every batch row."""
         tokens, targets, counts, positions = (
             self._tensor(t) for t in (tokens_BN, targets_BN, counts_BN, positions_BN)
         )
@@ -140,7 +139,7 @@ class _Reader:
         self.state = after
 
     def _before(self, name: str, counts_BN: Tensor) -> Any:
-        """The state to begin with under a condition; None = there is none."""
+        """The state that a segment begins with under a condition; None = there is none."""
         if name == MEMORY_OFF:
             return self.initial
         if name != SHUFFLED:

@@ -1,5 +1,4 @@
-"""Tokens that a model writes itself, one after another: each is read once, and memory is written at each
-segment's end.
+"""Generation: tokens drawn one by one, each read once, with memory written at each segment's end.
 
 Legend: B batch, T tokens of the prompt, V vocabulary.
 """
@@ -26,20 +25,21 @@ def generate(
     seed: int = 0,
     choices: int | None = None,
 ) -> Iterator[Tensor]:
-    """The next tokens, each [B], on the CPU. What is held is the carried state and one open segment, whatever
-    was written before.
+    """Generate tokens, each [B], on the CPU.
+
+    Needs memory for the carried state and one open segment, however many tokens there were before.
 
     Args:
         model: one that predicts tokens (not one that answers once).
         prompt_BT: token ids of a document from its beginning, at least one.
-        tokens: how many are written.
-        segment_length: N, after so many tokens memory is written.
-        temperature: of the softmax that tokens are drawn from; 0 = always the likeliest token.
-        top_k: draw from so many likeliest tokens; None = from all.
+        tokens: how many tokens to generate.
+        segment_length: N, tokens after which memory is written.
+        temperature: of the softmax that tokens are drawn from; 0 = always the most probable token.
+        top_k: draw from this many most probable tokens; None = from all.
         seed: the same seed draws the same tokens.
-        choices: only ids below this may be written; None = all.
+        choices: only ids below this may be generated; None = all.
     """
-    # of the CPU: its draws are the same wherever the model is
+    # on the CPU, so that draws do not depend on the model's device
     generator = torch.Generator().manual_seed(seed)
     next_BT: Tensor = prompt_BT
     state: ModelState | Open | Unread | None = None
@@ -59,9 +59,9 @@ def _read(
 
 
 def draw(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """One token for each row, [B]; arguments as of `generate`."""
+    """One token per batch row, [B]; arguments as in `generate`."""
     if temperature == 0:
         return logits_BV.argmax(-1)
     best_BK, ids_BK = logits_BV.double().topk(min(top_k or logits_BV.shape[1], logits_BV.shape[1]))
-    p_BK = ((best_BK - best_BK[:, :1]) / temperature).softmax(-1)  # 0 at the best: no temperature is too low
+    p_BK = ((best_BK - best_BK[:, :1]) / temperature).softmax(-1)  # the best is 0, so nothing overflows
     return ids_BK.gather(1, torch.multinomial(p_BK, 1, generator=generator))[:, 0]

@@ -1,22 +1,22 @@
-"""What a model does with its memory while it reads test samples: an entry of `inside` in `evaluation.json`
-(`record.py`).
+"""How a model uses its memory while it reads test samples: an entry of `inside` in `evaluation.json`.
 
-    memory_share   how much of a head's work goes to memory, by layer, head and segment; means over samples
-                   and over the queries that are tokens (and the class token)
+    memory_share   how much of a head's output comes from memory, by layer, head and segment; means over
+                   samples and over the queries that are tokens (or the class token)
       memory_tokens  the part of the head's softmax on memory tokens before the segment
       remembered     the part of the head's softmax on rows that the layer remembers
-      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), by the norms of what a memory and
-                     local attention give a head; 0 where nothing has been written yet. With such a gate the
-                     two kinds above are of local attention alone
+      gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), from the norms of a head's outputs of
+                     memory and of local attention; 0 where nothing has been written yet. With such a gate,
+                     the two kinds above only concern local attention
     similarity     cosine between what was carried after different segments, mean over samples: of memory
                    tokens (each slot with itself), and of the state of each layer whose size is constant
                    (all its numbers as one vector)
     retrieval      how many tokens before the query the keys lie that a layer retrieved, in bins
                    [1, 2), [2, 4), [4, 8), ..
-    missing        what cannot be shown of this model, and why
+    missing        what cannot be shown for this model, and why
 
 Nothing here knows a kind of memory. Layers offer what they compute (`layers/observing.py`), and states are
-trees of tensors. The model reads segment by segment and computes what it always computes.
+trees of tensors. The model reads segment by segment, and its computations are unchanged. A slot is the place
+of a memory token.
 
 Legend: B samples, H heads, G key-value heads, T queries, L keys, S segments, M memory tokens, F numbers.
 """
@@ -38,17 +38,17 @@ from memlab.memories.base import LayerMemory, Where
 from memlab.models.base import Model, ModelState
 from memlab.tasks.base import Batch, SyntheticTask
 
-SEGMENTS = 128  # at most: similarity is a matrix of them
+SEGMENTS = 128  # maximum, since similarity is a matrix of segments
 MEMORY_TOKENS = "memory_tokens"  # a kind of memory_share, and a key of similarity beside those of layers
 _BINS = 48  # powers of 2
-_BYTES = 1 << 27  # of states that are kept at once for their similarity
+_BYTES = 1 << 27  # of states that are held at once for their similarity
 
 
 def check(model: Model, segments: int) -> None:
-    """Whether there is something to look at.
+    """Check that there is something to look at.
 
     Raises:
-        ConfigError: there is not, or there are too many segments.
+        ConfigError: there is nothing, or there are too many segments.
     """
     if not model.carries:
         raise ConfigError(
@@ -76,7 +76,7 @@ def look(model: Model, task: SyntheticTask, samples: int) -> dict[str, Any]:
 
 
 class Watching:
-    """Sums over samples of what is seen; `found` makes means of them."""
+    """Sums over samples of what is observed; `found` returns means."""
 
     def __init__(self, model: Model, segments: int) -> None:
         self.model, self.segments = model, segments
@@ -86,22 +86,21 @@ class Watching:
         self.between: dict[str, Tensor] = {}  # by what is compared: [S + 1, S + 1]
         self.by_slot: dict[str, Tensor] = {}  # of memory tokens: [M, S]
         self.changed: set[str] = set()  # states that turned out to change their size
-        self.back: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # by layer: retrieved keys and their attention, [H, bins]
+        # by layer: retrieved keys and their attention, [H, bins]
+        self.back: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def most_rows(self) -> int:
-        """Samples that are read at once, so that the states to be compared stay within bounds."""
-        kept = self._comparable(self.model.init_state(1)).values()
-        held = (self.segments + 1) * sum(t.numel() * t.element_size() for t in kept)
+        """Samples that are read at once, so that the states to be compared fit into `_BYTES`."""
+        compared = self._comparable(self.model.init_state(1)).values()
+        held = (self.segments + 1) * sum(t.numel() * t.element_size() for t in compared)
         return max(1, _BYTES // max(1, held))
 
     @torch.inference_mode()
     def read(self, batch: Batch) -> list[Tensor]:
-        """Read a batch; returns the logits of each segment."""
+        """Read a batch and return the logits of each segment."""
         state, logits = self.model.init_state(len(batch.tokens_BT)), []
-        kept = [self._comparable(state)]
+        states = [self._comparable(state)]
         ends = list(itertools.accumulate(batch.segment_lengths))
         for self.segment, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             tokens = np.ascontiguousarray(batch.tokens_BT[:, first:end])
@@ -109,10 +108,10 @@ class Watching:
                 output = self.model.segment(torch.from_numpy(tokens).to(self.model.device), state)
             state = output.state
             logits.append(output.logits)
-            kept.append(self._comparable(state))
+            states.append(self._comparable(state))
         self.samples += len(batch.tokens_BT)
-        for name in kept[0]:
-            self._compare(name, [parts[name] for parts in kept])
+        for name in states[0]:
+            self._compare(name, [parts[name] for parts in states])
         return logits
 
     def found(self) -> dict[str, Any]:
@@ -144,28 +143,28 @@ class Watching:
         return {"memory_share": share, "similarity": similarity, "retrieval": retrieval, "missing": missing}
 
     def _missing(self) -> list[str]:
-        said = []
+        reasons = []
         offered = {layer for kind, layer in self.share if kind != MEMORY_TOKENS}
         for layer, memory in enumerate(self.model.backbone.memories, 1):
             if not memory.carries:
                 continue
             if layer not in offered and self.segments == 1:
-                said.append(
-                    f"memory share of layer {layer}: one segment has none before it that could be remembered"
+                reasons.append(
+                    f"memory share of layer {layer}: with one segment, there is none before it to remember"
                 )
             elif layer not in offered:
-                said.append(
+                reasons.append(
                     f"memory share of layer {layer}: {type(memory).__name__} attends to no remembered rows "
                     "with LayerMemory.attend and mixes nothing in with LayerMemory.mix"
                 )
             if memory.state_grows or _name(layer) in self.changed:
-                said.append(
+                reasons.append(
                     f"similarity of layer {layer}: its state grows with the document, and states of "
                     "different sizes have no cosine"
                 )
             elif _name(layer) not in self.between:
-                said.append(f"similarity of layer {layer}: its state has no numbers but counters")
-        return said
+                reasons.append(f"similarity of layer {layer}: its state only has counters")
+        return reasons
 
     def _see(self, event: str, values: dict[str, Any]) -> None:
         with observing.by(None):
@@ -181,17 +180,17 @@ class Watching:
     ) -> None:
         once = int(
             self.model.answers_once
-        )  # then the first row is the class token: it asks, and is no memory
-        asking_T = _tokens(where)
-        asking_T[:once] = True
+        )  # then the first row is the class token, which is a query and not a memory token
+        queries_T = _tokens(where)
+        queries_T[:once] = True
         spans = {"remembered": (0, remembered), MEMORY_TOKENS: (remembered + once, remembered - where.first)}
         for kind, (begin, end) in spans.items():
-            # Attention to values that are 1 in memory and 0 elsewhere is the part that lies on memory
+            # attention to values that are 1 in memory and 0 elsewhere is the part on memory
             if end > begin:
                 one_L1 = keys.new_zeros(keys.shape[2], 1)
                 one_L1[begin:end] = 1
                 mass_BHT1 = attend(one_L1.expand(*keys.shape[:2], -1, -1))
-                self._add(kind, memory, mass_BHT1[:, :, asking_T, 0])
+                self._add(kind, memory, mass_BHT1[:, :, queries_T, 0])
 
     def _mix(
         self, memory: LayerMemory, where: Where, gate: Tensor, remembered: Tensor, local: Tensor
@@ -219,17 +218,17 @@ class Watching:
         sums[self.segment] += share_BHT.double().mean(2).sum(0).cpu()
 
     def _comparable(self, state: ModelState) -> dict[str, Tensor]:
-        """What is compared of a state, by name: [B, M, F] of memory tokens, [B, 1, F] of layers."""
-        kept = {}
+        """The parts of a state to compare, by name: [B, M, F] of memory tokens, [B, 1, F] of layers."""
+        parts = {}
         if self.model.tokens.carries and (vectors := _numbers(state.tokens)):
             alone = len(vectors) == 1 and vectors[0].dim() == 3
-            kept[MEMORY_TOKENS] = vectors[0] if alone else _flat(vectors)
+            parts[MEMORY_TOKENS] = vectors[0] if alone else _flat(vectors)
         for layer, (memory, own) in enumerate(
             zip(self.model.backbone.memories, state.layers, strict=True), 1
         ):
             if memory.carries and not memory.state_grows and (numbers := _numbers(own)):
-                kept[_name(layer)] = _flat(numbers)
-        return kept
+                parts[_name(layer)] = _flat(numbers)
+        return parts
 
     def _compare(self, name: str, states: list[Tensor]) -> None:
         if name in self.changed or len({t.shape for t in states}) > 1:
@@ -257,7 +256,7 @@ def _name(layer: int) -> str:
 
 
 def _numbers(state: Any) -> list[Tensor]:
-    """The tensors of a state that are no counters."""
+    """The tensors of a state that are not counters."""
     leaves = pytree.tree_leaves(state)
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 

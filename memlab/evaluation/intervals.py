@@ -1,10 +1,10 @@
 """95 % confidence intervals of shares and means over test samples.
 
-They say nothing of other seeds of the training.
+They say nothing about other training seeds.
 
-Wilson's score interval for a share of samples (Wilson 1927): right also near 0 and 1 and for few samples,
-where the normal one is not. The percentile bootstrap over samples (Efron 1979) for anything whose samples
-have several parts: a sample's tokens are not independent of each other, samples are.
+Wilson's score interval (Wilson 1927) for a share of samples: unlike the normal interval, it is right near 0
+and 1 and for few samples. The percentile bootstrap over samples (Efron 1979) for anything whose samples have
+several parts: samples are independent, the tokens of one sample are not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 
 def wilson(right: int, samples: int) -> Interval:
-    """Of a share `right / samples`."""
+    """Wilson's interval of the share `right / samples`."""
     share, z2 = right / samples, Z * Z / samples
     centre = (share + z2 / 2) / (1 + z2)
     half = Z / (1 + z2) * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples))
@@ -32,10 +32,11 @@ def wilson(right: int, samples: int) -> Interval:
 
 
 def token_share(right_B: Sequence[int], tokens: int) -> Interval:
-    """Of the share of right tokens, `tokens` of which each sample has.
+    """Interval of the share of right tokens, in samples of `tokens` tokens each.
 
-    One token: Wilson. Else the bootstrap over samples. Where all samples have everything right, or nothing, a
-    bootstrap would know no doubt; then the bound is Wilson's for whole samples, which is on the safe side.
+    With one token, Wilson's; otherwise the bootstrap over samples. If all samples are completely right, or
+    completely wrong, the bootstrap would give an interval of width 0; then this is Wilson's for whole
+    samples, which is on the safe side.
     """
     counts = np.bincount(np.asarray(right_B), minlength=tokens + 1)
     samples = int(counts.sum())
@@ -47,10 +48,11 @@ def token_share(right_B: Sequence[int], tokens: int) -> Interval:
 
 
 def grouped_share(right_B: Sequence[int], tokens: int, members: int) -> Interval:
-    """`token_share` where `members` neighbouring samples share their content, so that groups are independent,
-    samples are not.
+    """`token_share` where groups of `members` neighbouring samples share content, so that only groups are
+    independent.
 
-    The bootstrap over groups. Where all groups have everything right, or nothing, Wilson's for whole groups.
+    The bootstrap over groups. If all groups are completely right, or completely wrong, Wilson's for whole
+    groups.
     """
     if members == 1:
         return token_share(right_B, tokens)
@@ -65,9 +67,9 @@ def grouped_share(right_B: Sequence[int], tokens: int, members: int) -> Interval
 
 
 def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | None:
-    """Of sum(above) / sum(below) over samples, by the bootstrap; None for fewer than two samples.
+    """Bootstrap interval of sum(above) / sum(below) over samples; None for fewer than two samples.
 
-    Such as nats and tokens of documents: the loss for each token.
+    For example, nats and tokens of documents give the loss per token.
     """
     samples = len(above)
     if samples < 2:
@@ -80,7 +82,7 @@ def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Interval | 
 
 
 def _generator() -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=0))  # the same interval from the same counts, always
+    return np.random.Generator(np.random.Philox(key=0))  # the same counts always give the same interval
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:

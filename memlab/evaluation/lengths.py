@@ -1,6 +1,4 @@
-"""A model on the test samples of one length: what is right, under which condition, where,
-and what it cost.
-"""
+"""Evaluation on the test samples of one length: accuracy under each condition and by depth, and the cost."""
 
 from __future__ import annotations
 
@@ -20,15 +18,14 @@ from memlab.evaluation.samples import PLAIN, SHUFFLED, TOKENS_AT_ONCE, Answers
 from memlab.models.base import Model
 from memlab.tasks.base import SyntheticTask
 
-ROWS = 256  # of a batch at most
-DEPTHS = 10  # parts of the sample, by where the fact stands, whose accuracy is told
-_TOKENS = 1 << 22  # of a batch that are generated at once
-_BYTES = 1 << 30  # that a batch's states and open segments may take
+ROWS = 256  # maximum batch size
+DEPTHS = 10  # parts of the sample, by where the fact stands, with an accuracy each
+_TOKENS = 1 << 22  # maximum of tokens in a batch
+_BYTES = 1 << 30  # maximum of a batch's states and open segments
 
 
 def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequence[str]) -> dict[str, Any]:
-    """Read the first `samples` test samples of a task; what is found is an entry of `lengths` in
-    `evaluation.json` (see `record.py`).
+    """Read the first `samples` test samples and return an entry of `lengths` in `evaluation.json`.
 
     Args:
         conditions: `plain` and controls, see `samples.py`.
@@ -46,7 +43,7 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
             for name, more in reading.read(model, batch, conditions, watch, meter.advance).items():
                 answers[name].add(more)
             depths += [] if (found := task.depths(batch)) is None else found.tolist()
-            if watch is not None:  # every document costs the same
+            if watch is not None:  # only once, since every document costs the same
                 curve, watch = watch.curve, None
             start += count
     seconds = time.perf_counter() - began
@@ -69,9 +66,9 @@ def measure(model: Model, task: SyntheticTask, samples: int, conditions: Sequenc
 
 
 def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> list[dict[str, Any]] | None:
-    """Accuracy by where the fact stands, in bins of equal width; those without a sample are left out.
+    """Accuracy by where the fact stands, in bins of equal width; bins without samples are left out.
 
-    None = the task does not say.
+    None = the task has no depths.
     """
     if not depths:
         return None
@@ -93,8 +90,9 @@ def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> l
 
 
 def samples_for(task: SyntheticTask, wished: int | None, max_tokens: int | None) -> int:
-    """How many samples are read: as many as wished; else as many as the training's test, but no more than
-    `max_tokens` make, nor fewer than two groups.
+    """How many samples are read: `wished`, or those of the training's test, as far as `max_tokens` allows.
+
+    With None wished, at least two groups of `Task.members`.
     """
     if wished is not None:
         return wished
@@ -106,10 +104,10 @@ def samples_for(task: SyntheticTask, wished: int | None, max_tokens: int | None)
 
 
 def rows_at_once(model: Model, task: SyntheticTask) -> int:
-    """Rows of a batch, so that what is held stays within bounds whatever the length."""
+    """The batch size, so that what is held stays within bounds at any length."""
     if model.state_grows:
         held = kv_full_bytes(model, task.tokens)
-        # Of those with an end, as many layers are that large as have a memory that grows
+        # if the growth ends, only the layers whose memory grows get that large
         memories = model.backbone.memories
         growing = sum(memory.state_grows for memory in memories)
         held = held if model.keeps_everything else held * growing // len(memories)
@@ -125,13 +123,13 @@ def rows_at_once(model: Model, task: SyntheticTask) -> int:
 
 
 def check(samples: int, controls: Sequence[str], members: int = 1) -> None:
-    """Whether there are enough for the controls.
+    """Check that there are enough samples for the controls.
 
     Args:
         members: how many neighbouring samples share their content.
 
     Raises:
-        ConfigError: there are not.
+        ConfigError: there are too few.
     """
     if SHUFFLED in controls and samples < 2 * members:
         groups = f", and {members} neighbours share their content" if members > 1 else ""
@@ -142,8 +140,6 @@ def check(samples: int, controls: Sequence[str], members: int = 1) -> None:
 
 
 def shares(amount: int, most: int, least: int) -> list[int]:
-    """`amount`, which is at least `least`, in parts as equal as can be, of `most` at most if that leaves
-    each at least `least`.
-    """
+    """`amount` in parts as equal as possible, of at most `most` unless one gets smaller than `least`."""
     parts = min(-(-amount // most), amount // least)
     return [amount * (part + 1) // parts - amount * part // parts for part in range(parts)]

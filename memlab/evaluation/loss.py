@@ -1,4 +1,4 @@
-"""Nats of predictions: the loss that models are trained and judged by."""
+"""Nats of predictions: the loss for training and evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def nats(logits_BnV: Tensor, targets_Bn: Tensor) -> Tensor:
     """Negative log-likelihood of each target, [B, n].
 
-    Half precision is too coarse for it, so it is at least in float32; double precision is kept.
+    At least in float32, since half precision is too coarse; in float64 for float64 logits.
     """
     logits = logits_BnV.flatten(0, 1)
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

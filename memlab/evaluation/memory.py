@@ -1,4 +1,4 @@
-"""What a memory costs, measured on the tensors that a model really carries, for one document.
+"""The memory cost of a model for one document, measured on the tensors that it really carries.
 
     KV_full(L)           = 2 * layers * kv_heads * head_width * L * bytes
                            a full cache of the same backbone after L tokens
@@ -6,9 +6,9 @@
     compression_peak(L)  = KV_full(L) / bytes held while a segment is read: the state and the open segment's
                            keys and values
 
-The peak is weighed when a segment has been read and before it is closed; memory tokens that its tokens look
-at are in it, the write memory that the closing reads is not. Neither ratio alone orders the methods sensibly,
-so both are reported. Parameters are not state.
+The peak is measured when a segment has been read and before it is closed; it includes memory tokens that the
+segment's tokens look at, but not the write memory that is read when it is closed. Neither ratio alone orders
+the methods sensibly, so both are reported. Parameters are not state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from memlab.models.base import Model
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Bytes for one document after `tokens` tokens; a ratio is None where nothing is held."""
+    """Bytes for one document after `tokens` tokens; a ratio is None if nothing is held."""
 
     tokens: int
     kv_full_bytes: int
@@ -40,11 +40,11 @@ class MemoryCost:
 
 
 class Watch:
-    """Weighs a memory while documents are read: its curve over L, at segments 1, 2, 4, .. and the last.
+    """Measures a memory while documents are read: its curve over L, at segments 1, 2, 4, .. and the last.
 
-    Whoever reads stops at the segments `points`, and calls `see` before and `seen` behind each of them. The
-    first row of the batch is weighed. Between these segments the peak is not looked at: with a state of one
-    size it is that of an equal segment, and one that grows is larger at the next point.
+    The reader calls `see` before and `seen` after each of the segments `points`. Only the first batch row is
+    measured. The peak is not measured between these segments: with a state of constant size it equals that of
+    a segment of the same length, and with a state that grows it is larger at the next point.
     """
 
     def __init__(self, model: Model) -> None:
@@ -68,19 +68,19 @@ class Watch:
         self.peak = max(self.peak, self.model.peak_bytes(tokens_BN[:1], first_row(state)))
 
     def seen(self, state: Any, segment: int) -> None:
-        """It has been read, and this is the state behind it."""
+        """The segment has been read, and `state` is the state after it."""
         if segment in self.wanted:
             cost = weigh(self.model, first_row(state).nbytes, self.peak, self.tokens[segment + 1])
             self.curve.append({"segments": segment + 1, **cost.to_dict()})
 
 
 def first_row(state: Any) -> Any:
-    """The state of the first document; no two tensors in it are one, as they may be in an initial state."""
+    """The state of the first document, in tensors of its own (in an initial state, tensors may be shared)."""
     return state.map(lambda t: t[:1])
 
 
 def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> MemoryCost:
-    """These bytes against a full cache."""
+    """The cost of these bytes, compared with a full cache."""
     full = kv_full_bytes(model, tokens)
     return MemoryCost(
         tokens,
@@ -93,7 +93,7 @@ def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> Memor
 
 
 def kv_full_bytes(model: Model, tokens: int) -> int:
-    """KV_full: keys and values of so many tokens in all layers."""
+    """KV_full: keys and values of `tokens` tokens in all layers."""
     backbone = model.backbone
     numbers = 2 * len(backbone.blocks) * backbone.kv_heads * backbone.head_width * tokens
     return numbers * backbone.embed.weight.element_size()
@@ -101,7 +101,7 @@ def kv_full_bytes(model: Model, tokens: int) -> int:
 
 @torch.no_grad()
 def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
-    """Read one document of these segments, and weigh what is held, as in evaluation."""
+    """Read one document with these segments, and measure what is held, as in evaluation."""
     was_training = model.training
     model.eval()
     state = model.init_state(1)
@@ -116,7 +116,7 @@ def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
 
 @torch.no_grad()
 def trace(model: Model, segment_lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The curve of one document of these segments, read for nothing else; see `Watch`."""
+    """The curve of one document with these segments, which is only read for this; see `Watch`."""
     watch, state = Watch(model), model.init_state(1)
     points = watch.points(segment_lengths)
     for segment, length in enumerate(segment_lengths):

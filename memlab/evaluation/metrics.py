@@ -1,20 +1,20 @@
-"""Metrics of answers and of text, as torchmetrics objects: add batches with `update`, then call `compute`.
+"""Metrics for answers and for text, as torchmetrics objects: add batches with `update`, then call `compute`.
 
     accuracy            share of right tokens ("per-character accuracy" of the RMT paper)
     exact match         share of samples whose every answer token is right
     cross-entropy       nats per target
-    perplexity          exp(nats / targets); only comparable between models with one tokenizer
+    perplexity          exp(nats / targets); only comparable between models with the same tokenizer
     bits per byte       nats / ln 2 / UTF-8 bytes; comparable between all models
-    bits per word       nats / ln 2 / words, whatever the tokens are
-    word perplexity     exp(nats / words), as the README of PG-19 (arXiv 1911.05507) asks for; words are what
-                        white space separates in the text that is read
+    bits per word       nats / ln 2 / words, for any tokens
+    word perplexity     exp(nats / words), as in the README of PG-19 (arXiv 1911.05507); words are separated
+                        by white space in the text that is read
 
 For a tokenizer that does not give back the whole text, the last three also count the bits of what makes up
 for it (`memlab.text.given_back`).
 
-Accuracy and exact match are the library's. Those of text are our own: the library's `Perplexity` takes the
-logits of all tokens and sums in float32, and it has no bits per byte. Ours take nats, which a caller keeps
-anyway, and sum in float64. Their states add up over processes, as the library's do.
+Accuracy and exact match are the library's. Those for text are our own: the library's `Perplexity` takes the
+logits of all tokens and sums in float32, and it has no bits per byte. Ours take nats, which callers have
+anyway, and sum in float64. Their states sum over processes, like the library's.
 
 A task of your own may use any of these, or others:
 
@@ -33,12 +33,12 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch
 
-_LARGEST = 88.0  # exp of more is no float in single precision, in which the trainer hands metrics on
+_LARGEST = 88.0  # exp of more overflows in single precision, in which the trainer passes metrics on
 _RANGES = 64
 
 
 class _NatsPerUnit(Metric):
-    """Nats, and how many of something they are divided by. Without any, the result is not a number.
+    """Nats per unit. Without any units, the result is NaN.
 
     Args:
         options: of `torchmetrics.Metric`.
@@ -90,12 +90,12 @@ class BitsPerByte(_NatsPerUnit):
     """Bits per byte of UTF-8."""
 
     def update(self, nats: Tensor, text_bytes: int = 0, patch_bits: float = 0.0) -> None:
-        """Add targets, and how many bytes the text has that they are part of.
+        """Add targets, and bytes of their text.
 
         Args:
             nats: of the targets that count, in any shape.
-            text_bytes: may be added in one piece, before or after the targets.
-            patch_bits: that it takes to make this text of what the tokenizer gives back of it; likewise.
+            text_bytes: may be added at once, before or after the targets.
+            patch_bits: needed to restore the text from what the tokenizer gives back of it; likewise.
         """
         self._add(nats, text_bytes, patch_bits)
 
@@ -107,7 +107,7 @@ class BitsPerWord(_NatsPerUnit):
     """Bits per word."""
 
     def update(self, nats: Tensor, words: int = 0, patch_bits: float = 0.0) -> None:
-        """Add targets, and how many words the text has that they are part of; as `BitsPerByte.update`."""
+        """Add targets, and words of their text; as `BitsPerByte.update`."""
         self._add(nats, words, patch_bits)
 
     def compute(self) -> Tensor:
@@ -125,7 +125,7 @@ class CrossEntropyByPosition(Metric):
     """Nats per target, by range of positions in the document.
 
     Args:
-        first: positions in the first range; each further range is as long as all before it together.
+        first: positions in the first range; each further range is as long as all ranges before it together.
         options: of `torchmetrics.Metric`.
     """
 
@@ -157,9 +157,7 @@ class CrossEntropyByPosition(Metric):
         self.targets_R.index_add_(0, index, torch.ones_like(index))
 
     def compute(self) -> list[dict[str, Any]]:
-        """For each range that was read: its first position `from`, how many `tokens`,
-        and their mean `loss`.
-        """
+        """For each range that was read: its first position `from`, number of `tokens`, and mean `loss`."""
         starts = [0, *(self.first << r for r in range(_RANGES - 1))]
         return [
             {"from": starts[r], "tokens": number, "loss": float(self.nats_R[r] / number)}
@@ -170,15 +168,15 @@ class CrossEntropyByPosition(Metric):
 
 def accuracy(vocab_size: int, **options: Any) -> MulticlassAccuracy:
     """The share of right tokens."""
-    # micro: the library's default is the mean over token ids; its checks of each batch cost more than the
-    # counts
+    # micro, since the library's default is the mean over token ids; its checks of each batch cost more than
+    # counting
     return MulticlassAccuracy(vocab_size, average="micro", validate_args=False, **options)
 
 
 def of_answers(vocab_size: int, **options: Any) -> MetricCollection:
     """`accuracy` and `exact_match` of free-running answers, `accuracy_teacher_forced`, and `loss`.
 
-    Each is updated by itself: the first three with predicted and true token ids [B, A], the last with nats.
+    Each is updated separately: the first three with predicted and true token ids [B, A], the last with nats.
 
     Args:
         options: of `torchmetrics.Metric`.
@@ -212,7 +210,6 @@ def of_text(first: int, **options: Any) -> MetricCollection:
             "word_perplexity": WordPerplexity(**options),
             "by_position": CrossEntropyByPosition(first, **options),
         },
-        # the library would find groups by comparing states after the first update, which may have no target
-        # yet
+        # the library finds groups by comparing states after the first update, which may have no targets
         compute_groups=False,
     )

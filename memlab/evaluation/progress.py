@@ -1,6 +1,4 @@
-"""How far a long evaluation is: a bar with the time that is left on a terminal,
-now and then a line in a file.
-"""
+"""Progress of a long evaluation: a bar with the remaining time on a terminal, occasional lines in a file."""
 
 from __future__ import annotations
 
@@ -23,16 +21,16 @@ _DRAWN = 0.2  # seconds between updates of a bar
 
 
 class Meter:
-    """Counts tokens while a `with` block lasts.
+    """Counts tokens in a `with` block.
 
     Args:
-        what: that is being read, in few words.
-        total: tokens there will be.
+        what: description of what is being read.
+        total: number of tokens to read.
     """
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
-        self.began = self.told = time.perf_counter()
+        self.began = self.reported = time.perf_counter()
         self.bar: Progress | None = None
         console = Console(stderr=True)
         if console.is_terminal:
@@ -60,12 +58,12 @@ class Meter:
             self.bar.stop()
 
     def advance(self, tokens: int) -> None:
-        """So many more tokens have been read."""
+        """Report that this many more tokens have been read."""
         self.done += tokens
         now = time.perf_counter()
-        if now - self.told < (EVERY if self.bar is None else _DRAWN):
+        if now - self.reported < (EVERY if self.bar is None else _DRAWN):
             return
-        self.told = now
+        self.reported = now
         speed = self.done / (now - self.began)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done, speed=f"{speed:,.0f} tokens/s")

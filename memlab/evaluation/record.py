@@ -1,6 +1,6 @@
-"""`evaluation.json`: what has been found of a run after its training.
+"""`evaluation.json`: what has been measured on a run after its training.
 
-Written whole after every finding, so nothing is computed twice.
+Written whole after every measurement, so that nothing is computed twice.
 
     {
       "format": 2,
@@ -15,46 +15,46 @@ Written whole after every finding, so nothing is computed twice.
     }
 
 Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC,
-ISO 8601), "versions". A key is what the figures depend on. Another key is another entry beside the first; the
-same key is the same entry, found again only with `again=true`.
+ISO 8601), "versions". Its key has everything that the figures depend on. Another key makes another entry; an
+entry with the same key is only measured again with `again=true`.
 
-    lengths   key: checkpoint, step, segments, length, samples                 what: `evaluation/lengths.py`
+    lengths   key: checkpoint, step, segments, length, samples                 by: `evaluation/lengths.py`
               accuracy (free-running), exact_match, accuracy_teacher_forced, loss
               intervals.{the first three}: [low, high], 95 %
-              controls.{memory_off, shuffled}: the same figures under a control (those that were asked for)
+              controls.{memory_off, shuffled}: the same figures under the requested controls
               depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands,
                 0 = beginning of the sample
               memory: {tokens, kv_full_bytes, state_bytes, peak_bytes, compression_carry, compression_peak},
                 for one document at its end
               memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
               tokens, batch_size, seconds, tokens_per_second, peak_memory.{kind: rss or gpu, bytes}, device
-    texts     key: checkpoint, step, documents, bytes (of each at most)        what: `evaluation/documents.py`
+    texts     key: checkpoint, step, documents, bytes (maximum of each)        by: `evaluation/documents.py`
               loss, perplexity, bits_per_byte, bits_per_word, word_perplexity
               intervals.{loss, bits_per_byte}: over documents, or null
               by_position: [{from, tokens, loss}]
               controls.{..}: the same with tokens, loss, by_position
               documents_read, tokens, lost_bytes (that the tokenizer does not give back)
               memory, memory_curve, seconds, tokens_per_second, peak_memory, device
-    streams   key: checkpoint, step, tokens, segment_length, device, threads   what: `evaluation/streaming.py`
+    streams   key: checkpoint, step, tokens, segment_length, device, threads   by: `evaluation/streaming.py`
               points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory,
                 state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
-    inside    key: checkpoint, step, segments, length, samples                 what: `evaluation/inside.py`
+    inside    key: checkpoint, step, segments, length, samples                 by: `evaluation/inside.py`
               memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}:
                 means over samples and tokens
               similarity.{memory_tokens, layer1, layer2, ..}: {between [1 + segments][1 + segments],
                 by_slot [slots][segments] of memory tokens, else null}
               retrieval: [{layer, from [bins], keys [heads][bins], attention [heads][bins]}]: how far back
-                retrieved keys lie, one for each layer that retrieves
-              missing: [sentences]: what cannot be shown of this model, and why
+                retrieved keys lie, for each layer that retrieves
+              missing: [sentences]: what cannot be shown for this model, and why
               Layers are counted from 1; heads and slots are in order. Row 0 of `between` is the initial
               state; a state of zeros has cosine 0 with every other
 
-Format 1 is of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity and one
-retrieval.
+Format 1 is that of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity
+and one retrieval.
 
-`best(..)` says which entries make a curve: those of the newest step of best.ckpt, and of several sample sizes
-the largest.
+`best(..)` selects the entries that make a curve: those of the newest step of best.ckpt, and among several
+numbers of samples the largest.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class Record:
 
     Args:
         directory: of the run.
-        facts: what it says of the run itself.
+        facts: entries about the run itself.
 
     Raises:
-        UserError: there is one that cannot be read, or the directory cannot be written to.
+        UserError: the file exists and cannot be read, or the directory cannot be written to.
     """
 
     def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Record:
         self.whole()
 
     def whole(self) -> dict[str, Any]:
-        """All that has been found."""
+        """Everything that has been measured."""
         empty: dict[str, Any] = {kind: [] for kind in KEYS}
         return {
             **self.facts,
@@ -115,7 +115,7 @@ class Record:
         return next((entry for entry in self.whole()[kind] if _key(kind, entry) == _key(kind, key)), None)
 
     def add(self, kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Write an entry down, in place of one with the same key; returns it as it is in the file.
+        """Write an entry, in place of one with the same key, and return it as it is in the file.
 
         Raises:
             UserError: the file cannot be written.
@@ -136,10 +136,10 @@ class Record:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What is in an `evaluation.json`; {} if there is none.
+    """The content of an `evaluation.json`; {} if there is none.
 
     Raises:
-        UserError: it cannot be read, or it is of another format.
+        UserError: it cannot be read, or it has another format.
     """
     if not file.is_file():
         return {}
@@ -147,21 +147,19 @@ def read(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file} cannot be read ({error}); remove it, and what is in it is computed anew"
+            f"{file} cannot be read ({error}); remove it, and what is in it is computed again"
         ) from None
     format = found.get("format") if isinstance(found, dict) else None
     if format != FORMAT:
         raise UserError(
             f"{file} has format {format}, this memlab writes format {FORMAT}; move it away, and what is in "
-            "it is computed anew"
+            "it is computed again"
         )
     return dict(found)
 
 
 def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of `lengths`, one entry for each number of segments: of the run's best checkpoint,
-    with the most samples; by segments.
-    """
+    """The entries of `lengths` for the best checkpoint, one per number of segments, with the most samples."""
     own = [entry for entry in entries if entry["checkpoint"] == BEST]
     newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
     chosen: dict[int, dict[str, Any]] = {}

@@ -1,19 +1,18 @@
-"""Samples with an answer, read segment by segment: activations of one segment are held, however many
-thousands there are.
+"""Answers to samples that are read segment by segment, holding the activations of one segment at a time.
 
-Beside the plain reading, two controls say what the memory is worth. Both are made of the state alone, by
-`Model.init_state` and `Model.exchanged`, so they exist for every model. Both read only the segments with
-answers a second time:
+In addition to the plain reading, two controls show what the memory contributes. Both only use the state, by
+`Model.init_state` and `Model.exchanged`, so they exist for every model. They read only the segments with
+answers, a second time:
 
-    memory_off   such a segment begins with the initial state: nothing of an earlier one is known
-    shuffled     it begins with the state that another document of the batch has at this boundary, as that
-                 one's own reading left it; the memory is of the usual kind and knows nothing of the document.
-                 The documents are exchanged in a ring, and where neighbours share their content (as the
-                 samples of associative_retrieval that ask for different keys of the same pairs do), with one
-                 of another group
+    memory_off   such a segment begins with the initial state, without information about earlier segments
+    shuffled     it begins with the state of another document of the batch at this boundary, as that
+                 document's own reading left it: an ordinary memory, without information about this document.
+                 The documents are exchanged in a ring; if neighbours share their content (such as samples of
+                 associative_retrieval that ask for different keys of the same pairs), with one of another
+                 group
 
-Since the exchanged states are those of the plain reading, a document never comes to know its own past by way
-of others.
+Since the exchanged states are those of the plain reading, a document never gets its own past by way of
+others.
 
 Legend: B samples of a batch, n tokens of a segment, A answer tokens of a sample, V vocabulary.
 """
@@ -38,14 +37,12 @@ from memlab.models.base import Model, others
 from memlab.tasks.base import Batch
 
 PLAIN, MEMORY_OFF, SHUFFLED = "plain", "memory_off", "shuffled"
-TOKENS_AT_ONCE = 16_384  # of a batch that one call of a model reads
+TOKENS_AT_ONCE = 16_384  # maximum of tokens that one call of a model reads
 
 
 @dataclass
 class Answers:
-    """What was right, sample by sample: free-running and teacher-forced tokens of `tokens` that each
-    sample has, and the nats of all.
-    """
+    """How many of its `tokens` each sample has right, free-running and teacher-forced, and their nats."""
 
     tokens: int
     free: list[int] = field(default_factory=list)
@@ -54,13 +51,13 @@ class Answers:
     members: int = 1  # neighbours that share their content
 
     def add(self, other: Answers) -> None:
-        """Those of further samples."""
+        """Add the answers of further samples."""
         self.free += other.free
         self.forced += other.forced
         self.nats += other.nats
 
     def figures(self) -> dict[str, Any]:
-        """The metrics of `memlab.train`'s test, and their 95 % confidence intervals."""
+        """The metrics of `memlab.train`'s test, with 95 % confidence intervals."""
         samples, whole = len(self.free), sum(right == self.tokens for right in self.free)
         return {
             "accuracy": sum(self.free) / (samples * self.tokens),
@@ -86,10 +83,10 @@ def read(
     """Read the samples of a batch, plainly and under controls.
 
     Args:
-        conditions: `plain`, which comes first, and of `memory_off` and `shuffled` those wanted; the latter
-            needs two samples.
-        watch: told of the states on the way, to weigh them.
-        tick: told how many tokens have been read.
+        conditions: `plain`, which comes first, and any of `memory_off` and `shuffled`; the latter needs
+            samples of two groups.
+        watch: receives the states on the way, to measure them.
+        tick: called with the number of tokens just read.
 
     Returns:
         By condition.
@@ -98,7 +95,7 @@ def read(
     marked = {s for s in range(reader.segments) if reader.asks(s)} | (
         set() if watch is None else set(watch.points(batch.segment_lengths))
     )
-    single = model.keeps_everything  # its attention over all that was read is large enough for one segment
+    single = model.keeps_everything  # its attention over everything is large enough with one segment
     for first, end in stretches(
         batch.segment_lengths, marked, 1 if single else TOKENS_AT_ONCE // len(batch.tokens_BT)
     ):
@@ -116,8 +113,9 @@ def read(
 
 
 def stretches(segment_lengths: Sequence[int], alone: set[int], tokens: int) -> Iterator[tuple[int, int]]:
-    """Segments first .. end - 1 that are read in one call: of one length,
-    `tokens` at most if they are several, those of `alone` alone.
+    """Segments first .. end - 1 that are read in one call.
+
+    Several segments have the same length and at most `tokens` tokens; those of `alone` are read alone.
     """
     first, count = 0, len(segment_lengths)
     while first < count:
@@ -135,7 +133,7 @@ def stretches(segment_lengths: Sequence[int], alone: set[int], tokens: int) -> I
 
 
 class _Reader(abc.ABC):
-    """A batch, and the states behind what has been read of it."""
+    """A batch, and the states after what has been read of it."""
 
     def __init__(self, model: Any, batch: Batch, conditions: Sequence[str]) -> None:
         self.model, self.batch = model, batch
@@ -163,7 +161,7 @@ class _Reader(abc.ABC):
         return self._tensor(self.batch.tokens_BT[:, self.starts[segment] : self.starts[segment + 1]])
 
     def before(self, name: str, state: Any) -> Any:
-        """The state that a segment begins with under a condition, when it is `state` by plain reading."""
+        """The state that a segment begins with under a condition, given that of the plain reading."""
         if name == MEMORY_OFF:
             return self.initial
         return self.model.exchanged(state, self.others_B) if name == SHUFFLED else state
@@ -179,9 +177,7 @@ class _Reader(abc.ABC):
 
 
 class _Answering(_Reader):
-    """By a model that answers once, at the end of the sample: free-running and teacher-forced are the
-    same.
-    """
+    """For a model that answers once, at the end of a sample: free-running and teacher-forced are the same."""
 
     def asks(self, segment: int) -> bool:
         return segment == self.segments - 1
@@ -203,53 +199,53 @@ class _Answering(_Reader):
 
 
 class _Generating(_Reader):
-    """By a model that writes its answer: once with the true tokens before each, once on its own."""
+    """For a model that generates its answer: from the true tokens before each one, and from its own."""
 
     def __init__(self, model: Any, batch: Batch, conditions: Sequence[str]) -> None:
         super().__init__(model, batch, conditions)
-        self.first = next(s for s in range(self.segments) if self._asked(s).any())
-        self.last = max(s for s in range(self.segments) if self._asked(s).any())
-        self.free: Any = None  # the state where the model reads what it has written itself
-        # what the next segment begins with, if that is an answer
-        self.written: dict[str, Tensor | None] = dict.fromkeys(self.answers)
+        self.first = next(s for s in range(self.segments) if self._answer_of(s).any())
+        self.last = max(s for s in range(self.segments) if self._answer_of(s).any())
+        self.free: Any = None  # the state where the model reads what it has generated itself
+        # the prediction that the next segment begins with, if its first token is an answer
+        self.predicted: dict[str, Tensor | None] = dict.fromkeys(self.answers)
 
-    def _asked(self, segment: int) -> Any:
+    def _answer_of(self, segment: int) -> Any:
         return self.answer_T[self.starts[segment] : self.starts[segment + 1]]
 
     def asks(self, segment: int) -> bool:
         return self.first <= segment <= self.last
 
     def segment(self, segment: int) -> None:
-        tokens_Bn, asked = self.tokens(segment), self._asked(segment)
+        tokens_Bn, answer_n = self.tokens(segment), self._answer_of(segment)
         state, free = self.state, self.state if self.free is None else self.free
         output = self.model.segment(tokens_Bn, state)
         self.state = output.state
         if not self.asks(segment):
             return
         truth_BA = self._tensor(
-            self.batch.targets_BT[:, self.starts[segment] : self.starts[segment + 1]][:, asked]
+            self.batch.targets_BT[:, self.starts[segment] : self.starts[segment + 1]][:, answer_n]
         )
-        last_asked = int(asked.nonzero()[0][-1]) + 1 if asked.any() else 0
+        last_answer = int(answer_n.nonzero()[0][-1]) + 1 if answer_n.any() else 0
         for name, answers in self.answers.items():
-            ends = segment == self.last or name != PLAIN  # nothing behind the last answer matters
-            end = last_asked if ends else len(asked)
-            if asked.any():
+            ends = segment == self.last or name != PLAIN  # nothing after the last answer matters
+            end = last_answer if ends else len(answer_n)
+            if answer_n.any():
                 logits = (
                     output.logits
                     if name == PLAIN
                     else self.model.segment(tokens_Bn, self.before(name, state)).logits
                 )
-                self._forced(name, logits[:, self._tensor(asked)], truth_BA)
-            written = self.written[name]
-            self.written[name] = None
+                self._forced(name, logits[:, self._tensor(answer_n)], truth_BA)
+            last_B = self.predicted[name]
+            self.predicted[name] = None
             if not end:
                 continue
             open = self.model.begin(self.before(name, free))
-            predicted, open = read_on(self.model, tokens_Bn[:, :end], asked[:end].tolist(), open, written)
+            predicted, open = read_on(self.model, tokens_Bn[:, :end], answer_n[:end].tolist(), open, last_B)
             if predicted:
                 answers.free = _plus(answers.free, torch.stack(predicted, dim=1) == truth_BA)
-            if asked[-1]:
-                self.written[name] = predicted[-1]
+            if answer_n[-1]:
+                self.predicted[name] = predicted[-1]
             if not ends:
                 self.free = self.model.close(open)
 

@@ -1,4 +1,4 @@
-"""What `memlab.evaluate` and `memlab.generate` are asked: typed, and checked before anything is read."""
+"""The typed configurations of `memlab.evaluate` and `memlab.generate`, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memlab.errors import ConfigError
 
 
 class EvaluateConfig(Section):
-    """A trained run, and what to find out about it."""
+    """A trained run, and what to measure on it."""
 
     run: str
     controls: list[Literal["memory_off", "shuffled"]]
@@ -31,7 +31,7 @@ class EvaluateConfig(Section):
 
 
 class SamplingConfig(Section):
-    """What a trained run shall write."""
+    """What a trained run should generate."""
 
     prompt: str
     tokens: Positive
@@ -41,7 +41,7 @@ class SamplingConfig(Section):
 
 
 class GenerateConfig(SamplingConfig):
-    """A trained run on text, and what it shall write."""
+    """A trained run on text, and what it should generate."""
 
     run: str
     accelerator: Literal["cpu", "gpu", "auto"]
@@ -107,7 +107,7 @@ def _check_run(composed: DictConfig) -> None:
 
 
 def _unused(composed: DictConfig, because: str, *names: str) -> None:
-    """Keys that would be without an effect.
+    """Refuse keys that would have no effect.
 
     Raises:
         ConfigError: one of them is given.

@@ -1,11 +1,11 @@
 """Statistics over seeds, and the Pareto front.
 
-No distribution is assumed: seeds are few and accuracies end at 1.
+No distribution is assumed: there are few seeds, and accuracies end at 1.
 
 A difference between two groups of seeds is tested by permutation: of all ways to deal the same scores to two
-groups of these sizes, the share whose means lie at least as far apart (Fisher 1935; two-sided; where there
-are too many ways, some are drawn). Several pairs are tested together, so p values are adjusted by Holm
-(1979). With few seeds no data at all can be significant: `smallest_p` says so.
+groups of these sizes, the share whose means lie at least as far apart (Fisher 1935; two-sided; if there are
+too many ways, some are drawn). Several pairs are tested together, so p values are adjusted after Holm (1979).
+With few seeds, no data can be significant: see `smallest_p`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 
 SOLVED = 0.99
 LEVEL = 0.05
-_EXACT = 50_000  # ways of dealing that are all counted; of more, so many are drawn
+_EXACT = 50_000  # up to this many ways of dealing are all counted; of more, this many are drawn
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number over seeds. `std` is the sample standard deviation (n - 1), None for one seed."""
+    """A number over seeds. `std` is the sample standard deviation (n - 1), None for one seed."""
 
     values: tuple[float, ...]
 
@@ -43,12 +43,12 @@ class Spread:
 
     @property
     def solved(self) -> int:
-        """Seeds of at least 0.99."""
+        """Number of seeds with at least 0.99."""
         return sum(value >= SOLVED for value in self.values)
 
 
 def ways(a: int, b: int, paired: bool) -> int:
-    """To deal `a + b` scores to two groups; paired: to swap within `a` pairs."""
+    """Number of ways to deal `a + b` scores to two groups; paired: to swap within `a` pairs."""
     return 2**a if paired else math.comb(a + b, a)
 
 
@@ -58,9 +58,7 @@ def is_exact(a: int, b: int, paired: bool = False) -> bool:
 
 
 def smallest_p(a: int, b: int, paired: bool = False) -> float:
-    """What the test can give at best for groups of these sizes: the observed way,
-    and its mirror image where there is one.
-    """
+    """The smallest possible p for groups of these sizes: the observed way, and its mirror image if any."""
     mirrored = paired or a == b
     return (2 if mirrored else 1) / ways(a, b, paired)
 
@@ -70,16 +68,16 @@ def permutation_p(a: Sequence[float], b: Sequence[float], paired: bool = False) 
 
     Args:
         a, b: the scores of each group's seeds.
-        paired: a[i] and b[i] belong together (one seed); signs of their differences are permuted instead.
+        paired: whether a[i] and b[i] belong together (one seed), so that signs of differences are permuted.
 
     Raises:
-        ValueError: a group is empty, or pairs are asked for and the sizes differ.
+        ValueError: a group is empty, or the sizes differ although `paired`.
     """
     if not a or not b or (paired and len(a) != len(b)):
         raise ValueError(f"cannot compare {len(a)} and {len(b)} seeds{' in pairs' if paired else ''}")
     count = ways(len(a), len(b), paired)
     exact = is_exact(len(a), len(b), paired)
-    draw = np.random.Generator(np.random.Philox(key=0))  # the same p from the same scores, always
+    draw = np.random.Generator(np.random.Philox(key=0))  # the same scores always give the same p
     if paired:
         difference_N = np.subtract(a, b)
         signs_WN = (
@@ -105,7 +103,7 @@ def permutation_p(a: Sequence[float], b: Sequence[float], paired: bool = False) 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for being tested together, in the same order."""
+    """p values adjusted for testing them together, in the same order."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -115,16 +113,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(pairs: int, paired: bool = False) -> int:
-    """Seeds for each group so that a difference can be significant among so many pairs."""
+    """Seeds per group that are needed for a difference to be significant among this many pairs."""
     return next(n for n in itertools.count(2) if smallest_p(n, n, paired) * pairs <= LEVEL)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
-    """Which points (cost, score) no other one beats: none has at most the cost and at least the score, and
-    one of them better.
+    """The points (cost, score) that no other point beats, by being better in one and no worse in the other.
 
     Returns:
-        Their places in `points`, by cost.
+        Their indices in `points`, by cost.
     """
     sign = 1 if higher_is_better else -1
 

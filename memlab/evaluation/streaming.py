@@ -1,8 +1,7 @@
-"""One document without end: tokens through a model segment by segment, with the memory of the process and the
-speed on the way.
+"""An endless document: speed and process memory while a model reads it segment by segment.
 
-A text task's stream is its test documents, one behind the other, over and over, never reset. Of other tasks
-it is random tokens: what a memory costs does not depend on what is read.
+For a text task, the document is made of its test documents, one after the other, over and over, without a
+reset. For other tasks it is random tokens: the cost of a memory does not depend on what is read.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from memlab.models.base import Model
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
 
-FIRST = 32_768  # tokens at the first point; the others are at twice as many each, and at the end
-_WARM_UP = 8  # segments that are read before, and forgotten
+FIRST = 32_768  # tokens at the first point; each further point is at twice as many, and the last at the end
+_WARM_UP = 8  # segments that are read before, and not counted
 
 
 def check(model: Model, tokens: int) -> None:
-    """Whether so many tokens can be streamed.
+    """Check that this many tokens can be streamed.
 
     Raises:
-        ConfigError: there are too few to compare an end with the beginning, or the model keeps every token.
+        ConfigError: there are too few to compare the end with the beginning, or the model keeps every token.
     """
     if tokens < 2 * FIRST:
         raise ConfigError(
@@ -48,9 +47,7 @@ def check(model: Model, tokens: int) -> None:
 
 @torch.inference_mode()
 def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
-    """Read so many tokens, in whole segments; what is found is an entry of `streams` in `evaluation.json`
-    (see `record.py`).
-    """
+    """Read this many tokens, in whole segments, and return an entry of `streams` in `evaluation.json`."""
     length = max(task.segment_lengths)
     segments = -(-tokens // length)
     points = {-(-n // length) for n in (FIRST << p for p in range(64)) if n < tokens} | {segments}
@@ -112,7 +109,7 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
 
 
 def _random(vocab_size: int, length: int) -> Iterator[NDArray[np.int64]]:
-    """Uniform token ids, the same ones always; each piece ends with the token that the next begins with."""
+    """Uniform token ids, always the same; each piece ends with the token that the next one begins with."""
     generator = np.random.Generator(np.random.Philox(key=0))
     last = generator.integers(vocab_size, size=1)
     while True:
@@ -122,7 +119,7 @@ def _random(vocab_size: int, length: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _text(task: TextTask, length: int) -> Iterator[NDArray[np.int64]]:
-    """The test documents, in the same pieces."""
+    """The test documents, in pieces of the same form."""
     waiting, held = [np.array([task.begin], dtype=np.int64)], 1
     for ids in itertools.cycle(task.test_documents()):
         waiting.append(ids.astype(np.int64))

@@ -1,4 +1,4 @@
-"""A trained run as it was left: its configuration, its model with the weights of a checkpoint, its task."""
+"""Open a trained run: its configuration, its task, and its model with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
     """Open a run.
 
     Args:
-        changes: other values of its task's configuration; None, and keys that the task does not have, are
-            left out.
+        changes: changed values of its task's configuration; values of None and keys that the task does not
+            have are ignored.
 
     Raises:
-        UserError: its checkpoint is damaged, or of another version of memlab; or what its task reads is not
-            there.
+        UserError: its checkpoint is damaged or of another version of memlab, or what its task reads is
+            missing.
     """
     file = found.checkpoint
     try:
@@ -85,7 +85,7 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
 
 
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
-    """Of the run's directory, or where the checkpoint lies alone, what it says itself."""
+    """The configuration in the run's directory, or without a directory that in the checkpoint."""
     file = found.directory / "config.yaml"
     try:
         composed = (

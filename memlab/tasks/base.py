@@ -70,7 +70,7 @@ class Task(abc.ABC):
 
     @property
     def members(self) -> int:
-        """How many consecutive samples share random numbers, and so their split and content."""
+        """How many consecutive samples share random numbers, and so the split and part of the content."""
         return 1
 
     def typical_segments(self) -> tuple[int, ...]:
