@@ -1,8 +1,6 @@
-"""Run under torchrun: trains some models in one pair of processes, and writes what each logged.
+"""Trains some models in one pair of processes, and writes what each logged; see test_together.py.
 
-See test_together.py.
-
-torchrun --nproc-per-node 2 -m tests.training.together DIRECTORY double|single
+python -m tests.training.together DIRECTORY double|single
 """
 
 from __future__ import annotations
@@ -10,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import socket
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from memlab.config import launch
+from memlab.config import launch, lifetime
 from memlab.config.checks import check
 from memlab.config.paths import config_dir
 from memlab.config.sections import Config
@@ -32,8 +33,8 @@ COMMON = [
     "model.dropout=0.0",
     "task.batch_size=8",
     "trainer.precision=64-true",
-    "trainer.max_steps=20",
-    "trainer.val_every=8",
+    "trainer.max_steps=12",
+    "trainer.val_every=5",
     "trainer.log_every=1",
     "trainer.threads=1",
     "trainer.stop_at_accuracy=null",
@@ -42,7 +43,7 @@ COMMON = [
     "tracking=off",
 ]
 # uneven, and shared by two processes
-SAMPLES = ["task.validation_size=15", "task.test_size=15", "curriculum.stage_steps=8"]
+SAMPLES = ["task.validation_size=15", "task.test_size=15", "curriculum.stage_steps=5"]
 # the first stage has one segment: not all parameters take part
 COPY = ["task=copy", "task.length=9", "task.num_segments=3", *SAMPLES]
 PAIRS = ["task=associative_retrieval", "task.num_segments=2", *SAMPLES]
@@ -63,8 +64,9 @@ PARTS = (["text rmt"], ["rmt"])  # with trainer.accumulate
 RECOMPUTED = ([("text rmt", "segment")], [("rmt", "segment"), ("infini_delta", "block")])
 MOVED = (["text rmt"], ["rmt"])  # from one to another of these, after so many steps:
 STATIONS = ["cpu", "ddp", "fsdp", "cpu", "fsdp", "ddp", "cpu"]
-STOPS = [2, 5, 9, 12, 14, 18]
-# in single precision, in rows of 32
+STOPS = [2, 4, 6, 8, 9, 11]
+# in single precision
+IN_SINGLE = ["trainer.precision=32-true", "task.batch_size=32", "trainer.max_steps=20"]
 ISSUE = ["transformer", "transformer_xl", "rmt", "rmt_encoder", "infini_delta", "memorizing"]
 
 
@@ -85,7 +87,7 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     every["rmt in windows"] = [*every["rmt"], "model.bptt_depth=1"]
     every["text rmt"] = ["model=rmt", *SMALL["rmt"], *text]
     # the same sizes in all processes
-    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=8"]
+    mixed = ["curriculum=mixed", "trainer.recompute=segment", "curriculum.stage_steps=5"]
     every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
     every["text rmt mixed"] = ["model=rmt", *SMALL["rmt"], *text, *mixed]
     every["infini_delta blocks"] = ["model=infini_delta", *COPY, "trainer.recompute=block"]
@@ -182,7 +184,7 @@ def double(directory: Path, processes: Any) -> None:
             both(config(words, directory / "fsdp" / name, "fsdp"))
     words = [*every["text rmt"], "model.dropout=0.2", "trainer.checkpoint_every=4"]
     both(config(words, directory / "dropout" / "whole", "fsdp"))
-    stop(config(words, directory / "dropout" / "resumed", "fsdp"), 14, lambda _: processes)
+    stop(config(words, directory / "dropout" / "resumed", "fsdp"), 9, lambda _: processes)
     both(config(words, directory / "dropout" / "resumed", "fsdp").model_copy(update={"resume": "auto"}))
     for strategy in ("ddp", "fsdp"):
         diverged(config(every["rmt"], directory / "diverged" / strategy, strategy), processes)
@@ -268,8 +270,10 @@ def single(directory: Path, processes: Any) -> None:
     every = trainings(directory / "corpus")
     for name in ISSUE:
         for strategy in ("ddp", "fsdp"):
-            words = [*every[name], "trainer.precision=32-true", "task.batch_size=32"]
-            train(config(words, directory / "32-true" / strategy / name, strategy), lambda _: processes)
+            train(
+                config([*every[name], *IN_SINGLE], directory / "32-true" / strategy / name, strategy),
+                lambda _: processes,
+            )
     for name in ("rmt", "infini_delta"):
         for strategy in ("ddp", "fsdp"):
             words = [*every[name], "trainer.precision=bf16-mixed"]
@@ -277,7 +281,36 @@ def single(directory: Path, processes: Any) -> None:
 
 
 def main() -> None:
+    """Two processes that find themselves where torchrun would have put them. The second is a fork: torch and
+    lightning are imported once.
+    """
     warnings.simplefilter("error")
+    import lightning.pytorch  # noqa: F401
+
+    from memlab.training import run  # noqa: F401
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    sizes = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {**where, **sizes}
+    first = os.getpid()
+    second = os.fork()
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), "0" if second else "1")
+    if second:
+        work()
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+    lifetime.end_with(first)
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
+
+
+def work() -> None:
     directory = Path(sys.argv[1])
     place = launch.find("ddp", None, 1, "cpu")
     with launch.others(place, [], threads=1) as others:
