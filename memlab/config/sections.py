@@ -21,7 +21,7 @@ def _expanded(path: str) -> str:
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.exists(expanded):
-        raise ValueError(f"{path.partition('/')[0]} is nobody's home directory")
+        raise ValueError(f"no home directory is known for {path.partition('/')[0]}")
     return expanded
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from memlab.config.sections import Config
 from memlab.errors import UserError
@@ -40,6 +41,7 @@ FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 # keys that runs begun before them lack
 ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 _FREE_GROUPS = ("tracking.",)
+LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
 
@@ -65,7 +67,7 @@ def find(config: Config) -> Origin:
     place = Path(config.run_dir).absolute()
     check_place(f"run_dir={config.run_dir}", place)
     if config.resume == "never":
-        if _is_run(place):
+        if _is_run(place) and not _in_use(place):  # `RunDirectory` says so of the other
             raise UserError(
                 f"run_dir={config.run_dir} already holds a run ({place / 'config.yaml'}); give another "
                 "run_dir, or resume=auto to continue it"
@@ -94,6 +96,17 @@ def find(config: Config) -> Origin:
 
 def _is_run(directory: Path) -> bool:
     return exists(str(directory), directory / "config.yaml")
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether another process works in a run's directory at this moment."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _is_default(directory: Path) -> bool:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.files import DamagedFileError, read_object, write_whole
+from memlab.tracking.resume import LOCK
 
 
 class RunDirectory:
@@ -37,7 +38,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, config: Config, continues: bool = False, ours: bool = True) -> None:
         self.path = Path(path).absolute()
         self._told = False  # that run.json is damaged
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / LOCK)
         if not ours:
             return
         try:
