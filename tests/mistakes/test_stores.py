@@ -306,7 +306,7 @@ def test_a_damaged_evaluation(how: str, run: Path, capsys: pytest.CaptureFixture
     assert isinstance(found, stored_runs.StoredRun) and found.lengths == {}
     assert "the run is compared without its other lengths" in capsys.readouterr().err
     if how != "no object":
-        with pytest.raises(UserError, match=r"evaluation\.json .*what is in it is computed anew"):
+        with pytest.raises(UserError, match=r"evaluation\.json .*what is in it is computed again"):
             record.read(run / "evaluation.json")
 
 

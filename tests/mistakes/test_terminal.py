@@ -192,7 +192,7 @@ def test_the_result_of_a_sweep(narrow: Callable[[], str]) -> None:
 
 
 def test_the_table_of_a_benchmark(narrow: Callable[[], str], tmp_path: Path) -> None:
-    spread = report.words({"median": 2.31, "min": 2.19, "max": 2.41})
+    spread = report.with_range({"median": 2.31, "min": 2.19, "max": 2.41})
     head = ["model", "segments", "theirs / ours", "ms", "tokens/s", "theirs, ms", "memory", "ours"]
     body = [[NAME_OF_ONE, "16 x 256", spread, spread, "1,234,567", spread, "123.4 MiB", spread]]
     table = report.terminal_table("title", head, body, "caption")
