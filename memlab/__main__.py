@@ -2,7 +2,7 @@
 process.
 
 A command that is run from here gets its arguments, signals and exit status exactly as `python -m
-memlab.COMMAND` would. Listing them imports nothing but this file.
+memlab.COMMAND` would. Listing them imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from memlab.errors import suggestion
+from memlab.terminal import streams
 from memlab.version import __version__
 
 COMMANDS = {
@@ -31,14 +32,17 @@ EXIT_USER_ERROR = 2
 def main() -> None:
     """List the commands, say the version, or run a command with the rest of the command line."""
     name, *rest = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        _run(name, rest)
+        return
+    streams.guard("memlab")
     if name in HELP:
         print(listing())
     elif name == "--version":
         print(f"memlab {__version__}")
-    elif name in COMMANDS:
-        _run(name, rest)
     else:
         _unknown(name)
+    streams.release()
 
 
 def listing() -> str:

@@ -5,7 +5,6 @@ See docs/API.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from memlab.errors import UserError
 from memlab.evaluation import trained
 from memlab.evaluation.generation import generate
 from memlab.evaluation.settings import check_sampling
+from memlab.files import read_object
 from memlab.models.base import Model, ModelState, Open, Piece, Unread
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
@@ -181,7 +181,7 @@ def load(
     place = trained.choose_device("auto") if device is None else torch.device(device)
     opened = trained.load(found, place)
     file = found.directory / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    result = read_object(file) if file.is_file() else None
     return Run(
         found.directory, found.checkpoint, opened.step, opened.config, opened.task, opened.model, result
     )

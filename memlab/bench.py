@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from memlab.benchmarks.settings import BenchConfig
 from memlab.config import cli
 from memlab.config.checks import check
 from memlab.errors import ConfigError, suggestion
+from memlab.files import check_place
 from memlab.sweeping.spec import find
 
 
@@ -24,6 +26,7 @@ def check_bench(composed: DictConfig) -> BenchConfig:
             f"trainer={config.trainer.strategy}: memlab.bench measures one process; use trainer=cpu or "
             "trainer=gpu"
         )
+    check_place(f"run_dir={config.run_dir}", Path(config.run_dir).absolute())
     if config.suite in ("peers", "all"):
         _check_peers(config)
     if config.suite == "sweep":

@@ -10,6 +10,7 @@ import annotated_types
 
 Positive = Annotated[int, annotated_types.Ge(1)]
 NonNegative = Annotated[int, annotated_types.Ge(0)]
+Seed = Annotated[int, annotated_types.Ge(0), annotated_types.Lt(2**32)]  # what NumPy takes
 PositiveFloat = Annotated[float, annotated_types.Gt(0)]
 NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
 Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]

@@ -1,16 +1,28 @@
-"""Files that are there whole or not at all, and paths that a user gave."""
+"""Files that are there whole or not at all, what is wrong with others, and paths that a user gave."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from memlab.errors import UserError
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+_LONGEST = 255  # bytes that a file's name may have
+
+
+class DamagedFileError(UserError):
+    """A file that memlab wrote is not what it wrote: empty, cut off, or altered."""
+
 
 def write_whole(target: Path, text: str) -> None:
-    """Write a file in one piece: after a kill or on a full disk the old content is there, or the new one.
+    """Write a file in one piece: after a kill, a power cut or on a full disk the old content is there, or the
+    new one.
 
     Raises:
         OSError: it cannot be written.
@@ -53,3 +65,84 @@ def why_no_file(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "it is a directory"
     return None if stat.S_ISREG(mode) else "it is not a regular file"
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DamagedFileError: it is not in the file.
+        OSError: the file cannot be read.
+    """
+    content = file.read_bytes()
+    if not content.strip(b"\0 \r\n\t"):
+        raise DamagedFileError(f"{file} is empty, as after a power cut")
+    try:
+        found = json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"{file} is damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{file} is damaged (it holds {type(found).__name__}, not an object)")
+    return found
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`: all logged steps that survived, in order.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            logged = json.loads(line)
+            if isinstance(logged, dict) and isinstance(logged.get("step"), int):
+                found.append(logged)
+    return found
+
+
+def exists(named: str, path: Path) -> bool:
+    """Whether there is something of this name. One that is too long for the disk names nothing.
+
+    Args:
+        named: as the user gave it, for the message.
+
+    Raises:
+        UserError: that cannot be known, such as in a directory of somebody else's.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise UserError(f"{named}: {error.strerror} ({path})") from None
+    except ValueError:  # a null character
+        return False
+    return True
+
+
+def check_place(named: str, path: Path) -> None:
+    """Whether a directory of this name is there, or can be made.
+
+    Args:
+        named: as the user gave it, for the message.
+
+    Raises:
+        UserError: it is not and cannot.
+    """
+    if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise UserError(f"{named} cannot be used: {os.strerror(errno.ENAMETOOLONG)}")
+    try:
+        os.lstat(path)
+        if not path.is_dir():
+            raise UserError(f"{named} is a file; give a directory")
+    except FileNotFoundError:
+        above = next(parent for parent in path.parents if exists(named, parent))
+        if not above.is_dir():
+            raise UserError(f"{named} cannot be made: {above} is a file") from None
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"{named} cannot be made: {above} is not yours to write to") from None
+    except OSError as error:
+        raise UserError(f"{named} cannot be used: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{named} cannot be used: {error}") from None

@@ -11,6 +11,7 @@ import warnings
 from memlab.config import cli, launch, lifetime
 from memlab.config.checks import check
 from memlab.config.sections import Config
+from memlab.config.unexpected import kept_in
 from memlab.tracking import resume
 
 
@@ -24,7 +25,10 @@ def job(config: Config) -> int:
         origin = resume.find(config)
         if origin.result is not None and not place.outside:
             place = launch.Place()  # there is nothing to do for the other processes
-    with launch.others(place, arguments, t.threads) as others:  # they import while this process does
+    with (
+        kept_in(origin.directory if origin else None, config.run_dir),
+        launch.others(place, arguments, t.threads) as others,  # they import while this process does
+    ):
         # torch and lightning take seconds to import, which --help and mistakes avoid
         from memlab.training.processes import Processes
         from memlab.training.run import train

@@ -21,6 +21,7 @@ from memlab.config.compose_model import model_names, model_values
 from memlab.errors import ConfigError
 from memlab.models.base import Model
 from memlab.models.compose import compose
+from memlab.terminal.tables import is_live
 from memlab.training.build import on_gpu
 
 VOCABULARY = 256
@@ -142,7 +143,7 @@ def environment() -> dict[str, str]:
 
 def progress(turns: Sequence[int], description: str) -> Iterable[int]:
     """A bar on a terminal, nothing in a file."""
-    return track(turns, description=description, transient=True, disable=not Console().is_terminal)
+    return track(turns, description=description, transient=True, disable=not is_live(Console()))
 
 
 def by_turns(

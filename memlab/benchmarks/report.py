@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from memlab.terminal import tables
 from memlab.tracking.versions import versions
 
 # the parts of the page, in this order
@@ -82,8 +82,8 @@ def write(result: dict[str, Any], table: Table, run_dir: str, page: Sequence[str
     report = directory / f"{result['suite']}.json"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
-    console.print(table)
+    console = tables.console()
+    tables.show(console, table)
     if "processor" in result:
         console.print(
             f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, torch "

@@ -29,6 +29,7 @@ from memlab.benchmarks.report import machine, rows, write
 from memlab.benchmarks.settings import BenchConfig
 from memlab.errors import UserError
 from memlab.sweeping.spec import find
+from memlab.terminal.tables import is_live
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         by_hand: list[float] = []
         processor = 0.0
         for at, arguments in enumerate(
-            track(commands, "by hand", transient=True, disable=not Console().is_terminal)
+            track(commands, "by hand", transient=True, disable=not is_live(Console()))
         ):
             training = _command(
                 place,

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memlab.config.checks import check_model
-from memlab.config.cli import own_hydra, search_path
+from memlab.config.composing import composing
 from memlab.errors import ConfigError, suggestion
 
 
@@ -39,7 +39,8 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
         )
     with _composing():
         try:
-            composed = compose("train", [f"model={name}", *overrides, *search_path(own)])
+            also = [] if own is None else [f"hydra.searchpath=[file://{own.absolute()}]"]
+            composed = compose("train", [f"model={name}", *overrides, *also])
             values: Any = OmegaConf.to_container(composed.model, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"model={name}: {str(error).splitlines()[0]}") from None
@@ -61,5 +62,5 @@ def _composing() -> Iterator[None]:
     if running.is_initialized() and "model" in running.config_loader().list_groups(""):
         yield
     else:
-        with own_hydra():
+        with composing():
             yield

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from memlab.config import lifetime
+
 _MULTIRUN = "MEMLAB_MULTIRUN"  # which multirun a process is a job of, and its command line
 
 
@@ -36,14 +38,17 @@ def multirun() -> tuple[str, list[str]] | None:
 class Jobs:
     """Runs them.
 
+    Args:
+        options: that stand before the overrides of each job, such as [--config-dir, DIR].
+
     Attributes:
         failed: a line for each job that ended otherwise than with status 0.
         waiting: the overrides of each that was not begun, or was ended before it was done.
         asked: the signal that asked for the end, or None.
     """
 
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, command: str, options: Sequence[str] = ()) -> None:
+        self.command, self.options = command, options
         self.failed: list[str] = []
         self.waiting: list[str] = []
         self.asked: int | None = None
@@ -52,16 +57,20 @@ class Jobs:
 
     def run(self, overrides: Sequence[str]) -> None:
         """Run one job, unless the end was asked for."""
-        words = shlex.join(overrides)
+        words = shlex.join([*self.options, *overrides])
         if self._told():
             self.waiting.append(words)
             return
         print(f"\nmemlab.{self.command} {words}", flush=True)
         if not self._before:  # from the first job on, until `end`
             self._before = {
-                number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+                number: signal.signal(number, self._handle)
+                for number in lifetime.ENDING
+                if signal.getsignal(number) != signal.SIG_IGN  # as nohup asks for SIGHUP
             }
-        self._process = subprocess.Popen([sys.executable, "-m", f"memlab.{self.command}", *overrides])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"memlab.{self.command}", *self.options, *overrides]
+        )
         if number := self._told():  # while it was being started
             self._pass_on(number)
         status = self._process.wait()

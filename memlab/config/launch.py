@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from memlab.config.lifetime import end_with
@@ -62,6 +62,17 @@ def rank() -> int:
     return int(os.environ["RANK"]) if by_torchrun() or _PARENT in os.environ else 0
 
 
+def alone(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Forget what launchers say of other processes, unless this one trains with some.
+
+    A single process that is started by `srun`, or from a script that torchrun started, is rank 0 whatever
+    these say; Lightning would take it for another one and have it write nothing.
+    """
+    if not by_torchrun(environment) and _PARENT not in environment:
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+            environment.pop(name, None)
+
+
 def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) -> int | None:
     """How many processes train together, if that can be said without asking torch for GPUs.
 
@@ -85,6 +96,7 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
             )
         return 1
     if not by_torchrun():
+        _check_srun(name, num_nodes)
         return (
             None if devices is None else _enough(strategy, devices * num_nodes, f"trainer.devices={devices}")
         )
@@ -99,6 +111,20 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
             f"trainer.num_nodes={num_nodes}: torchrun started {size} processes, {local} of them on this node"
         )
     return _enough(strategy, size, "torchrun --nproc-per-node 1")
+
+
+def _check_srun(name: str, num_nodes: int) -> None:
+    """Whether SLURM started this command once on each node.
+
+    Raises:
+        ConfigError: it did so more often; each would start all processes of a training of its own.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if _PARENT not in os.environ and tasks.isdigit() and int(tasks) > num_nodes:
+        raise ConfigError(
+            f"{name} starts its processes itself, and srun started this command {tasks} times: use "
+            "srun --ntasks-per-node=1, or torchrun"
+        )
 
 
 def _enough(strategy: str, size: int, said: str) -> int:

@@ -13,6 +13,9 @@ import sys
 import threading
 import time
 
+# The signals by which a process is asked to end: Ctrl-C, a scheduler that takes the machine back, a terminal
+# that is closed, and SLURM's notice before the time is over (--signal=USR1@60). All but Ctrl-C let it save.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 DIES_WITH = "MEMLAB_DIES_WITH"  # process id of the one with which this one is to end, however that ends
 
 

@@ -91,18 +91,19 @@ def number(value: Any) -> Any:
 
 def word(key: str, value: Any) -> str:
     """`key=value` as Hydra's command line reads it back to the same value."""
-    return f"{key}={_value(value)}"
+    return f"{key}={text(value)}"
 
 
-def _value(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value as Hydra's command line reads it."""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_value(v) for v in value) + "]"
+        return "[" + ",".join(text(v) for v in value) + "]"
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value) if not isinstance(value, float) else repr(value)
-    text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
-        return text
-    if text.startswith("${") and text.endswith("}"):
-        return text  # an interpolation
+    said = str(value)
+    if _PLAIN.fullmatch(said) and said.lower() not in _WORDS:
+        return said
+    if said.startswith("${") and said.endswith("}"):
+        return said  # an interpolation
     # Hydra reads backslashes only before a quote
-    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"
+    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", said).replace("'", "\\'") + "'"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from memlab.errors import ConfigError
@@ -120,7 +120,8 @@ def check_value(key: str, value: Any, annotation: Any) -> Any:
         ConfigError: it is not; the message names the key, the value and what is allowed.
     """
     try:
-        return TypeAdapter(annotation).validate_python(value, strict=True)
+        finite = ConfigDict(allow_inf_nan=False)
+        return TypeAdapter(annotation, config=finite).validate_python(value, strict=True)
     except ValidationError as error:
         # each once, in order
         reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())

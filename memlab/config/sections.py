@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from memlab.bounds import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.bounds import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Seed
 from memlab.config import launch
 from memlab.errors import ConfigError
 from memlab.tasks import growth
 
 
+def _expanded(path: str) -> str:
+    """A path in which a leading `~` is the home directory.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.exists(expanded):
+        raise ValueError(f"no home directory is known for {path.partition('/')[0]}")
+    return expanded
+
+
+Place = Annotated[str, AfterValidator(_expanded)]
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and a key that it does not have is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrainerConfig(Section):
@@ -106,9 +122,9 @@ class Config(Section):
     `memlab/config/schema.py`).
     """
 
-    seed: NonNegative
-    run_dir: str
-    resume: str = "never"
+    seed: Seed
+    run_dir: Place
+    resume: Place = "never"
     experiment_file: str | None = None
     model: dict[str, Any]
     task: dict[str, Any]
@@ -133,7 +149,7 @@ class ShowConfig(Section):
     task: dict[str, Any]
     samples: Positive
     split: Literal["train", "validation", "test"]
-    seed: NonNegative
+    seed: Seed
 
     def arguments(self, group: Literal["task"]) -> dict[str, Any]:
         """The constructor's arguments of the task."""
@@ -151,7 +167,7 @@ class CompareConfig(Section):
     runs: Annotated[list[str], Field(min_length=1)] | None
     filter: str | None
     tracking: StoreConfig
-    out: str | None
+    out: Place | None
     track: bool
     open: bool
 
@@ -185,4 +201,5 @@ def _readable(error: ValidationError, values: Any) -> str:
         return f"unknown key {key!r}: nothing reads it"
     if first["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"

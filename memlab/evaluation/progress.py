@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from memlab.terminal.tables import is_live
+
 EVERY = 15.0  # seconds between lines in a file
 _DRAWN = 0.2  # seconds between updates of a bar
 
@@ -33,7 +35,7 @@ class Meter:
         self.began = self.reported = time.perf_counter()
         self.bar: Progress | None = None
         console = Console(stderr=True)
-        if console.is_terminal:
+        if is_live(console):
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from memlab.bounds import NonNegative, NonNegativeFloat, Positive
-from memlab.config.sections import Section, StoreConfig, typed
+from memlab.bounds import NonNegativeFloat, Positive, Seed
+from memlab.config.sections import Place, Section, StoreConfig, typed
 from memlab.errors import ConfigError
 
 
 class EvaluateConfig(Section):
     """A trained run, and what to measure on it."""
 
-    run: str
+    run: Place
     controls: list[Literal["memory_off", "shuffled"]]
     again: bool
     lengths: Annotated[list[Positive], Field(min_length=1)] | None
@@ -37,13 +37,13 @@ class SamplingConfig(Section):
     tokens: Positive
     temperature: NonNegativeFloat
     top_k: Positive | None
-    seed: NonNegative
+    seed: Seed
 
 
 class GenerateConfig(SamplingConfig):
     """A trained run on text, and what it should generate."""
 
-    run: str
+    run: Place
     accelerator: Literal["cpu", "gpu", "auto"]
     threads: Positive | None
     tracking: StoreConfig

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from memlab.config.checks import build_task, check
@@ -87,14 +89,16 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
     """The configuration in the run's directory, or without a directory that in the checkpoint."""
     file = found.directory / "config.yaml"
+    own = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
     try:
-        composed = (
-            OmegaConf.load(file)
-            if file.is_file()
-            else OmegaConf.create(checkpoint["hyper_parameters"]["config"])
-        )
-    except (OSError, ValueError, KeyError) as error:
+        composed = OmegaConf.load(file) if file.is_file() else own
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    if not composed:
+        print(
+            f"memlab: warning: {file} is empty; the checkpoint's own configuration is used", file=sys.stderr
+        )
+        composed = own
     earlier.refuse(str(found.checkpoint), composed)
     try:
         return check(composed)  # type: ignore[arg-type]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from memlab.terminal import tables
 
 
 def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> None:
@@ -16,7 +17,7 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
         result: the content of `result.json`.
         store: MLflow's tracking URI, or None if nothing is tracked.
     """
-    console = Console(highlight=False)
+    console = tables.console()
     metrics, memory, timing = result["metrics"], result["memory"], result["timing"]
     table = Table(
         title=f"{result['model']} on {result['task']}, seed {result['seed']}",
@@ -57,7 +58,7 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
         "full cache over what is held while a segment is read",
     )
     console.print()
-    console.print(table)
+    tables.show(console, table)
     if found := result.get("saturated"):
         console.print(
             f"validation is saturated: about 1.000 in {found['validations']} validations since step "

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from memlab.errors import UserError
 from memlab.files import write_whole
-from memlab.sweeping import figures, labels
+from memlab.sweeping import figures, labels, space
 from memlab.sweeping.ending import Asked
 from memlab.sweeping.final import train_final
 from memlab.sweeping.order import Order
@@ -120,9 +121,10 @@ def choose(direction: str, arm: Arm) -> FrozenTrial:
 def _facts(plan: Plan, order: Order, arm: Arm, trial: FrozenTrial) -> dict[str, Any]:
     values = dict(zip((o.metric for o in plan.spec.objectives), trial.values or [], strict=True))
     facts: dict[str, Any] = {"trial": trial.number} | ({"arm": arm.value} if plan.spec.arms else {})
-    overrides = {**plan.spec.fixed(arm.value), **trial.params}
+    parameters = space.parameters(plan.spec, trial)
+    overrides = {**plan.spec.fixed(arm.value), **parameters}
     place = str(order.trial_dir(arm.value, trial.number))
-    return {**facts, "values": values, "parameters": trial.params, "overrides": overrides, "run_dir": place}
+    return {**facts, "values": values, "parameters": parameters, "overrides": overrides, "run_dir": place}
 
 
 def _write_best(file: Path, plan: Plan, best: Mapping[str, Any]) -> None:
@@ -131,7 +133,7 @@ def _write_best(file: Path, plan: Plan, best: Mapping[str, Any]) -> None:
         f"# Trial {best['trial']} of the sweep {plan.config.study}: {values} (validation, seeds "
         f"{plan.spec.seeds}).\n"
     )
-    text += f"#   python -m memlab.train experiment_file={file.name}\n"
+    text += f"#   python -m memlab.train {options(plan.config.config_dir)}experiment_file={file.name}\n"
     write_whole(file, text + yaml.safe_dump(dict(best["overrides"]), sort_keys=False))
 
 
@@ -176,12 +178,22 @@ def _versions() -> dict[str, str]:
     }
 
 
-def show(result: Mapping[str, Any], directory: Path) -> None:
-    """Print a sweep's result."""
-    from rich.console import Console
+def options(folder: str | None) -> str:
+    """What a command line of this sweep's trainings begins with."""
+    return "" if folder is None else f"--config-dir {shlex.quote(folder)} "
+
+
+def show(result: Mapping[str, Any], directory: Path, folder: str | None = None) -> None:
+    """Print a sweep's result.
+
+    Args:
+        folder: see `--config-dir`.
+    """
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from memlab.terminal import tables
+
+    console = tables.console()
     trials = result["trials"]
     console.print(
         f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, "
@@ -206,7 +218,7 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
                 if key in own["final"]["metrics"]:
                     both = [own[what] for what in ("final", "final_default") if what in own]
                     table.add_row(f"{key}, {seeds}", *(_spread(facts["metrics"][key]) for facts in both))
-        console.print(table)
+        tables.show(console, table)
         if "final_default" in own and not _better(own):
             console.print(
                 "[yellow]On fresh seeds the best is not better than the base without its parameters.[/]"
@@ -218,7 +230,8 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
             )
     console.print(f"directory       {directory}", soft_wrap=True)
     console.print(
-        f"train the best  python -m memlab.train experiment_file={directory / 'best.yaml'}", soft_wrap=True
+        f"train the best  python -m memlab.train {options(folder)}experiment_file={directory / 'best.yaml'}",
+        soft_wrap=True,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from memlab.bounds import Positive, PositiveFloat
-from memlab.config.override_file import number
+from memlab.config.override_file import number, text
 from memlab.config.sections import Section
 
 Scalar = bool | int | float | str | None
@@ -68,21 +68,27 @@ class IntDimension(Dimension):
 
 class CategoricalDimension(Dimension):
     type: Literal["categorical"]
-    choices: Annotated[list[Scalar], Field(min_length=1)]
+    choices: Annotated[list[Scalar | list[Scalar]], Field(min_length=1)]
 
     @field_validator("choices", mode="before")
     @classmethod
     def _numbers(cls, choices: Any) -> Any:
-        return [number(choice) for choice in choices] if isinstance(choices, list) else choices
+        if isinstance(choices, list):
+            return [[*map(number, c)] if isinstance(c, list) else number(c) for c in choices]
+        return choices
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
+        if len({repr(choice) for choice in self.choices}) < len(self.choices):
             raise ValueError("a choice is there twice")
         return self
 
     def examples(self) -> list[Any]:
         return list(self.choices)
+
+    def stored(self) -> dict[Any, Any]:
+        """The choices by the values that Optuna keeps: a list, which it cannot keep, by its text."""
+        return {text(choice) if isinstance(choice, list) else choice: choice for choice in self.choices}
 
 
 AnyDimension = Annotated[FloatDimension | IntDimension | CategoricalDimension, Field(discriminator="type")]

@@ -17,6 +17,7 @@ from typing import Any
 
 from memlab.config.override_file import word
 from memlab.errors import UserError
+from memlab.files import check_place
 from memlab.sweeping import conclusion, figures, labels
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.leases import Leases
@@ -44,7 +45,7 @@ def _run(plan: Plan, asked: Asked) -> int:
         store, arms = _open(plan)
         if (done := conclusion.finished(plan, arms)) is not None:
             print(f"memlab: the sweep in {plan.run_dir} has finished already", file=sys.stderr)
-            conclusion.show(done, plan.run_dir)
+            conclusion.show(done, plan.run_dir, plan.config.config_dir)
             return 0
         shares = gpus(plan.config)
         pool = Pool(plan.run_dir, shares, asked)
@@ -68,7 +69,7 @@ def _run(plan: Plan, asked: Asked) -> int:
                 )
                 return 0
             result = conclusion.conclude(plan, order, arms, shares, began, asked)
-        conclusion.show(result, plan.run_dir)
+        conclusion.show(result, plan.run_dir, plan.config.config_dir)
         return 0
     except Interrupted:
         _end_tracking(order, "KILLED")
@@ -91,6 +92,7 @@ def _open(plan: Plan) -> tuple[Store, list[Arm]]:
     """Storage and studies, after all that can be wrong with them has been looked at;
     only then are they made.
     """
+    check_place(f"run_dir={plan.config.run_dir or plan.run_dir}", plan.run_dir)
     store = Store(plan.storage, plan.config.study)
     store.check()
     directions, identity = [o.direction for o in plan.spec.objectives], plan.spec.identity()
@@ -146,6 +148,7 @@ def _order(plan: Plan, store: Store, arms: Sequence[Arm]) -> Order:
         deadline=time.time() + hours * 3600 if hours else None,
         restarts=config.restarts,
         environment=environment,
+        config_dir=config.config_dir,
     )
 
 

@@ -1,4 +1,4 @@
-"""How a sweep is asked to end: Ctrl-C or SIGTERM, looked at where nothing is cut short."""
+"""How a sweep is asked to end: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, looked at where nothing is cut short."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 from types import FrameType
 from typing import Any
 
+from memlab.config import lifetime
+
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM."""
+    """The sweep was asked to end."""
 
 
 class Asked:
-    """Whether Ctrl-C or SIGTERM has come.
+    """Whether one of `lifetime.ENDING` has come.
 
     Nothing is raised where that happens: a transaction cut short would leave the storage locked.
 
@@ -27,7 +29,9 @@ class Asked:
 
     def __enter__(self) -> Asked:
         self._before = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._handle)
+            for number in lifetime.ENDING
+            if signal.getsignal(number) != signal.SIG_IGN  # as nohup asks for SIGHUP
         }
         return self
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memlab.errors import UserError
-from memlab.sweeping import labels
+from memlab.sweeping import labels, space
 from memlab.sweeping.ending import Asked
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
@@ -53,7 +53,7 @@ def train_final(
                 (
                     arm.value,
                     "final",
-                    dict(best.params),
+                    space.parameters(plan.spec, best),
                     seed,
                     place / f"trial_{best.number:04d}" / f"seed_{seed}",
                 )

@@ -39,6 +39,7 @@ class Order(BaseModel):
     restarts: int = 3
     look_every: float = 0.2
     environment: dict[str, str] = {}
+    config_dir: str | None = None
     command: list[str] = [sys.executable, "-m", "memlab.train"]
 
     def study_name(self, arm: Scalar) -> str:
@@ -69,4 +70,5 @@ class Order(BaseModel):
         """The command line of a training behind the program."""
         own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
         overrides = {**self.spec.fixed(arm), **parameters, **own}
-        return [*(word(key, value) for key, value in overrides.items()), *self.tracking]
+        folder = [] if self.config_dir is None else ["--config-dir", self.config_dir]
+        return [*folder, *(word(key, value) for key, value in overrides.items()), *self.tracking]

@@ -19,8 +19,9 @@ from memlab.bounds import NonNegative, Positive, PositiveFloat
 from memlab.config import schema
 from memlab.config.checks import check
 from memlab.config.override_file import number, word
+from memlab.config.overrides import check_folder
 from memlab.config.paths import sweep_dir
-from memlab.config.sections import Config, MLflowTracking, NoTracking, Section, typed
+from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, Section, typed
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
@@ -63,7 +64,8 @@ class SweepConfig(Section):
     hours: PositiveFloat | None
     study: str
     storage: str | None
-    run_dir: str | None
+    run_dir: Place | None
+    config_dir: Place | None = None
     base: list[str]
     gpus: Literal["auto"] | list[NonNegative]
     gpus_per_worker: Positive
@@ -132,13 +134,16 @@ def _checked(plain: str, file: Path, changed: int) -> Plan:
         if part.get(key) == values["sweep"]:
             part[key] = file.stem
     config = typed(values, SweepConfig)
+    config = config.model_copy(update={"config_dir": check_folder(config.config_dir)})
     if config.grace < 3 * config.heartbeat:
         raise ConfigError(
             f"grace={config.grace:g} s: with heartbeat={config.heartbeat:g} s it is at least "
             f"{3 * config.heartbeat:g} s"
         )
     spec = load(config.sweep, _more(config.base))
-    trainings = [_training(spec, arm, parameters) for arm, parameters in space.examples(spec)]
+    trainings = [
+        _training(spec, arm, parameters, config.config_dir) for arm, parameters in space.examples(spec)
+    ]
     for training in trainings:
         _check_objectives(spec, training)
     if not config.final:
@@ -170,7 +175,7 @@ def _more(words: list[str]) -> dict[str, Any]:
     return more
 
 
-def _training(spec: Spec, arm: Any, parameters: dict[str, Any]) -> Config:
+def _training(spec: Spec, arm: Any, parameters: dict[str, Any], folder: str | None) -> Config:
     """A trial's training as `memlab.train` would check it.
 
     Raises:
@@ -181,7 +186,7 @@ def _training(spec: Spec, arm: Any, parameters: dict[str, Any]) -> Config:
     fixed = spec.fixed(arm)
     words = [word(key, value) for key, value in {**fixed, **parameters, "trainer.test": False}.items()]
     try:
-        config: Config = cli.compose_checked("train", words, check)
+        config: Config = cli.compose_checked("train", words, check, folder)
     except ConfigError as error:
         where = f" (with {', '.join(f'{k}={v}' for k, v in parameters.items())})"
         keys = [key for key in parameters if key in str(error)]

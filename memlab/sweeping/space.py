@@ -12,6 +12,7 @@ from memlab.sweeping.spec import Spec
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 
 def distribution(dimension: AnyDimension) -> BaseDistribution:
@@ -19,7 +20,7 @@ def distribution(dimension: AnyDimension) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(dimension, CategoricalDimension):
-        return CategoricalDistribution(dimension.choices)
+        return CategoricalDistribution(list(dimension.stored()))
     if dimension.type == "int":
         high = dimension.examples()[-1]  # Optuna warns of a high that no step falls on
         return IntDistribution(dimension.low, high, dimension.log, dimension.step)
@@ -32,12 +33,22 @@ def suggest(spec: Spec, arm: Scalar, trial: optuna.Trial) -> dict[str, Any]:
     def ask(key: str, dimension: AnyDimension) -> Any:
         d: Any = distribution(dimension)
         if isinstance(dimension, CategoricalDimension):
-            return trial.suggest_categorical(key, d.choices)
+            return dimension.stored()[trial.suggest_categorical(key, d.choices)]
         if dimension.type == "int":
             return trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
         return trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
 
     return _walk(spec, spec.fixed(arm), ask)
+
+
+def parameters(spec: Spec, trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial as they were suggested."""
+    found = dict(trial.params)
+    for key, value in found.items():
+        dimension = spec.space[key]
+        if isinstance(dimension, CategoricalDimension):
+            found[key] = dimension.stored()[value]
+    return found
 
 
 def _walk(spec: Spec, fixed: Mapping[str, Any], ask: Callable[[str, AnyDimension], Any]) -> dict[str, Any]:

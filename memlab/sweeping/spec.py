@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from memlab.bounds import NonNegative, Positive, PositiveFloat
+from memlab.bounds import NonNegative, Positive, PositiveFloat, Seed
 from memlab.config.override_file import flatten_overrides
 from memlab.config.paths import sweep_dir
 from memlab.config.sections import Section
 from memlab.errors import ConfigError, suggestion
+from memlab.files import exists
 from memlab.sweeping.dimensions import AnyDimension, CategoricalDimension, Scalar
 
 # the sweep itself sets them
@@ -64,7 +65,7 @@ class Budget(Section):
 class Final(Section):
     """The best is trained anew with seeds that no trial had, and only there the test is read."""
 
-    seeds: list[NonNegative] = Field(default_factory=list)
+    seeds: list[Seed] = Field(default_factory=list)
     default: bool = True  # the base alone is trained with the same seeds, for comparison
 
 
@@ -86,7 +87,7 @@ class Spec(Section):
     arms: Arms | None = None
     space: Annotated[dict[str, AnyDimension], Field(min_length=1)]
     objectives: Annotated[list[Objective], Field(min_length=1)]
-    seeds: Annotated[list[NonNegative], Field(default_factory=lambda: [0], min_length=1)]
+    seeds: Annotated[list[Seed], Field(default_factory=lambda: [0], min_length=1)]
     aggregate: Literal["mean", "median", "min", "max"] = "mean"
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
@@ -172,12 +173,12 @@ def find(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = Path(name).expanduser()
-        if not path.is_file():
+        if not exists(f"sweep={name}", path) or not path.is_file():
             raise ConfigError(f"sweep={name}: there is no such file")
         return path
     places = Path(sweep_dir())
     path = places / f"{name}.yaml"
-    if not path.is_file():
+    if not exists(f"sweep={name}", path):
         names = sorted(file.stem for file in places.glob("*.yaml"))
         near = suggestion(name, names)
         raise ConfigError(
@@ -217,7 +218,9 @@ _TAGS = ("float", "int", "categorical")  # pydantic's paths name the chosen kind
 
 
 def _readable(error: ValidationError, values: Any) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    # of a value that may have several types, the reason that says most
+    first = next((e for e in found if e["type"] == "finite_number"), found[0])
     parts = [str(part) for part in first["loc"]]
     if parts[:1] == ["space"]:
         parts = parts[:2] + [part for part in parts[2:] if part not in _TAGS]

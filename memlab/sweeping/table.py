@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
 from memlab.sweeping.leases import LEASE
 from memlab.sweeping.order import Order
 from memlab.sweeping.study import Arm
+from memlab.terminal import tables
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -78,13 +79,13 @@ class Shown:
         self.order, self.arms, self.workers = order, arms, workers
         self.goal = order.trials * len(arms)
         self.began = time.monotonic()
-        self.console = Console(stderr=True, highlight=False)
+        self.console = tables.console(stderr=True)
         self.live: Live | None = None
         self._told: dict[tuple[Any, int], tuple[str, int]] = {}
         self._ended_before: int | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if tables.is_live(self.console):
             self.live = Live(
                 console=self.console, refresh_per_second=2, redirect_stderr=True, redirect_stdout=True
             )
@@ -118,21 +119,19 @@ class Shown:
         left = (begun + mean * max(0, self.goal - ended - len(running))) / self.workers
         return f", {duration(left)} left" if ended < self.goal else ""
 
-    def _table(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> Table:
+    def _table(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> Group:
         spec = self.order.spec
         best = self._best(found)
         caption = (
             f"{ended} of {self.goal} trials, "
             f"{duration(time.monotonic() - self.began)}{self._left(found, ended)}{best}"
         )
-        table = Table(
-            title=f"sweep {self.order.study}", title_justify="left", caption=caption, caption_justify="left"
-        )
+        table = Table()
         table.add_column("trial", justify="right")
         if spec.arms:
             table.add_column(spec.arms.key)
         for name in ("state", "parameters", ", ".join(o.metric for o in spec.objectives), "time"):
-            table.add_column(name, justify="right" if name == "time" else "left")
+            table.add_column(name, justify="left" if name in ("state", "parameters") else "right")
         for arm, trial in sorted(found, key=lambda item: item[1].datetime_start or datetime.min)[-_ROWS:]:
             words = state(trial)
             again = (
@@ -147,7 +146,9 @@ class Shown:
                 value(trial),
                 duration(seconds(trial)),
             )
-        return table
+        names = 2 if spec.arms else 1
+        parts = tables.parts(table, self.console.width, names)
+        return Group(f"sweep {self.order.study}", *parts, caption)
 
     def _best(self, found: Sequence[tuple[Any, FrozenTrial]]) -> str:
         objectives = self.order.spec.objectives

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlab.config import lifetime
 from memlab.config.lifetime import DIES_WITH
 
+_ENDED = [128 + number for number in lifetime.ENDING if number != signal.SIGINT]  # it saved, and can go on
 LAST_LINES = 5  # of its log, kept as the error of a training that failed
 _PATIENCE = 120.0  # seconds that a training has to save and end after SIGTERM
 
@@ -87,11 +89,11 @@ class Following:
                 return Ended()
             if (result := self._result()) is not None:
                 return Ended(result)
-            if status >= 0 and status != 128 + signal.SIGTERM:
+            if status >= 0 and status not in _ENDED:
                 return Ended(
                     error=self._last_lines(size) or f"it ended with status {status} and said nothing"
                 )
-            how = f"was ended by {signal.Signals(-status).name if status < 0 else 'SIGTERM'}"
+            how = f"was ended by {signal.Signals(-status if status < 0 else status - 128).name}"
             if attempt < self.restarts:
                 self._note(
                     f"memlab.sweep: it {how} after {time.monotonic() - began:.0f} s; it goes on from its "

@@ -183,7 +183,9 @@ def main() -> int:
         def end(number: int, frame: FrameType | None) -> None:
             worker.ending = True
 
-        signal.signal(signal.SIGTERM, end)
+        for ending in lifetime.ENDING:
+            if ending != signal.SIGINT:  # that is the sweep's, which tells its workers
+                signal.signal(ending, end)
         return worker.run()
     except TooManyFailedError as error:
         print(f"memlab.sweep: {error}", flush=True)

@@ -5,7 +5,6 @@ A run is named by its directory, by the file of one of its checkpoints, or by it
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memlab.errors import UserError, first_line
+from memlab.files import DamagedFileError, exists, read_object
 from memlab.tracking import mlflow_client
 from memlab.tracking.checkpoint_file import BEST
 
@@ -50,13 +50,14 @@ def find(run: str, uri: str) -> Found:
         UserError: there is none, or it has not finished.
     """
     path = Path(run).expanduser().absolute()
-    if path.is_file():
+    there = exists(f"run={run}", path)
+    if there and path.is_file():
         if path.suffix != ".ckpt":
             raise UserError(f"run={run} is a file, but no checkpoint (.ckpt)")
         inside = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
         directory = path.parent.parent if inside else path.with_name(f"{path.stem}.evaluation")
         return Found(directory, path, best=inside and path.name == BEST)
-    if path.is_dir():
+    if there and path.is_dir():
         return _finished(path, f"run={run}")
     if _RUN_ID.fullmatch(run):
         return replace(_finished(_directory_of(run, uri), f"run={run} in {uri}"), by_id=True)
@@ -80,6 +81,13 @@ def _finished(directory: Path, named: str) -> Found:
             f"{named}: the run has not finished ({directory / 'result.json'} is missing). Continue it with "
             f"memlab.train resume=DIR{how}"
         )
+    try:
+        read_object(directory / "result.json")
+    except DamagedFileError as error:
+        raise UserError(
+            f"{named}: {error}. memlab.train resume=DIR makes it anew from the run's last checkpoint; or "
+            f"evaluate the checkpoint as it is: run={best}"
+        ) from None
     if not best.is_file():
         raise UserError(f"{named}: the run's checkpoint is gone ({best} is missing)")
     return Found(directory, best, best=True)
@@ -109,9 +117,11 @@ def _directory_of(run_id: str, uri: str) -> Path:
 def mlflow_run_id(directory: Path) -> str | None:
     """The MLflow run of a run's directory; None = it has none."""
     facts = directory / "run.json"
-    found: str | None = (
-        json.loads(facts.read_text(encoding="utf-8")).get("mlflow_run_id") if facts.is_file() else None
-    )
+    try:
+        found: str | None = read_object(facts).get("mlflow_run_id") if facts.is_file() else None
+    except DamagedFileError as error:
+        print(f"memlab: warning: {error}; what is found is not written to MLflow", file=sys.stderr)
+        return None
     return found
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from memlab.files import read_lines
+
 
 class JsonlLogger(Logger):
     """Appends {"step": n, "train/loss": ...} lines, each written whole at once;
@@ -38,5 +40,5 @@ class JsonlLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All logged steps in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All logged steps in order; see `memlab.files.read_lines`."""
+    return read_lines(path)

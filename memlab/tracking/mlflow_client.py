@@ -14,6 +14,8 @@ from typing import Any
 from filelock import FileLock
 
 from memlab.errors import UserError, first_line
+from memlab.files import exists
+from memlab.tracking import sqlite_store
 
 SQLITE = "sqlite:///"
 # Of the first contact with a server, in MLflow's own settings: by default it tries for more than a minute,
@@ -25,7 +27,20 @@ def absolute_uri(uri: str) -> str:
     """The tracking URI with a SQLite file's path made absolute, so that it means the same from every
     directory.
     """
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
+    return SQLITE + str(database_of(uri)) if uri.startswith(SQLITE) else uri
+
+
+def database_of(uri: str) -> Path:
+    """The file of a SQLite store, absolute."""
+    return Path(uri.removeprefix(SQLITE)).expanduser().absolute()
+
+
+def named(uri: str) -> str:
+    """A store in a message: the key that names it, and where its value comes from if that is not the command
+    line.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return f"tracking.uri={uri}" + (" (from MLFLOW_TRACKING_URI)" if given == uri else "")
 
 
 def prepare(uri: str, experiment: str, patient: bool = False) -> None:
@@ -42,24 +57,29 @@ def prepare(uri: str, experiment: str, patient: bool = False) -> None:
         UserError: the store cannot be reached or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    uri = absolute_uri(uri)
+    given, uri = named(uri), absolute_uri(uri)
+    if uri.startswith(SQLITE):
+        sqlite_store.check(given, database_of(uri))
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow has set their levels
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if uri.startswith(SQLITE):
-            database = Path(uri.removeprefix(SQLITE))
+            database = database_of(uri)
             database.parent.mkdir(parents=True, exist_ok=True)
             with lock(uri):
                 # the client makes the tables
-                _make_experiment(MlflowClient(uri), experiment, (database.parent / "mlruns").as_uri())
+                artifacts = database.parent / "mlruns"
+                _make_experiment(MlflowClient(uri), experiment, artifacts.as_uri())
+                sqlite_store.follow_move(database, experiment, artifacts)
         else:
             with nullcontext() if patient else _first_contact():
                 _make_experiment(MlflowClient(uri), experiment, None)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_reason(error)}") from None
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        raise UserError(f"{given}: MLflow's store cannot be used: {_reason(error)}") from None
 
 
 def existing(uri: str, advice: str = "") -> Any:
@@ -73,20 +93,23 @@ def existing(uri: str, advice: str = "") -> Any:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    database = Path(absolute_uri(uri).removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and not database.is_file():
-        raise UserError(
-            f"tracking.uri={uri}: there is no MLflow store ({database} is missing){advice and '. '}{advice}"
-        )
+    given, database = named(uri), database_of(uri)
+    if uri.startswith(SQLITE):
+        if not exists(given, database):
+            raise UserError(
+                f"{given}: there is no MLflow store ({database} is missing){advice and '. '}{advice}"
+            )
+        sqlite_store.check(given, database)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         client = MlflowClient(absolute_uri(uri))
         with _first_contact():
             client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking.uri={uri}: MLflow's store cannot be used: {_reason(error)}") from None
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        raise UserError(f"{given}: MLflow's store cannot be used: {_reason(error)}") from None
     return client
 
 
@@ -117,8 +140,15 @@ def lock(uri: str) -> AbstractContextManager[Any]:
 
 
 def _make_experiment(client: Any, name: str, artifacts: str | None) -> None:
-    if client.get_experiment_by_name(name) is None:
+    found = client.get_experiment_by_name(name)
+    if found is None:
         client.create_experiment(name, artifact_location=artifacts)
+    elif found.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {name!r} has been deleted, and keeps its name until `mlflow gc` removes "
+            "it. Give another one, tracking.experiment=NAME, or bring it back with its runs: mlflow "
+            f"experiments restore --experiment-id {found.experiment_id}"
+        )
 
 
 def holds(uri: str, run_id: str) -> bool:

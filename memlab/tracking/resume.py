@@ -4,7 +4,6 @@ in well under a second and before anything is written.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from memlab.config.sections import Config
 from memlab.errors import UserError
+from memlab.files import DamagedFileError, check_place, exists, read_object
 from memlab.tracking import earlier
 
 # What may differ from the run that is continued: it says where things are kept and how often they are told,
@@ -40,6 +41,7 @@ FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 # keys that runs begun before them lack
 ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 _FREE_GROUPS = ("tracking.",)
+LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
 
 
@@ -63,7 +65,13 @@ def find(config: Config) -> Origin:
         UserError: there is no run to continue, or its configuration is another one.
     """
     place = Path(config.run_dir).absolute()
+    check_place(f"run_dir={config.run_dir}", place)
     if config.resume == "never":
+        if _is_run(place) and not _in_use(place):  # `RunDirectory` says so of the other
+            raise UserError(
+                f"run_dir={config.run_dir} already holds a run ({place / 'config.yaml'}); give another "
+                "run_dir, or resume=auto to continue it"
+            )
         return Origin()
     if config.resume != "auto":
         directory = Path(config.resume).expanduser().absolute()
@@ -87,7 +95,18 @@ def find(config: Config) -> Origin:
 
 
 def _is_run(directory: Path) -> bool:
-    return (directory / "config.yaml").is_file()
+    return exists(str(directory), directory / "config.yaml")
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether another process works in a run's directory at this moment."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _is_default(directory: Path) -> bool:
@@ -112,8 +131,19 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(config: Config, directory: Path, named: str) -> Origin:
     """The run in a directory, if this configuration may continue it."""
     saved = _saved(directory)
+    if not saved:
+        raise UserError(
+            f"{named}: {directory / 'config.yaml'} is empty or damaged, so what was trained there is not "
+            "known; start anew, with another run_dir"
+        )
     earlier.refuse(named, saved)
     result = _result(directory)
+    if result is None and (directory / "result.json").exists():
+        print(
+            f"memlab: {directory / 'result.json'} is empty or damaged; it is made anew from the run's last "
+            "checkpoint",
+            file=sys.stderr,
+        )
     now = flatten(config.model_dump())
     before = {key: value for key, value in ADDED.items() if key in now} | flatten(saved)
     keys = [k for k in [*now, *(before.keys() - now.keys())] if before.get(k) != now.get(k)]
@@ -177,8 +207,12 @@ def _saved(directory: Path) -> dict[str, Any]:
 
 
 def _result(directory: Path) -> dict[str, Any] | None:
+    """What a run has come to; None = it has not finished, or its result did not survive."""
     file = directory / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    try:
+        return read_object(file) if file.exists() else None
+    except DamagedFileError:
+        return None
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

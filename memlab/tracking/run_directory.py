@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from memlab.config.sections import Config
 from memlab.errors import UserError
-from memlab.files import write_whole
+from memlab.files import DamagedFileError, read_object, write_whole
+from memlab.tracking.resume import LOCK
 
 
 class RunDirectory:
@@ -35,7 +37,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: Config, continues: bool = False, ours: bool = True) -> None:
         self.path = Path(path).absolute()
-        self._lock = FileLock(self.path / ".lock")
+        self._told = False  # that run.json is damaged
+        self._lock = FileLock(self.path / LOCK)
         if not ours:
             return
         try:
@@ -47,7 +50,7 @@ class RunDirectory:
                     f"run_dir={path} already holds a run ({self.config_file}); give another run_dir, or "
                     "resume=auto to continue it"
                 )
-            if continues and (self.path / "result.json").exists():
+            if continues and self._has_result():
                 self.release()
                 raise UserError(f"the run in {path} has been finished by another process at this moment")
             write_whole(self.config_file, yaml.safe_dump(config.model_dump(), sort_keys=False))
@@ -57,6 +60,13 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise UserError(f"run_dir={path} cannot be used: {error.strerror}") from None
+
+    def _has_result(self) -> bool:
+        file = self.path / "result.json"
+        try:
+            return file.exists() and bool(read_object(file))
+        except DamagedFileError:
+            return False
 
     @property
     def config_file(self) -> Path:
@@ -84,16 +94,33 @@ class RunDirectory:
         """
         empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": [], "command": None}
         file = self.path / "run.json"
-        return {**empty, **json.loads(file.read_text(encoding="utf-8"))} if file.exists() else empty
+        try:
+            return {**empty, **read_object(file)} if file.exists() else empty
+        except DamagedFileError as error:
+            if not self._told:
+                print(f"memlab: warning: {error}; a new MLflow run begins", file=sys.stderr)
+            self._told = True
+            return empty
 
     def note(self, **facts: Any) -> None:
         """Change some of the `facts`."""
         write_whole(self.path / "run.json", json.dumps({**self.facts(), **facts}, indent=2) + "\n")
 
     def forget_after(self, size: int) -> None:
-        """Cut `metrics.jsonl` back to its first bytes: what was logged after a checkpoint comes again."""
+        """Cut `metrics.jsonl` back to its first bytes: what was logged after a checkpoint comes again.
+
+        Raises:
+            UserError: lines are missing that were there when the checkpoint was written.
+        """
+        there = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if there < size:
+            raise UserError(
+                f"{self.metrics} has {there} bytes, and had {size} when the checkpoint was written: the "
+                "validation that chose the best checkpoint may be lost with them. Restore the file, or start "
+                "anew with another run_dir"
+            )
         if self.metrics.exists():
-            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+            os.truncate(self.metrics, size)
 
     def write_result(self, result: dict[str, Any]) -> Path:
         """Write `result.json` in one piece: it is there whole or not at all."""

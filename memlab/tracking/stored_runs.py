@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from memlab.files import DamagedFileError, read_lines, read_object
 from memlab.tracking.resume import flatten
 
 # of all that is logged while training, what comparisons draw
@@ -92,10 +94,10 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
         config = _config(_text(directory / "config.yaml"))
         if not (directory / "result.json").is_file():
             raise _UnusableError("has not finished (no result.json)")
-        result = _json(directory / "result.json")
+        result = _object(directory / "result.json")
         _check(config, result)
         logged = directory / "metrics.jsonl"
-        lines = [json.loads(line) for line in _text(logged).splitlines()] if logged.is_file() else []
+        lines = read_lines(logged) if logged.is_file() else []
         evaluation = directory / "evaluation.json"
         return StoredRun(
             str(directory),
@@ -106,12 +108,12 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
                 for line in lines
                 if "val/loss" in line
             ),
-            _lengths(_json(evaluation)) if evaluation.is_file() else {},
+            _evaluated(evaluation) if evaluation.is_file() else {},
             (directory / "result.json").stat().st_mtime,
         )
     except _UnusableError as why:
         return LeftOut(str(directory), str(why), config=config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return LeftOut(str(directory), f"cannot be read: {type(error).__name__} {error}", config=config)
 
 
@@ -171,7 +173,10 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
 
 
 def _config(text: str) -> dict[str, Any]:
-    loaded = yaml.safe_load(text)
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError:
+        loaded = None
     if not isinstance(loaded, dict):
         raise _UnusableError("has a damaged config.yaml")
     return flatten(loaded)
@@ -184,11 +189,20 @@ def _text(file: Path) -> str:
         raise _UnusableError(f"cannot be read: {error.filename}: {error.strerror}") from None
 
 
-def _json(file: Path) -> Any:
+def _object(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(_text(file))
-    except ValueError:
+        return read_object(file)
+    except DamagedFileError:
         raise _UnusableError(f"has a damaged {file.name}") from None
+
+
+def _evaluated(file: Path) -> dict[int, dict[str, float]]:
+    """What `evaluation.json` holds; a damaged one costs a warning, not the run."""
+    try:
+        return _lengths(read_object(file))
+    except DamagedFileError as error:
+        print(f"memlab: warning: {error}; the run is compared without its other lengths", file=sys.stderr)
+        return {}
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> dict[int, dict[str, float]]:

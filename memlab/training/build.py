@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from memlab import ram
 from memlab.config import schema
 from memlab.config.checks import build_task, check_shares
+from memlab.config.launch import Place
 from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
 from memlab.models.base import Model
@@ -137,10 +138,10 @@ def trainer(
     """Lightning's Trainer, as every command uses it; `more` are further arguments for it."""
     quiet()
     t = config.trainer
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    place = Place() if processes is None else processes.place
+    # without `Started`, Lightning would ask SLURM or LSF which process this is
+    plugins: list[Any] = [AtomicCheckpointIO(), Started(place)]
     if processes is not None and processes.size > 1:
-        place = processes.place
-        plugins.append(Started(place))
         more |= {"num_nodes": place.nodes, "use_distributed_sampler": False}
         # Which parameters take part in a step depends on the curriculum's stage and on where documents begin
         # (a learned initial memory), so DDP looks for them in each step. A parameter that takes part in no
@@ -152,7 +153,7 @@ def trainer(
             more["inference_mode"] = False
     return L.Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
-        devices=1 if processes is None else processes.place.local_size,
+        devices=place.local_size,
         precision=t.precision,
         max_steps=t.max_steps,
         max_epochs=-1,

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from memlab.reports import progress
+from memlab.terminal.tables import is_live
 from memlab.training.module import TrainingModule
 
 KEPT_STEPS = 10_000  # steps whose times a checkpoint stores, for their median
@@ -164,7 +165,7 @@ class ProgressReport(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.began = time.perf_counter()
         self.since = (self.clock.seconds, self.clock.tokens)
-        if not self.console.is_terminal:
+        if not is_live(self.console):
             return
         layout = (
             "loss {task.fields[loss]}  {task.fields[train]}  val {task.fields[val]}  {task.fields[place]}  "

@@ -65,8 +65,8 @@ def train(
         UserError: the configuration or the run directory cannot be used, and nothing has been trained; or the
             disk is full; or another process is gone.
         DivergedError: the loss or the gradient is not finite.
-        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM); what was done by then is in
-            the run directory.
+        SystemExit: the run was asked to end (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for
+            SIGUSR1); what was done by then is in the run directory.
     """
     began = time.perf_counter()
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -109,7 +109,7 @@ def train(
                     file=sys.stderr,
                 )
             else:
-                print(f"memlab: SIGTERM: saved; {how}", file=sys.stderr)
+                print(f"memlab: {ended.signal.name}: saved; {how}", file=sys.stderr)
             raise SystemExit(128 + ended.signal) from None
         except DivergedError as error:
             if not processes.leads:

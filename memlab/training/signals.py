@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM, which ask a run to end.
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, which ask a run to end.
 
-Ctrl-C ends it at once. After SIGTERM (from a scheduler that takes the machine back), the run finishes and
-saves the step in progress. While a run is ending, another Ctrl-C kills the process immediately, and another
-SIGTERM changes nothing.
+Ctrl-C ends it at once. After one of the others (from a scheduler that takes the machine back, a terminal that
+is closed, or SLURM before the time is over), the run finishes and saves the step in progress. While a run is
+ending, another Ctrl-C kills the process immediately, and another of the others changes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
+
+from memlab.config.lifetime import ENDING
 
 if TYPE_CHECKING:
     from memlab.training.processes import Processes
@@ -31,11 +33,12 @@ class Ended(BaseException):
 
 
 class Signals:
-    """Handles both signals in a `with` block. Only works in the main thread, as Python requires.
+    """Handles these signals in a `with` block, but for those that are ignored, as with `nohup`. Only works in
+    the main thread, as Python requires.
 
     Attributes:
-        held: whether SIGTERM waits until `leave_if_asked` or `agree` is called, where the run can end without
-            loss.
+        held: whether all but Ctrl-C wait until `leave_if_asked` or `agree` is called, where the run can end
+            without loss.
         prints: whether this process is the one that prints.
     """
 
@@ -49,7 +52,9 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {
-                number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+                number: signal.signal(number, self._handle)
+                for number in ENDING
+                if signal.getsignal(number) != signal.SIG_IGN
             }
         return self
 
@@ -58,7 +63,7 @@ class Signals:
             signal.signal(number, handler)
 
     def take_back(self) -> None:
-        """Install these handlers again: Lightning's for SIGTERM contacts other processes at any time."""
+        """Install these handlers again: Lightning's contact other processes at any time."""
         for number in self._before:
             signal.signal(number, self._handle)
 
@@ -84,10 +89,11 @@ class Signals:
                 os.kill(os.getpid(), number)
             return
         self.received = number
-        if number == signal.SIGTERM and self.held:
+        if number != signal.SIGINT and self.held:
             if self.prints:
                 print(
-                    "\nmemlab: SIGTERM: finishing this step and saving it; Ctrl-C ends at once",
+                    f"\nmemlab: {signal.Signals(number).name}: finishing this step and saving it; Ctrl-C "
+                    "ends at once",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -39,7 +39,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[
         def stop(*_: object, **__: object) -> None:
             raise Checked
 
-        monkeypatch.setattr("hydra.main", stop)  # comes after everything has been checked
+        for name in ("memlab.config.cli._multirun", "hydra.main"):
+            monkeypatch.setattr(name, stop)  # comes after everything has been checked
         with pytest.raises(Checked):
             cli.run("train", keep, lambda config: 0)
         return found

@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_the_same_text_whenever_it_was_written(
     noted = json.loads(record.read_text())
     assert sorted(noted) == ["files", "revision", "tokenizer"] and len(noted["files"]) == 5
     resuming.train(unfinished(begun, f"resume={begun}/run"))
-    assert "goes on from step 2" in capsys.readouterr().err
+    assert "continues from step 2" in capsys.readouterr().err
     (begun / "run/result.json").unlink()
     record.write_text("{")
     assert message(lambda: resuming.train(unfinished(begun, f"resume={begun}/run"))) == (

@@ -11,13 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from memlab.config.sections import CompareConfig
 from memlab.errors import UserError, suggestion
+from memlab.files import exists
 from memlab.reports.comparison import page, tables
 from memlab.reports.comparison.groups import Comparison
 from memlab.reports.comparison.runs import sort
+from memlab.terminal import tables as terminal
 from memlab.tracking import mlflow_client, mlflow_store, multirun, stored_runs
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun
@@ -53,7 +53,7 @@ def compare(config: CompareConfig) -> Comparison:
             )
     more = [f"filter={config.filter}"] if config.filter else []
     comparison = sort(name, shlex.join(["python", "-m", "memlab.compare", asked, *more]), found)
-    console = Console(highlight=False)
+    console = terminal.console()
     if not comparison.tables:
         said = "; ".join(f"{run.name} {run.reason}" for run in comparison.left_out)
         raise UserError(f"{asked}: of {len(comparison.left_out)} runs none can be compared: {said}")
@@ -145,9 +145,10 @@ def _selected(runs: list[str], client: Any, uri: str) -> Iterator[StoredRun | Le
     seen: set[str] = set()
     for asked in runs:
         place = Path(asked).expanduser().absolute()
-        if not place.exists() and _RUN_ID.fullmatch(asked):
+        there = exists(f"runs={asked}", place)
+        if not there and _RUN_ID.fullmatch(asked):
             found = [_by_id(client, asked, uri)]
-        elif not place.is_dir():
+        elif not there or not place.is_dir():
             found = [LeftOut(asked, "is neither a directory nor an MLflow run id")]
         else:
             found = [stored_runs.from_directory(directory) for directory in stored_runs.below(place)]

@@ -7,13 +7,13 @@ import io
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.console import Group as Lines
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from memlab.reports.comparison.groups import Comparison, Group, Table, metric_name, score
 from memlab.reports.summary import size
+from memlab.terminal import tables
 
 SAID = (
     "± is the standard deviation over seeds. Solved: seeds of at least 0.99. State: what is carried for one "
@@ -81,15 +81,15 @@ def heading(table: Table) -> str:
 def to_terminal(comparison: Comparison, console: Console) -> None:
     """Print what fits a terminal; the page has the rest."""
     for table in comparison.tables:
-        console.print(_rich(table))
+        _print(table, console)
     if comparison.left_out:
         console.print(f"left out ({len(comparison.left_out)}):")
         for run in comparison.left_out:
             console.print(f"  {escape(run.name)} {escape(run.reason)}", soft_wrap=True)
 
 
-def _rich(table: Table) -> Lines:
-    """What fits 80 columns."""
+def _print(table: Table, console: Console) -> None:
+    """The columns that matter most, and what the table comes to."""
     heads = columns(table)
     shown = [
         head
@@ -98,21 +98,15 @@ def _rich(table: Table) -> Lines:
     ]
     grid = RichTable(title=escape(heading(table)), title_justify="left")
     for head in shown:
-        text = head in ("model", "each seed")
-        grid.add_column(
-            head,
-            justify="left" if text else "right",
-            no_wrap=not text,
-            overflow="fold",
-            min_width=13 if text else None,
-        )
+        grid.add_column(head, justify="left" if head in ("model", "each seed") else "right")
     for group in table.groups:
         row = dict(zip(heads, cells(table, group), strict=True))
         row["model"] += " *" if group.differs else ""
         row[metric_name(table.metric)] += f" ± {row['±']}"
         grid.add_row(*(escape(row[head]) for head in shown))
     notes = [f"* {group.label}: {'; '.join(group.differs)}" for group in table.groups if group.differs]
-    return Lines(grid, Text("\n".join([*notes, table.verdict]) + "\n"))
+    tables.show(console, grid)
+    console.print(Text("\n".join([*notes, table.verdict]) + "\n"))
 
 
 def to_markdown(comparison: Comparison) -> str:

@@ -22,6 +22,7 @@ from memlab.evaluation.trained import Trained
 from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
+from memlab.terminal import tables as terminal
 from memlab.tracking import finished_runs
 from memlab.tracking.versions import versions
 
@@ -50,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             done = _text(config, run, run.task) if isinstance(run.task, TextTask) else _lengths(config, run)
     if done.new:
         _track(config, run, (), done.drawn)
-    console = Console(highlight=False)
+    console = terminal.console()
     done.show(console)
     console.print(f"written to  {done.record.file}", soft_wrap=True)
     for file in done.drawn:

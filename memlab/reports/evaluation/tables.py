@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memlab.reports.summary import ratio, size
+from memlab.terminal import tables
 
 _CONTROLS = {"memory_off": "mem. off", "shuffled": "shuffled"}
 
@@ -216,10 +217,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _print(console: Console, table: Table, said: str = "") -> None:
-    """A table whose title and caption do not have to be as narrow as it is."""
-    console.print(str(table.title), style="bold", soft_wrap=True)
-    table.title = None
-    console.print(table)
-    if said:
-        console.print(said, style="dim", soft_wrap=True)
+    table.title_style = "bold"
+    tables.show(console, table, caption=said)
     console.print()

@@ -1,0 +1,172 @@
+"""A configuration as a command line describes it, composed by Hydra and checked key by key.
+
+Nothing is written, and no torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memlab.config import overrides, presets
+from memlab.config.checks import unknown_key
+from memlab.config.paths import config_dir
+from memlab.errors import ConfigError, suggestion
+
+Check = Callable[[DictConfig], Any]
+Folder = str | Path | None
+
+
+@contextlib.contextmanager
+def composing(folder: Folder = None, groups: bool = True) -> Iterator[None]:
+    """Hydra ready to compose, as it is once a command has begun.
+
+    Args:
+        folder: of further YAML files of the user's, looked through after memlab's own; see `--config-dir`.
+        groups: whether the command chooses files of `configs/*/`.
+    """
+    # a command may be composing its own configuration: Hydra has one at a time
+    outside = GlobalHydra.instance().is_initialized()
+    saved = copy.copy(GlobalHydra.instance().hydra) if outside else None
+    GlobalHydra.instance().clear()
+    start = (
+        initialize_config_dir(config_dir(), version_base="1.3")
+        if groups
+        else initialize(None, version_base="1.3")
+    )
+    try:
+        with start:
+            if folder is not None:
+                _look_in(folder)
+            yield
+    finally:
+        if saved is not None:
+            GlobalHydra.instance().hydra = saved
+
+
+def _look_in(folder: str | Path) -> None:
+    hydra: Any = GlobalHydra.instance().hydra
+    places = hydra.config_loader.get_search_path()
+    places.prepend("command-line", f"file://{Path(folder).absolute()}", SearchPathQuery(provider="schema"))
+    hydra.config_loader = ConfigLoaderImpl(config_search_path=places)
+
+
+def loader() -> Any:
+    """Hydra's, which knows the files of all groups."""
+    return GlobalHydra.instance().config_loader()
+
+
+def compose_checked(command: str, words: Sequence[str], check: Check, folder: Folder = None) -> Any:
+    """What `check` makes of a command line, as the command itself would; nothing is written.
+
+    Args:
+        words: overrides, `KEY=VALUE`, of one job.
+        folder: see `composing`.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
+    with composing(folder):
+        given = overrides.parse(words, loader())
+        if swept := next((o for o in given if o.is_sweep_override()), None):
+            raise ConfigError(f"{swept.input_line}: several values; a training takes one")
+        overrides.check_twice(given)
+        return check(compose_job(command, words, folder))
+
+
+def with_preset(command: str, given: list[Override], folder: Folder) -> list[Override]:
+    """What a preset sweeps comes first, as in Hydra's sweeper; a key on the command line replaces the
+    preset's.
+
+    Raises:
+        ConfigError: several presets are asked for, or this one does not exist or cannot be read.
+    """
+    chosen = [o for o in given if o.key_or_group == presets.GROUP]
+    if not chosen:
+        return given
+    if chosen[0].is_sweep_override():
+        raise ConfigError(f"{chosen[0].input_line}: each is a sweep of its own; start them one after another")
+    words = [o.input_line or "" for o in chosen]
+    compose_job(command, words, folder)
+    hydra_config = compose(command, words, return_hydra_config=True).hydra
+    swept = presets.swept(hydra_config, {o.key_or_group for o in given})
+    return [*overrides.parse(swept, loader()), *given]
+
+
+def compose_job(command: str, job: Sequence[str], folder: Folder = None) -> DictConfig:
+    """The configuration of one job; its groups first, so that a wrong key is reported with the keys of the
+    chosen group.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
+    given = overrides.parse(job)
+    files, values = [], []
+    for override in given:
+        key = override.key_or_group
+        if options := loader().get_group_options(key):
+            if override.value() not in options:
+                near = suggestion(str(override.value()), options)
+                raise ConfigError(
+                    f"no {key} is named {override.value()!r}.{near} There are: {', '.join(sorted(options))}"
+                )
+            _check_shadowed(key, str(override.value()), folder)
+            files.append(override)
+        else:
+            values.append(override)
+    try:
+        chosen = compose(command, [o.input_line or "" for o in files])
+        for override in values:
+            _check_key(override, chosen)
+        composed = compose(command, list(job))
+        tell_folder(composed, folder)
+        models = set(loader().get_group_options("model"))
+        composed = presets.settle(composed, {o.key_or_group for o in given}, models)
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return composed
+
+
+def _check_shadowed(group: str, name: str, folder: Folder) -> None:
+    if folder is None:
+        return
+    own = Path(folder, group, f"{name}.yaml")
+    if own.is_file() and Path(config_dir(), group, f"{name}.yaml").is_file():
+        raise ConfigError(f"{own}: memlab has a file {group}/{name}.yaml itself; give yours another name")
+
+
+def tell_folder(composed: DictConfig, folder: Folder) -> None:
+    """A command with a key `config_dir` knows the folder that `--config-dir` names."""
+    if folder is not None and "config_dir" in composed and composed.config_dir is None:
+        composed.config_dir = str(folder)
+
+
+def _check_key(override: Override, chosen: DictConfig) -> None:
+    *path, last = override.key_or_group.split(".")
+    node: Any = chosen
+    for depth, part in enumerate([*path, last]):
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{override.input_line}: {'.'.join(path[:depth])} is a value, it has no keys")
+        if part not in node:
+            if override.is_add() and depth == 1 and path == ["model"]:
+                return  # an option of a part that the chosen files do not list; `check` knows them all
+            known = [str(k) for k in node if not str(k).startswith("_")]
+            raise unknown_key(".".join([*path[:depth], part]), known)
+        node = node._get_node(part)
+    if isinstance(node, DictConfig) and not path:
+        raise ConfigError(
+            f"{override.input_line}: {last} is a group of keys; there are: {', '.join(str(k) for k in node)}"
+        )
