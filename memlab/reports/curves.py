@@ -7,7 +7,7 @@ from typing import Any
 
 from memlab.reports.drawing import new_figure, save
 
-_PANELS: dict[str, tuple[str, dict[str, str]]] = {  # by headline: the axis and the series of the lower panel
+_PANELS: dict[str, tuple[str, dict[str, str]]] = {  # by headline: label and series of the lower panel
     "accuracy": (
         "accuracy",
         {"train/accuracy": "training (teacher-forced)", "val/accuracy": "validation (free-running)"},
@@ -24,14 +24,13 @@ def learning(
     title: str,
     directory: Path,
 ) -> None:
-    """Loss and the headline metric over the steps, with the curriculum's stages as lines, as
-    `learning_curve.png`.
+    """Draw `learning_curve.png`: loss and headline metric over the steps, with the stages of the curriculum.
 
     Args:
         steps: the lines of `metrics.jsonl`.
-        headline: the metric that people look at first, as `accuracy` or `bits_per_byte`.
+        headline: the most important metric, such as `accuracy` or `bits_per_byte`.
         stages_began_at: the step at which each stage of the curriculum began.
-        chance: accuracy of guessing, where there is an accuracy.
+        chance: accuracy of guessing, if there is an accuracy.
     """
     figure, (top, bottom) = new_figure(2)
     usual = headline.replace("_", " "), {f"val/{headline}": "validation"}
@@ -55,7 +54,7 @@ def learning(
 
 
 def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> None:
-    """Mean loss over the position in the document, as `loss_by_position.png`.
+    """Draw `loss_by_position.png`: mean loss over the position in the document.
 
     Args:
         ranges: what `evaluation.metrics.CrossEntropyByPosition` computes.
@@ -65,15 +64,14 @@ def by_position(ranges: list[dict[str, Any]], title: str, directory: Path) -> No
     axes.set(
         xscale="log",
         xlabel="position in the document, tokens",
-        ylabel="loss, nats for each token",
+        ylabel="loss, nats per token",
         title=title,
     )
     save(figure, directory / "loss_by_position.png")
 
 
 def activations(result: dict[str, Any], directory: Path) -> None:
-    """Peak bytes of a training step over the number of segments, by model and by what is recomputed, as
-    `memory.png`.
+    """Draw `memory.png`: peak bytes of a training step over the number of segments, by model and `recompute`.
 
     Args:
         result: of `memlab.bench suite=memory`.

@@ -1,4 +1,4 @@
-"""A figure of one run: panels above each other, and its file."""
+"""Make and save figures of one run: panels on top of each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def new_figure(panels: int, width: float = 7.0, height: float | None = None) -> tuple[Any, Any]:
-    """A figure of so many panels above each other, and their axes; sizes in inches."""
+    """A figure with this many panels on top of each other, and their axes; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -20,6 +20,6 @@ def new_figure(panels: int, width: float = 7.0, height: float | None = None) -> 
 
 
 def save(figure: Any, file: Path) -> None:
-    """Write a figure, and the directory it lies in."""
+    """Save a figure, and create its directory."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -1,7 +1,7 @@
 """The gates of a run: how much of each head's output comes from the memory, over training.
 
-The Infini-attention paper (arXiv 2404.07143, figure 3) tells specialised heads, whose gate is near 0 (the
-segment) or near 1 (the memory), from mixer heads near 0.5. It prints no bounds; these are memlab's.
+The Infini-attention paper (arXiv 2404.07143, figure 3) distinguishes specialised heads, whose gate is near 0
+(the segment) or near 1 (the memory), from mixer heads near 0.5. It gives no bounds; these are memlab's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def kinds(gates: Sequence[float]) -> dict[str, int]:
-    """How many heads are `local`, `memory` (both are specialised), `mixer`, and none of these (`between`)."""
+    """Number of heads that are `local`, `memory` (both are specialised), `mixer`, or `between` these."""
     counted = {
         "local": sum(gate <= LOCAL for gate in gates),
         "memory": sum(gate >= MEMORY for gate in gates),
@@ -29,7 +29,7 @@ def kinds(gates: Sequence[float]) -> dict[str, int]:
 
 
 def over_training(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[tuple[int, float]]]:
-    """The gates that were logged: (step, gate) by (layer, head), both counted from 1.
+    """The logged gates: (step, gate) by (layer, head), both counted from 1.
 
     Args:
         steps: the lines of `metrics.jsonl`.
@@ -43,8 +43,7 @@ def over_training(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list
 
 
 def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
-    """Every gate over the steps, and all of them at the last, as `gates.png`; False = the model has none, and
-    nothing is drawn.
+    """Draw `gates.png`: every gate over the steps, and all gates at the last step. False = there are none.
 
     Args:
         steps: the lines of `metrics.jsonl`.
@@ -71,9 +70,9 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
             linestyle=_LINES[(head - 1) % len(_LINES)],
             label=label,
         )
-    words = ((LOCAL / 2, "local"), (sum(MIXER) / 2, "mixer"), ((1 + MEMORY) / 2, "memory"))
-    for height, word in words:
-        top.text(1.01, height, word, transform=top.get_yaxis_transform(), va="center", fontsize=8)
+    labels = ((LOCAL / 2, "local"), (sum(MIXER) / 2, "mixer"), ((1 + MEMORY) / 2, "memory"))
+    for height, label in labels:
+        top.text(1.01, height, label, transform=top.get_yaxis_transform(), va="center", fontsize=8)
     top.set(
         ylim=(0, 1),
         xlabel="optimizer step (a line is a head)",
@@ -103,7 +102,7 @@ def draw(steps: Sequence[dict[str, Any]], title: str, directory: Path) -> bool:
 
 
 def caption(gates: Sequence[float]) -> str:
-    """The counts of `kinds`, with the bounds that they were made by."""
+    """The counts of `kinds`, with their bounds."""
     n = kinds(gates)
     specialised = (
         f"{n['local'] + n['memory']} specialised ({n['local']} local, gate ≤ {LOCAL}; {n['memory']} memory, "

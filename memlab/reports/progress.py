@@ -1,4 +1,4 @@
-"""How a training goes, in the words of its progress bar and log lines; made of plain metrics."""
+"""The text of a training's progress bar and log lines, made from plain metrics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 
 def stage(progress: Mapping[str, float], stages: int, mixed: bool) -> str:
-    """The stage of a curriculum: '2/4 (length 12, 2 segments)', or '2/4 (up to length 12, 2 segments)' if
-    sizes are mixed.
+    """The stage of a curriculum, such as '2/4 (length 12, 2 segments)'.
+
+    If sizes are mixed, '2/4 (up to length 12, 2 segments)'.
 
     Args:
-        progress: `curriculum/stage`, `curriculum/segments` and, where samples have one, `curriculum/length`.
-        stages: how many there are.
-        mixed: whether earlier stages' sizes are trained on, too.
+        progress: `curriculum/stage`, `curriculum/segments` and, if samples have one, `curriculum/length`.
+        stages: number of stages.
+        mixed: whether training also uses the sizes of earlier stages.
     """
     number, segments = int(progress["curriculum/stage"]), int(progress["curriculum/segments"])
     length = f"length {int(progress['curriculum/length'])}, " if "curriculum/length" in progress else ""
@@ -21,22 +22,22 @@ def stage(progress: Mapping[str, float], stages: int, mixed: bool) -> str:
 
 
 def place(progress: Mapping[str, float], stages: int, mixed: bool) -> str:
-    """How far the training is: the stage, and for text the tokens that were trained on."""
+    """How far the training is: the stage, and for text the tokens trained on."""
     tokens = progress.get("train/tokens")
-    words = [f"stage {stage(progress, stages, mixed)}"] if stages > 1 or tokens is None else []
-    return ", ".join([*words, *([f"{int(tokens):,} tokens"] if tokens is not None else [])])
+    parts = [f"stage {stage(progress, stages, mixed)}"] if stages > 1 or tokens is None else []
+    return ", ".join([*parts, *([f"{int(tokens):,} tokens"] if tokens is not None else [])])
 
 
 def step(metrics: Mapping[str, float]) -> str:
-    """The last step beside its loss: its accuracy, if it has one."""
+    """The last step, in addition to its loss: its accuracy, if it has one."""
     return f"accuracy {metrics['train/accuracy']:.3f}" if "train/accuracy" in metrics else ""
 
 
 def validation(metrics: Mapping[str, float], headline: str) -> str:
-    """A validation in a few words.
+    """The result of a validation.
 
     Args:
-        metrics: with their split, as `val/accuracy`.
+        metrics: with their split, such as `val/accuracy`.
         headline: the metric that comes first, without its split.
     """
     value = metrics[f"val/{headline}"]

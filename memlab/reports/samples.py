@@ -1,4 +1,4 @@
-"""Samples of a task as a person reads them."""
+"""Samples of a task as text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NOTHING = "·"  # a target that does not count
 
 
 def print_samples(config: ShowConfig) -> None:
-    """For each segment of each sample: the tokens that are read, and below them the targets that count.
+    """Print the tokens of each segment of each sample, and below them the targets that count.
 
-    Of text: its first pieces.
+    For text tasks, print the first batches.
 
     Raises:
-        UserError: a text task's documents cannot be had.
+        UserError: a text task's documents cannot be read.
     """
     task = build_task(config)
     if isinstance(task, TextTask):
@@ -67,6 +67,6 @@ def print_samples(config: ShowConfig) -> None:
 
 
 def first_paragraph(task: type) -> str:
-    """What a task's file says that it is."""
-    words = sys.modules[task.__module__].__doc__ or ""
-    return " ".join(words.split("\n\n")[0].split())
+    """The first paragraph of the docstring of a task's file."""
+    description = sys.modules[task.__module__].__doc__ or ""
+    return " ".join(description.split("\n\n")[0].split())

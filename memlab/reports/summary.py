@@ -1,4 +1,4 @@
-"""What a person reads when a run has ended: one table, and where everything is."""
+"""The summary of a finished run: one table, and where everything is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memlab.terminal import tables
 
 
 def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> None:
-    """Print a finished run's result.
+    """Print the result of a finished run.
 
     Args:
         result: the content of `result.json`.
@@ -113,18 +113,18 @@ def _text(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
             f"[green]{metrics['test/bits_per_byte']:.4f}[/]",
             f"{read['documents']} documents, {read['bytes']:,} bytes{lost}",
         ),
-        ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"for each of {read['tokens']:,} tokens"),
+        ("  perplexity", f"{metrics['test/perplexity']:,.2f}", f"per token, {read['tokens']:,} tokens"),
         (
             "  word perplexity",
             f"{metrics['test/word_perplexity']:,.1f}",
-            f"for each of {read['words']:,} words",
+            f"per word, {read['words']:,} words",
         ),
         validation,
     ]
 
 
 def _others(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
-    """Of a task whose metrics are its own."""
+    """For a task with metrics of its own."""
     best = f"best checkpoint: step {result['best_step']:,}"
     return [
         (name.replace("/", " ").replace("_", " "), f"{value:.4f}", best if name.startswith("val/") else "")
@@ -134,7 +134,7 @@ def _others(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
 
 
 def size(count: int) -> str:
-    """Bytes as a person reads them."""
+    """Bytes with a unit."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024 or unit == "GiB":
@@ -144,5 +144,5 @@ def size(count: int) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A compression ratio; nothing is carried where there is none."""
+    """A compression ratio; None = nothing is held."""
     return "nothing held" if value is None else f"{value:.2f} ×"

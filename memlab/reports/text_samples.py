@@ -1,4 +1,4 @@
-"""Pieces of a text task's batches as a person reads them: rows, documents, segments and padding."""
+"""Batches of a text task as text: batch rows, documents, segments and padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memlab.tasks.text import TextTask
 from memlab.text.batches import StreamBatch
 
 LONGEST = 320  # characters of a segment that are printed
-STEPS = 2000  # to look through for a document's end
+STEPS = 2000  # to search for the end of a document
 
 
 def print_pieces(
@@ -24,11 +24,11 @@ def print_pieces(
     samples: int,
     about: str,
 ) -> None:
-    """The first step of some rows, and of one of them the step in which a document ends and the next begins.
+    """Print the first step of some batch rows, and a step of one of them in which a document ends.
 
     Args:
-        samples: how many rows.
-        about: what the task is.
+        samples: number of batch rows.
+        about: description of the task.
 
     Raises:
         UserError: there is no text.
@@ -60,7 +60,7 @@ def print_pieces(
 
 
 def _ending(first: StreamBatch, batches: Iterator[StreamBatch]) -> tuple[StreamBatch, int, int] | None:
-    """The first later batch in which a document ends, the row, and the step's number."""
+    """The first later batch in which a document ends, the batch row, and the number of the step."""
     length = first.segment_lengths[0]
     for step, batch in enumerate(islice(batches, STEPS), start=2):
         counted = batch.counts_BT.reshape(len(batch.counts_BT), -1, length).sum(axis=2)
@@ -88,7 +88,7 @@ def _print_row(console: Console, task: TextTask, batch: StreamBatch, row: int, s
             line.append(f"{padding} of padding", style="yellow")
         line.rstrip()
         console.print(line, soft_wrap=True)
-        words = task.tokenizer.decode(targets).replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
-        if words:
-            more = f" … {len(words) - LONGEST} more characters" if len(words) > LONGEST else ""
-            console.print(Text(f"    {words[:LONGEST]}").append(more, style="dim"), soft_wrap=True)
+        text = task.tokenizer.decode(targets).replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
+        if text:
+            more = f" … {len(text) - LONGEST} more characters" if len(text) > LONGEST else ""
+            console.print(Text(f"    {text[:LONGEST]}").append(more, style="dim"), soft_wrap=True)

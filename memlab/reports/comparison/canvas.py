@@ -1,8 +1,8 @@
-"""What the figures of a comparison are drawn on: a colour and a marker for each group, and SVG for the page.
+"""The canvas of a comparison's figures: a colour and a marker for each group, and SVG for the page.
 
-Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart, without its yellow
-and black, which one of white and dark pages hides. In the page a figure takes its colours from the page's
-style (light, dark, print), as a file it has those of paper.
+Colours are those of Okabe and Ito (2008), which people with any colour vision can distinguish, without yellow
+and black, which do not show on white or on dark pages. On the page, figures take their colours from the
+page's style (light, dark, print); as files, they have those of paper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": _GRID,
-    "svg.hashsalt": "memlab",  # the same figure is the same file
+    "svg.hashsalt": "memlab",  # so that the same figure gives the same file
     "svg.fonttype": "path",
 }
 _STYLED = {
@@ -37,7 +37,7 @@ _STYLED = {
 
 
 def look(at: int) -> dict[str, Any]:
-    """Colour and marker of the group at a place in its table."""
+    """Colour and marker of the group at index `at` of its table."""
     return {"color": PALETTE[at % len(PALETTE)], "marker": MARKERS[at % len(MARKERS)]}
 
 
@@ -52,7 +52,8 @@ def swatch(at: int) -> str:
 
 
 def paint(labels: Sequence[str], fill: Callable[[Any], None], file: Path) -> str:
-    """A figure with a legend of these groups, as a file and as SVG for the page, which has its own legend.
+    """Draw a figure as a file with a legend of these groups, and as SVG for the page, which has its own
+    legend.
 
     Args:
         fill: draws into the axes.
@@ -87,7 +88,7 @@ def _handle(at: int, label: str) -> Any:
 
 
 def plain(label: str) -> str:
-    """A label that matplotlib does not read as mathematics."""
+    """A label, escaped so that matplotlib does not read it as mathematics."""
     return label.replace("$", r"\$")
 
 
@@ -101,7 +102,7 @@ def _figure(inches: tuple[float, float], layout: Any = "constrained") -> Any:
 
 
 def _svg(figure: Any) -> str:
-    """The drawing alone, its colours those of the page."""
+    """The drawing as SVG, with the colours of the page."""
     out = io.StringIO()
     figure.savefig(
         out,
@@ -112,10 +113,10 @@ def _svg(figure: Any) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # not needed within a page, and addresses of the network by their looks
+    # not needed within a page, and they look like network addresses
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _STYLED.get(m[0].lower(), m[0]), svg)
     svg = svg.replace("xlink:href", "href").replace("<svg ", '<svg aria-hidden="true" ', 1)
-    # several figures share a page, and their names for parts must not
+    # several figures share a page, so the names of their parts have to be unique
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     return re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>f{own}-", svg)

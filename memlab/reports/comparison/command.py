@@ -1,4 +1,4 @@
-"""From what a user asks to compare to files on the disk and, for an experiment, in its MLflow store."""
+"""The comparison command: from runs to files on disk and, for an experiment, in its MLflow store."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _experiment(client: Any, name: str | None, uri: str) -> Any:
 
 
 def _trainings(client: Any, experiment_id: str, wanted: str | None) -> list[Any]:
-    """The experiment's runs, but for those that only hold others together.
+    """The experiment's runs, without those that only group others.
 
     Raises:
         UserError: MLflow does not understand the filter.
@@ -137,7 +137,7 @@ def _trainings(client: Any, experiment_id: str, wanted: str | None) -> list[Any]
 
 
 def _selected(runs: list[str], client: Any, uri: str) -> Iterator[StoredRun | LeftOut]:
-    """What `runs` names, each once.
+    """The runs that `runs` names, each once.
 
     Raises:
         UserError: the store has no run of such an id.
@@ -172,9 +172,7 @@ def _by_id(client: Any, run_id: str, uri: str) -> StoredRun | LeftOut:
 
 
 def _track(client: Any, experiment_id: str, comparison: Comparison, directory: Path, charts: str) -> None:
-    """Keep the report in MLflow: with the multirun that all these runs are jobs of,
-    else as the experiment's run `comparison`.
-    """
+    """Store the report in MLflow: in the multirun that all runs are jobs of, else in a run `comparison`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -190,7 +188,7 @@ def _track(client: Any, experiment_id: str, comparison: Comparison, directory: P
         first = "1_pareto.png" if len(comparison.tables) > 1 else "pareto.png"
         figure = f"\n\n![figure](get-artifact?path=comparison%2Ffigures%2F{first}&run_uuid={target})"
         note = tables.to_markdown(comparison)
-        # first: the UI folds what is longer
+        # the verdicts come first, since the UI folds long descriptions
         said = "\n\n".join(f"**{table.title}**: {table.verdict}" for table in comparison.tables)
         note = f"{said}\n\n{note}" if len(said) + len(note) < 4500 else said[:4500]
         client.set_tag(

@@ -1,4 +1,4 @@
-"""The figures of a comparison, each drawn for a phone's width, so that its text stays readable there."""
+"""The figures of a comparison, each drawn for the width of a phone, so that its text is readable there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Drawn:
 
     Attributes:
         name: of its files.
-        caption: what is to be seen, and how it is to be read.
-        svg: for the page, without text of its own for readers of screens: they get the caption.
+        caption: what it shows, and how to read it.
+        svg: for the page, hidden from screen readers, which read the caption.
     """
 
     name: str
@@ -29,17 +29,18 @@ class Drawn:
 
 
 def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[str]]:
-    """Draw all that the runs of a table have data for, as `directory/<prefix><name>.png` and for the page.
+    """Draw everything that the runs of a table have data for, as `directory/<prefix><name>.png` and for the
+    page.
 
     Returns:
-        The figures, and sentences that say which ones there are not and why.
+        The figures, and sentences about the figures that are missing and why.
     """
     wanted: list[tuple[str, str, str | None, Callable[[Table, Any], None]]] = [
         ("seeds", f"Test {metric_name(table.metric)} of every seed; the bar is the mean.", None, _seeds),
         (
             "pareto",
             f"{metric_name(table.metric).capitalize()} against the bytes that are carried for one document. "
-            f"The line joins the groups that no other one beats in both ({_better(table)} is better).",
+            f"The line joins the groups that no other group beats in both ({_better(table)} is better).",
             None,
             _pareto,
         ),
@@ -56,9 +57,9 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         why = None if read else "no run has its loss by position"
         said = (
             "Bits per byte by position in the test documents, mean over seeds; each range is as long as all "
-            "before it."
+            "ranges before it."
         )
-        said += " A token counts with the mean bytes of all tokens."
+        said += " All tokens count as having the same number of bytes."
         wanted.append(("position", said, why, _position))
     for axis in ("tokens", "seconds"):
         known = any(
@@ -67,19 +68,17 @@ def draw(table: Table, directory: Path, prefix: str) -> tuple[list[Drawn], list[
         why = (
             None
             if known
-            else f"the runs were logged by a version of memlab that did not note {axis} with validations"
+            else f"the runs were logged by a version of memlab that did not log {axis} with validations"
         )
         note = (
-            " With a curriculum: of samples of the full size, from where it came to them."
+            " With a curriculum: only of the last stage, with samples of the full size."
             if table.metric == "accuracy"
             else ""
         )
         machine = (
-            " Seconds are comparable on one machine only, with nothing beside them."
-            if axis == "seconds"
-            else ""
+            " Seconds are only comparable on one machine without other load." if axis == "seconds" else ""
         )
-        said = f"Validation loss against {axis} of training, a line for each seed.{note}{machine}"
+        said = f"Validation loss against {axis} of training, one line per seed.{note}{machine}"
         wanted.append((f"loss_by_{axis}", said, why, partial(_loss, axis=axis)))
     labels = [group.label for group in table.groups]
     drawn, missing = [], []
@@ -131,7 +130,7 @@ def _accuracy_axis(table: Table, axes: Any, which: str) -> None:
 def _pareto(table: Table, axes: Any) -> None:
     sizes = [group.state_bytes for group in table.groups]
     least = min((s for s in sizes if s), default=1024)
-    nothing = least / 8  # where those stand that carry nothing: a logarithm has no zero
+    nothing = least / 8  # the place of groups that carry nothing, since a logarithmic axis has no zero
     place = {group.label: float(group.state_bytes or nothing) for group in table.groups}
     axes.set_xscale("log", base=2)
     front = [group for group in table.groups if group.label in table.front]
@@ -166,7 +165,7 @@ def _pareto(table: Table, axes: Any) -> None:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """At most five powers of two that span these."""
+    """At most five powers of two that span the range."""
     first, last = int(low).bit_length() - 1, max(int(high).bit_length(), int(low).bit_length())
     step = max(1, -(-(last - first) // 4))
     return [float(2**p) for p in range(first, last + 1, step)]
@@ -219,9 +218,8 @@ def _position(table: Table, axes: Any) -> None:
         by_position: dict[int, list[float]] = {}
         for run in group.runs:
             read = run.result["test_read"]
-            to_bits = (
-                read["tokens"] / read["bytes"] / 0.6931471805599453
-            )  # nats a token -> bits a byte, at the whole test's tokens for each byte
+            # from nats per token to bits per byte, with the tokens per byte of the whole test
+            to_bits = read["tokens"] / read["bytes"] / 0.6931471805599453
             for part in run.result.get("by_position") or []:
                 by_position.setdefault(part["from"], []).append(part["loss"] * to_bits)
         points = sorted(by_position.items())
@@ -240,7 +238,7 @@ def _loss(table: Table, axes: Any, axis: str) -> None:
     for at, group in enumerate(table.groups):
         for run in group.runs:
             # earlier stages of a curriculum have easier samples, and so another loss; text has the same
-            # documents in all of them
+            # documents in all stages
             last = run.result.get("stages") if table.metric == "accuracy" else None
             lines = [
                 line

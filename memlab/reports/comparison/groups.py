@@ -1,6 +1,6 @@
-"""Groups of runs, the tables that they stand in, and what may be said of them.
+"""Groups of runs, tables of groups, and their statistics.
 
-A group is all that one configuration gave over its seeds; a table holds groups that answer the same test.
+A group has all seeds of one configuration; a table has groups with the same test.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Group:
 
     Attributes:
         label: unique within its table.
-        runs: by seed, one for each.
+        runs: one per seed, ordered by seed.
         failed: further seeds that ended with an error; they count as not solved.
-        differs: what is not as in most other groups, such as "max_steps=300, others 600".
+        differs: settings that differ from most other groups, such as "max_steps=300, others 600".
     """
 
     label: str
@@ -46,7 +46,7 @@ class Group:
 
     @property
     def solve_rate(self) -> str:
-        """Share of seeds with at least 0.99, as counts."""
+        """Seeds with at least 0.99, as "solved/all"."""
         return f"{self.scores.solved}/{len(self.runs) + len(self.failed)}"
 
     @property
@@ -54,12 +54,12 @@ class Group:
         return int(self.runs[0].result["memory"]["state_bytes"])
 
     def ratio(self, name: str) -> float | None:
-        """compression_carry or compression_peak; None where nothing is held."""
+        """compression_carry or compression_peak; None if nothing is held."""
         found = self.runs[0].result["memory"].get(name)
         return None if found is None else float(found)
 
     def mean(self, get: Callable[[StoredRun], Any]) -> float | None:
-        """Of some number over the seeds; None if a run does not have it."""
+        """The mean of a number over the seeds; None if a run does not have it."""
         values = [get(run) for run in self.runs]
         return None if any(v is None for v in values) else sum(values) / len(values)
 
@@ -70,10 +70,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups, and whether their difference can be chance.
+    """Two groups, and whether their difference may be chance.
 
-    `p` is of the permutation test alone, `adjusted` by Holm over all pairs. `exact`: all ways of dealing the
-    scores were counted, none drawn.
+    Attributes:
+        p: of the permutation test of this pair.
+        adjusted: p after Holm's correction over all pairs.
+        possible: the smallest p that groups of these sizes can give.
+        exact: whether all ways of dealing the scores were counted, and none drawn.
     """
 
     better: str
@@ -91,11 +94,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups that answer the same test, the best mean first.
+    """Groups with the same test, the best mean first.
 
     Attributes:
-        metric: accuracy, or bits_per_byte (then lower is better).
-        paired: scores are compared seed by seed, since on text the seed decides what is read.
+        metric: accuracy, or bits_per_byte (lower is better).
+        paired: whether scores are compared seed by seed, since on text the seed decides what is read.
     """
 
     title: str
@@ -113,13 +116,13 @@ class Table:
 
     @cached_property
     def front(self) -> list[str]:
-        """Labels of the groups that no other one beats in both state bytes and score."""
+        """Labels of the groups that no other group beats in both state bytes and score."""
         points = [(float(g.state_bytes), g.scores.mean) for g in self.groups]
         return [self.groups[i].label for i in pareto_front(points, self.higher_is_better)]
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every two groups that can be compared, the best first."""
+        """All pairs of groups that can be compared, the best first."""
         found = []
         for a, b in itertools.combinations(self.groups, 2):
             x, y = _scores(a, b, self.paired)
@@ -140,7 +143,7 @@ class Table:
 
     @cached_property
     def verdict(self) -> str:
-        """What may be said of the order, in sentences."""
+        """What follows about the order of the groups, in sentences."""
         best = self.groups[0]
         n = best.scores.n
         seeds = f"{n} seed{'s' * (n > 1)}"
@@ -171,7 +174,7 @@ class Table:
             if least * len(self.pairs) > LEVEL:
                 among = min(1, least * len(self.pairs))
                 said += (
-                    f" So few seeds cannot show more: the smallest p they can give is {least:.2g} for one "
+                    f" This few seeds cannot show more: the smallest p they can give is {least:.2g} for one "
                     f"pair and {among:.2g} among all; {seeds_needed(len(self.pairs), self.paired)} seeds of "
                     "each could."
                 )
@@ -180,11 +183,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a report needs.
+    """Everything that a report needs.
 
     Attributes:
         name: of the experiment, or of the selection.
-        command: by which the report is made again.
+        command: the command that makes the report again.
     """
 
     name: str
@@ -198,7 +201,7 @@ class Comparison:
 
 
 def _scores(a: Group, b: Group, paired: bool) -> tuple[list[float], list[float]]:
-    """The scores of two groups; in pairs, of the seeds that both have."""
+    """The scores of two groups; if paired, those of the seeds that both have."""
     if not paired:
         return list(a.scores.values), list(b.scores.values)
     x, y = ({run.seed: run.score for run in group.runs} for group in (a, b))
@@ -215,6 +218,6 @@ def metric_name(metric: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c; names with commas of their own are set apart."""
+    """The names joined as "a, b and c", with names that have commas in quotation marks."""
     names = [f"“{name}”" if "," in name else name for name in names]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

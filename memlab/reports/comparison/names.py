@@ -1,4 +1,4 @@
-"""What tests and groups are called: as little as tells them apart from the others beside them."""
+"""Names of tests and groups: as short as is enough to distinguish them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from memlab.reports.comparison.identity import NOISE, test_of, value_of
 from memlab.tracking.resume import ADDED
 from memlab.tracking.stored_runs import StoredRun
 
-_PARAMETERS = 0.1  # more or fewer than the median group is said
-_MOST_WORDS = 4  # of a group's name
+_PARAMETERS = 0.1  # a larger relative difference from the median group is reported
+_MOST_SETTINGS = 4  # in a group's name
 
 
 def titles(runs: Sequence[StoredRun]) -> list[str]:
-    """A name for each test: the task, its size, and what else tells it from other tests of the same task."""
+    """A name for each test: the task, its size, and what distinguishes it from other tests of the task."""
     found = []
     for run in runs:
         same = [test_of(r) for r in runs if r.config["task.name"] == run.config["task.name"]]
@@ -30,9 +30,7 @@ def titles(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def labels(runs: Sequence[StoredRun]) -> list[str]:
-    """A name for each group: the model, and the settings in which it differs from other groups of this
-    model.
-    """
+    """A name for each group: the model, and the settings in which it differs from its other groups."""
     found = []
     for run in runs:
         name = str(run.config["model.name"])
@@ -41,8 +39,8 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
         if _of_0_1(run.config) and not all(map(_of_0_1, same)):
             name += " (memlab 0.1)"
             keys = [key for key in keys if key in run.config]
-        more = [f"+{len(keys) - _MOST_WORDS} more"] if len(keys) > _MOST_WORDS else []
-        found.append(", ".join([name, *(_short(key, run.config) for key in keys[:_MOST_WORDS]), *more]))
+        more = [f"+{len(keys) - _MOST_SETTINGS} more"] if len(keys) > _MOST_SETTINGS else []
+        found.append(", ".join([name, *(_short(key, run.config) for key in keys[:_MOST_SETTINGS]), *more]))
     seen = Counter(found)
     numbers: Counter[str] = Counter()
     for i, label in enumerate(found):
@@ -53,7 +51,7 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that tell groups of one model from each other; those that 0.1 did not have, among runs of 0.2."""
+    """Keys that distinguish groups of one model; keys that 0.1 did not have, only among runs of 0.2."""
 
     def noise(key: str) -> bool:
         return key in NOISE or key.startswith("tracking.")
@@ -68,14 +66,12 @@ def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_0_1(config: Mapping[str, Any]) -> bool:
-    """Whether memlab 0.1 wrote it, whose models were not composed."""
+    """Whether memlab 0.1 wrote this configuration: its models were not composed."""
     return "model.backbone" not in config
 
 
 def budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
-    """For each group, which settings outside of its model are not those of most others,
-    and whether it is a model of another size.
-    """
+    """For each group, settings outside of its model, and its size, as far as they differ from most others."""
     configs = [run.config for run in runs]
     keys = _differing(configs, lambda key: key.startswith(("model.", "tracking.", "run_dir")) or key in NOISE)
     median = sorted(int(run.result.get("parameters", 0)) for run in runs)[len(runs) // 2]

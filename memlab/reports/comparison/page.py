@@ -1,6 +1,6 @@
-"""The comparison page: one HTML file with everything in it, that needs no network, no server and no script.
+"""The comparison page: one self-contained HTML file, without scripts, which needs no network and no server.
 
-It reads well on a phone (rows of a table become cards), on paper, and on a dark screen; nothing is told by
+It is readable on a phone (rows of a table become cards), on paper, and on a dark screen, and never relies on
 colour alone.
 """
 
@@ -22,7 +22,7 @@ def write(comparison: Comparison, directory: Path, made: str) -> Path:
     """Draw the figures and write `index.html`.
 
     Args:
-        made: when and with what, in words.
+        made: a sentence about when and with what the page was made.
     """
     sections = [
         _table_section(table, directory / "figures", f"{n}_" if len(comparison.tables) > 1 else "")
@@ -69,7 +69,7 @@ def _table_section(table: Table, directory: Path, prefix: str) -> str:
 <h2>{escape(heading(table))}</h2>
 <p class="verdict">{escape(table.verdict)}</p>
 {_grid(columns(table), rows, text={"model", "each seed", "not as the others"})}
-<p class="note">{escape(SAID)}{_pareto_words(table)}</p>
+<p class="note">{escape(SAID)}{_pareto_note(table)}</p>
 <ul class="legend" aria-label="groups of the figures">{legend}</ul>
 <div class="figures">{shown}</div>
 {"".join(f'<p class="note">{escape(said)}</p>' for said in missing)}
@@ -77,7 +77,7 @@ def _table_section(table: Table, directory: Path, prefix: str) -> str:
 </section>"""
 
 
-def _pareto_words(table: Table) -> str:
+def _pareto_note(table: Table) -> str:
     if len(table.groups) == 1:
         return ""
     front = escape("; ".join(table.front))
@@ -101,7 +101,7 @@ def _pairs(table: Table) -> str:
     how = (
         "with the same seed, signs of differences permuted"
         if table.paired
-        else "scores dealt anew to two groups"
+        else "scores dealt to two groups in all ways"
     )
     said = (
         f"Permutation test of the means ({how}), two-sided; p among all {_count(len(rows), 'pair')} by Holm. "
@@ -131,7 +131,7 @@ def _reproduce(comparison: Comparison) -> str:
             str(run.seed),
             score(run.score, table.metric),
             str(run.result.get("commit") or "–"),
-            str(run.result.get("command") or "not noted"),
+            str(run.result.get("command") or "not recorded"),
             run.name,
         ]
         for table in comparison.tables
@@ -148,7 +148,7 @@ def _reproduce(comparison: Comparison) -> str:
     machines = _most_common(_hardware(run.result.get("hardware") or {}) for run in comparison.runs)
     return f"""<section><h2>Make it again</h2>
 <p>This page, from the runs:</p><pre>{escape(comparison.command)}</pre>
-<p>Each run, in a checkout of its commit (a + behind it: with changes that were not committed):</p>
+<p>Each run, in a checkout of its commit (a + after it: with uncommitted changes):</p>
 {grid}
 <h3>Versions and machines</h3><ul class="plain">{made}{machines}</ul></section>"""
 
@@ -164,12 +164,12 @@ def _most_common(said: Iterable[str]) -> str:
 
 
 def _versions(found: dict[str, object]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found.items()) or "versions not noted"
+    return ", ".join(f"{name} {version}" for name, version in found.items()) or "versions not recorded"
 
 
 def _hardware(found: dict[str, object]) -> str:
     if not found:
-        return "machine not noted"
+        return "machine not recorded"
     gpus = found.get("gpus")
     named = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
     return f"{found.get('processor')}, {found.get('cores')} cores, {found.get('threads')} threads, {named}"
@@ -178,7 +178,7 @@ def _hardware(found: dict[str, object]) -> str:
 def _grid(
     heads: Sequence[str], rows: Sequence[Sequence[str]], text: set[str], code: set[str] | None = None
 ) -> str:
-    """A table whose rows become cards where it is narrow: every cell brings its head along."""
+    """A table whose rows become cards on narrow screens: every cell carries its column's head."""
 
     def cell(head: str, value: str) -> str:
         shown = f"<code>{escape(value)}</code>" if code and head in code else escape(value)

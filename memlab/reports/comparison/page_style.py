@@ -1,6 +1,4 @@
-"""How the comparison page looks: light and dark as the reader's system is, light on paper,
-rows as cards where it is narrow.
-"""
+"""The style of the comparison page: light or dark as the system is, light on paper, cards if narrow."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Runs sorted for a comparison: into groups over seeds, and the groups into one table for each test.
+"""Sort runs for a comparison: into groups over seeds, and the groups into one table per test.
 
-A group is called by its model, and by what else tells it from other groups of that model (`infini,
-memory=off`). Budgets that differ between groups are no reason to leave a run out, but they are said beside
-its name.
+A group's name is its model, and what else distinguishes it from other groups of that model (`infini,
+memory=off`). Budgets that differ between groups are no reason to leave a run out, but they are reported next
+to its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memlab.tracking.stored_runs import LeftOut, StoredRun
 def sort(name: str, command: str, found: Iterable[StoredRun | LeftOut]) -> Comparison:
     """Sort runs into tables and groups.
 
-    Of several runs of one configuration and seed, the newest is used and the others are named.
+    If several runs have the same configuration and seed, the newest is used and the others are reported.
     """
     runs, left_out = [], []
     for run in found:

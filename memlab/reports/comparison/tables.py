@@ -16,14 +16,14 @@ from memlab.reports.summary import size
 from memlab.terminal import tables
 
 SAID = (
-    "± is the standard deviation over seeds. Solved: seeds of at least 0.99. State: what is carried for one "
-    "document; carried and peak: a full cache over the state, and over all that is held while a segment is "
-    "read."
+    "± is the standard deviation over seeds. Solved: seeds with at least 0.99. State: what is carried for "
+    "one document; carried and peak: a full cache over the state, and over all that is held while a segment "
+    "is read."
 )
 
 
 def columns(table: Table) -> list[str]:
-    """Heads of the cells that `cells` gives."""
+    """The column heads of `cells`."""
     solved = ["solved"] if table.metric == "accuracy" else []
     differs = ["not as the others"] if any(group.differs for group in table.groups) else []
     return [
@@ -44,7 +44,7 @@ def columns(table: Table) -> list[str]:
 
 
 def cells(table: Table, group: Group) -> list[str]:
-    """A row of a table, as a person reads it."""
+    """A row of a table."""
     scores, metric = group.scores, table.metric
     steps, seconds = (
         group.mean(lambda r: r.result["steps"]),
@@ -79,7 +79,7 @@ def heading(table: Table) -> str:
 
 
 def to_terminal(comparison: Comparison, console: Console) -> None:
-    """Print what fits a terminal; the page has the rest."""
+    """Print what fits on a terminal; the page has the rest."""
     for table in comparison.tables:
         _print(table, console)
     if comparison.left_out:
@@ -110,7 +110,7 @@ def _print(table: Table, console: Console) -> None:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """For a README or an issue."""
+    """The tables in Markdown, for a README or an issue."""
     parts = [f"# {comparison.name}\n\n```bash\n{comparison.command}\n```\n"]
     for table in comparison.tables:
         grid = _markdown(columns(table), [cells(table, g) for g in table.groups])
@@ -135,12 +135,12 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown does not take for its own signs."""
+    """Text with Markdown's special characters escaped."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def groups_csv(comparison: Comparison) -> str:
-    """A row for each group, numbers at full precision."""
+    """One row per group, numbers at full precision."""
     heads = [
         "task",
         "model",
@@ -181,7 +181,7 @@ def groups_csv(comparison: Comparison) -> str:
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """A row for each run, those that were left out too."""
+    """One row per run, including those that were left out."""
     heads = [
         "run",
         "task",

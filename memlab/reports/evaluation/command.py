@@ -1,5 +1,5 @@
-"""One evaluation from configuration to result: open the run, find out what is not known yet, write it down,
-draw it, print it.
+"""One evaluation from configuration to result: open the run, measure what is missing, record, draw and print
+it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ Points = list[tuple[str, float, int]]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Find out what is asked for, print it, and return what is then in the run's `evaluation.json`.
+    """Measure and print what is requested, and return the content of the run's `evaluation.json`.
 
     Raises:
-        UserError: there is no such run, it cannot be opened, or what is asked for does not go together with
-            it.
+        UserError: there is no such run, it cannot be opened, or the request does not fit it.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -61,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclass
 class Done:
-    """What has been found: whether any of it is new, the figures, and what prints it."""
+    """The outcome: the record, whether any of it is new, the figures, and what prints the tables."""
 
     record: Record
     new: bool
@@ -72,19 +71,19 @@ class Done:
 def _lengths(config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     assert isinstance(task, SyntheticTask)
-    asked = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
-    samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in asked]
+    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
+    samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in tasks]
     for number in samples:
         lengths.check(number, config.controls, task.members)
     record, new = _record(run), False
     entries: list[dict[str, Any]] = []
-    for t, number in zip(asked, samples, strict=True):
+    for t, number in zip(tasks, samples, strict=True):
         key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": number}
         entry = record.find("lengths", **key)
         if conditions := _missing(config, entry):
             found = lengths.measure(run.model, t, number, conditions)
             entries.append(record.add("lengths", {**found, **_about(run)}))
-            # at once: an evaluation may be stopped before its next length
+            # now, since an evaluation may be stopped before its next length
             _track(config, run, _points(entries[-1]))
             new = True
         elif entry is not None:
@@ -150,12 +149,12 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     if not isinstance(task, SyntheticTask):
         raise ConfigError(f"inside={samples} looks at test samples: task={run.config.task['name']} {_TEXT}")
-    asked = [task.at(segments) for segments in config.lengths or [task.num_segments]]
-    for t in asked:
+    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments]]
+    for t in tasks:
         inside.check(run.model, t.num_segments)
     record, new = _record(run), False
     entries, drawn = [], []
-    for t in asked:
+    for t in tasks:
         key = {**_origin(run), "segments": t.num_segments, "length": t.length, "samples": samples}
         entry = None if config.again else record.find("inside", **key)
         if entry is None:
@@ -169,9 +168,9 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
-    """The conditions under which something has to be read; None = all that is asked for is known.
+    """The conditions that have to be read; None = everything requested is known.
 
-    A control that is known is kept.
+    Known controls are measured again, so that the new entry has them too.
     """
     known = set(entry["controls"]) if entry else set()
     if entry and not config.again and set(config.controls) <= known:
@@ -206,7 +205,7 @@ def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, A
 
 
 def _points(entry: dict[str, Any]) -> Points:
-    """What MLflow gets of a length; the step is the number of segments."""
+    """The metrics of a length for MLflow, with the number of segments as step."""
     named = {
         "accuracy": entry["accuracy"],
         "accuracy_low": entry["intervals"]["accuracy"][0],
@@ -234,9 +233,7 @@ def _by_segments(name: str) -> str:
 def _track(
     config: EvaluateConfig, run: Trained, points: Sequence[tuple[str, float, int]], drawn: Sequence[Path] = ()
 ) -> None:
-    """The same in the run's MLflow run, if there is one; of the checkpoint by which the run is judged
-    alone.
-    """
+    """Add to the run's MLflow run, if there is one and this is the run's own checkpoint."""
     tracking = run.config.tracking
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
@@ -247,7 +244,7 @@ def _track(
 
 
 def _check_kind(config: EvaluateConfig, run: Trained) -> None:
-    """Keys that say nothing to this task.
+    """Refuse keys that have no meaning for this task.
 
     Raises:
         ConfigError: one of them is given.
@@ -267,10 +264,10 @@ def _check_kind(config: EvaluateConfig, run: Trained) -> None:
 
 
 _TEXT = (
-    "is text, whose documents have lengths of their own: its loss is told by position; documents and bytes "
-    "say how much is read"
+    "is text, whose documents have lengths of their own: its loss is reported by position; documents and "
+    "bytes set how much is read"
 )
-_SAMPLES = "has samples, not documents; lengths and samples say what is read"
+_SAMPLES = "has samples, not documents; lengths and samples set what is read"
 
 
 def _origin(run: Trained) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""The figures of an evaluation, made from the entries of `evaluation.json` (see
-`memlab/evaluation/record.py`).
-"""
+"""The figures of an evaluation, from the entries of `evaluation.json` (see `memlab/evaluation/record.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from typing import Any
 
 from memlab.reports.drawing import new_figure, save
 
-# Okabe and Ito's colours, told apart by people who do not see all of them; markers say the same once more
+# Okabe and Ito's colours, which people with any colour vision can distinguish; markers repeat the distinction
 _SERIES: dict[str, tuple[str, str, str]] = {
     "plain": ("free-running", "#0072B2", "o"),
     "memory_off": ("memory off", "#D55E00", "s"),
@@ -23,9 +21,7 @@ _RATIOS = (("compression_carry", "carried", "#0072B2"), ("compression_peak", "pe
 def accuracy_by_segments(
     entries: Sequence[dict[str, Any]], trained: int, chance: float, title: str, file: Path
 ) -> None:
-    """Accuracy over the number of segments with its 95 % confidence intervals, the controls, chance,
-    and where the training ended.
-    """
+    """Accuracy over the number of segments, with 95 % intervals, controls, chance, and the trained length."""
     figure, (axes,) = new_figure(1)
     for name, (label, colour, marker) in _SERIES.items():
         of = [(e["segments"], e if name == "plain" else e["controls"].get(name)) for e in entries]
@@ -51,9 +47,7 @@ def accuracy_by_segments(
 
 
 def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: str, file: Path) -> None:
-    """Accuracy by where the fact stands and by the number of segments, as a heat map;
-    a cell says it in numbers too.
-    """
+    """Accuracy by where the fact stands and by the number of segments: a heat map with numbers."""
     import numpy as np
 
     edges = sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]})
@@ -84,7 +78,7 @@ def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: s
 
 
 def memory_by_tokens(curve: Sequence[dict[str, Any]], title: str, file: Path) -> None:
-    """What is held for one document, and both compressions, over the tokens read."""
+    """Bytes held for one document, and both compressions, over the tokens read."""
     figure, (top, bottom) = new_figure(2)
     tokens = [point["tokens"] for point in curve]
     top.plot(
@@ -103,7 +97,7 @@ def memory_by_tokens(curve: Sequence[dict[str, Any]], title: str, file: Path) ->
 
 
 def loss_by_position(entry: dict[str, Any], title: str, file: Path) -> None:
-    """Mean loss over the position in the document, plainly and under the controls."""
+    """Mean loss over the position in the document, with the memory and under the controls."""
     figure, (axes,) = new_figure(1)
     for name, (label, colour, _) in _SERIES.items():
         control = entry.get("controls", {}).get(name)
@@ -119,7 +113,7 @@ def loss_by_position(entry: dict[str, Any], title: str, file: Path) -> None:
     axes.set(
         xscale="log",
         xlabel="position in the document, tokens",
-        ylabel="loss, nats for each token",
+        ylabel="loss, nats per token",
         title=title,
     )
     axes.legend(loc="best", fontsize=8)

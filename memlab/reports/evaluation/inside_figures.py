@@ -1,6 +1,4 @@
-"""The figures of looking inside, made from the entries `inside` of `evaluation.json` (see
-`memlab/evaluation/record.py`).
-"""
+"""The figures of `inside`, from its entries in `evaluation.json` (see `memlab/evaluation/record.py`)."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ _SAID = {
     "remembered": "attention on remembered rows",
     "gated": "memory's share of the output",
 }
-_COLUMNS = 4  # of small panels beside each other
+_COLUMNS = 4  # of small panels
 
 
 def draw(entry: dict[str, Any], title: str, folder: Path) -> list[Path]:
-    """All figures of an entry; their files."""
+    """Draw all figures of an entry and return their files."""
     title = f"{title}: {entry['samples']} samples of {entry['segments']} segments"
     similarity = dict(entry["similarity"])
     slots = similarity.pop("memory_tokens", None)
@@ -42,7 +40,7 @@ def draw(entry: dict[str, Any], title: str, folder: Path) -> list[Path]:
 
 
 def _share(found: dict[str, Any], said: str, title: str, file: Path) -> None:
-    """A row is a head, a column a segment."""
+    """A row per head, a column per segment."""
     import numpy as np
 
     values = np.asarray(found["values"])  # [S, L, H]
@@ -72,7 +70,7 @@ def _share(found: dict[str, Any], said: str, title: str, file: Path) -> None:
 
 
 def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
-    """Memory tokens: between all segments, and of each slot with itself one segment before."""
+    """Memory tokens: similarity between all segments, and of each slot with itself one segment before."""
     import numpy as np
 
     between, by_slot = np.asarray(found["between"]), np.asarray(found["by_slot"])
@@ -102,7 +100,7 @@ def _similarity(found: dict[str, Any], title: str, file: Path) -> None:
 
 
 def _similarity_of_layers(found: dict[str, Any], title: str, file: Path) -> None:
-    """Between the states of each layer, a panel for a layer."""
+    """Similarity between the states of each layer, one panel per layer."""
     import numpy as np
 
     columns = min(_COLUMNS, len(found))
@@ -125,7 +123,7 @@ def _similarity_of_layers(found: dict[str, Any], title: str, file: Path) -> None
 
 
 def _retrieval(found: dict[str, Any], title: str, file: Path) -> None:
-    """A histogram for each head, by keys and by the attention that they get."""
+    """A histogram per head, of keys and of their attention."""
     figure, panels = new_figure(2)
     for axes, name, label in zip(
         panels, ("keys", "attention"), ("share of retrieved keys", "share of their attention"), strict=True

@@ -1,6 +1,4 @@
-"""What a person reads when an evaluation has ended: the entries of `evaluation.json` (see
-`memlab/evaluation/record.py`) as tables.
-"""
+"""The tables of an evaluation, from the entries of `evaluation.json` (see `memlab/evaluation/record.py`)."""
 
 from __future__ import annotations
 
@@ -20,10 +18,9 @@ _CONTROLS = {"memory_off": "mem. off", "shuffled": "shuffled"}
 def print_lengths(
     console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int
 ) -> None:
-    """Accuracy by number of segments, then what it cost, then by depth where the task has one."""
-    title = (
-        f"{_who(record)}; trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
-    )
+    """Print accuracy by number of segments, the cost, and accuracy by depth if the task has depths."""
+    trained = f"trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
+    title = f"{_title(record)}; {trained}"
     said = (
         "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; "
         "intervals: 95 %, "
@@ -54,7 +51,7 @@ def print_lengths(
         "state: carried for one document; carried, peak: a full cache over the state, and over all that is "
         "held while a "
     )
-    said += "segment is read; memory: the most that this process held"
+    said += "segment is read; memory: the peak of this process"
     cost = _table("cost", ["segments", "tokens", "state", "carried", "peak", "tokens/s", "memory"])
     for e in entries:
         m = e["memory"]
@@ -75,8 +72,8 @@ def print_lengths(
 
 
 def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
-    """Perplexities, and the loss by position."""
-    title = f"{_who(record)}: {entry['documents_read']} test documents, {entry['tokens']:,} tokens"
+    """Print bits per byte, losses and perplexities, and the loss by position."""
+    title = f"{_title(record)}: {entry['documents_read']} test documents, {entry['tokens']:,} tokens"
     if entry.get("lost_bytes"):
         title += f", {entry['lost_bytes']:,} bytes not given back by the tokenizer"
     table = _table(title, ["", "figure", "95 %, documents"])
@@ -92,7 +89,7 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
     _print(console, table)
     controls = [name for name in _CONTROLS if name in entry["controls"]]
     positions = _table(
-        "loss by position, nats for each token",
+        "loss by position, nats per token",
         ["from token", "tokens", "loss", *map(_CONTROLS.__getitem__, controls)],
     )
     for r in entry["by_position"]:
@@ -118,17 +115,17 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
 
 
 def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
-    """Speed and memory on the way."""
+    """Print speed and memory over the tokens read."""
     kind = "GPU memory" if entry["peak_memory_kind"] == "gpu" else "resident memory"
     title = (
-        f"{_who(record)}: one document of {entry['tokens']:,} tokens in segments of "
+        f"{_title(record)}: one document of {entry['tokens']:,} tokens in segments of "
         f"{entry['segment_length']}, {entry['device']}"
     )
     table = _table(title, ["tokens", "tokens/s", "peak", "state"])
     for point in entry["points"]:
         speed, peak = f"{point['tokens_per_second']:,.0f}", size(point["peak_memory"])
         table.add_row(f"{point['tokens']:,}", speed, peak, size(point["state_bytes"]))
-    _print(console, table, f"tokens/s: since the line before; peak: most {kind} until there")
+    _print(console, table, f"tokens/s: since the line above; peak: most {kind} up to there")
     console.print(
         f"at the end against the first {entry['at_32k']['tokens']:,} tokens: memory × "
         f"{entry['memory_ratio']:.3f}, speed × {entry['speed_ratio']:.3f}",
@@ -137,18 +134,14 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
 
 
 def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-    """How much goes to memory and how far a segment moves it, by layer: the figures show each head and
-    segment.
-    """
+    """Print the share of memory and how far a segment moves it, by layer; figures show heads and segments."""
     columns = [f"{e['segments']:,} ({e['samples']:,})" for e in entries]
     shown = [
         (kind, layer) for e in entries for kind, of in e["memory_share"].items() for layer in of["layers"]
     ]
     if kinds := sorted(set(shown)):
-        title = f"{_who(record)}: share of memory, mean over heads and over the segments after the first"
-        said = (
-            "memory tokens, remembered: of attention; gated: of what memory and local attention give together"
-        )
+        title = f"{_title(record)}: share of memory, mean over heads and over the segments after the first"
+        said = "memory tokens, remembered: of attention; gated: of the output of memory and local attention"
         table = _table(title, ["segments (samples)", *columns])
         for kind, layer in kinds:
             shares = []
@@ -159,7 +152,7 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
             table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
         _print(console, table, said)
     if names := list(dict.fromkeys(name for e in entries for name in e["similarity"])):
-        title = f"{_who(record)}: similarity of memory, cosine with what it was a segment before"
+        title = f"{_title(record)}: similarity of memory, cosine with itself one segment before"
         table = _table(title, ["segments (samples)", *columns])
         for name in names:
             steps = []
@@ -197,13 +190,13 @@ def _print_cost(console: Console, record: dict[str, Any]) -> None:
     cost = record["cost"]
     flops = cost["flops_per_token"]
     console.print(
-        f"{cost['parameters']:,} parameters; {flops['inference']:,.0f} FLOPs for each token read, "
+        f"{cost['parameters']:,} parameters; {flops['inference']:,.0f} FLOPs per token read, "
         f"{flops['training']:,.0f} trained on",
         soft_wrap=True,
     )
 
 
-def _who(record: dict[str, Any]) -> str:
+def _title(record: dict[str, Any]) -> str:
     return f"{record['model']} on {record['task']}, seed {record['seed']}"
 
 
