@@ -16,7 +16,7 @@ __all__ = ["Run", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for: commands tell `--help` and mistakes without it."""
+    """Import what needs torch on first use: commands print `--help` and report mistakes without it."""
     if name in ("Run", "load"):
         from memlab import api
 

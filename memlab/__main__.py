@@ -1,8 +1,7 @@
-"""`memlab COMMAND ...`, also `python -m memlab COMMAND ...`: lists the commands, or runs one of them in this
-process.
+"""`memlab COMMAND ...` or `python -m memlab COMMAND ...`: list the commands, or run one in this process.
 
-A command that is run from here gets its arguments, signals and exit status exactly as `python -m
-memlab.COMMAND` would. Listing them imports nothing heavy.
+Arguments, signals and exit status of a command are exactly those of `python -m memlab.COMMAND`. Listing the
+commands imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ COMMANDS = {
     "sweep": "search hyperparameters; the search survives kills and runs on many machines",
     "compare": "put runs over seeds into tables, figures and one HTML page",
     "bench": "measure speed and memory, interleaved and with spread",
-    "show": "print a few samples of a task as a person reads them",
+    "show": "print a few samples of a task as text",
 }
 HELP = ("-h", "--help", "help")
 EXIT_USER_ERROR = 2
 
 
 def main() -> None:
-    """List the commands, say the version, or run a command with the rest of the command line."""
+    """List the commands, print the version, or run a command with the rest of the command line."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         _run(name, rest)
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def listing() -> str:
-    """All commands, a line each."""
+    """All commands, one per line."""
     widest = max(map(len, COMMANDS))
     lines = [f"  {name:{widest}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
@@ -64,7 +63,7 @@ def listing() -> str:
 
 def _run(name: str, rest: list[str]) -> None:
     command = importlib.import_module(f"memlab.{name}")
-    # the words that `python -m memlab.COMMAND` sees; argparse takes the program's name from the first
+    # as `python -m memlab.COMMAND` sets it; argparse takes the program's name from the first
     sys.argv = [str(Path(command.__file__ or name)), *rest]
     command.main()
 

@@ -32,13 +32,13 @@ class Run:
 
     Attributes:
         directory: of the run.
-        checkpoint: the file that the weights are from.
+        checkpoint: the file with the weights.
         step: optimizer steps before it was written.
         config: the typed configuration, `config.model["name"]`, `config.trainer.max_steps` and so on.
-        task: prepared: it gives batches, or the documents of a text.
+        task: prepared, for batches or the documents of a text.
         model: in evaluation mode, on its device.
-        result: the run's `result.json`; None = a checkpoint of a run that has not finished, or that lies
-            outside of one.
+        result: the run's `result.json`; None = the run has not finished, or the checkpoint is not in a run's
+            directory.
     """
 
     directory: Path
@@ -56,11 +56,11 @@ class Run:
 
     @property
     def segment_length(self) -> int:
-        """N, tokens after which memory is written; of segments of several lengths, the longest."""
+        """N, tokens after which memory is written; if segments have several lengths, the longest."""
         return max(self.task.segment_lengths)
 
     def encode(self, text: str) -> Tensor:
-        """Token ids [1, T] of a document as the model was trained to read it: BEGIN stands before it.
+        """Token ids [1, T] of a document as the model was trained to read it, with BEGIN before it.
 
         Raises:
             UserError: the run's task is not text.
@@ -73,8 +73,9 @@ class Run:
         return torch.tensor([[task.begin, *task.tokenizer.encode(document).tolist()]])
 
     def stream(self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None) -> Iterator[Piece]:
-        """Read tokens of any number, segment by segment, in constant memory: `Model.stream` with this run's
-        segments.
+        """Read any number of tokens, segment by segment, in constant memory.
+
+        This is `Model.stream` with this run's segments.
 
         Args:
             tokens_BT: token ids.
@@ -85,7 +86,7 @@ class Run:
             An iterator over pieces; each has `logits` and the `state` after it.
 
         Raises:
-            UserError: `tokens_BT` is not [B, T], or has ids that the model does not know.
+            UserError: `tokens_BT` is not [B, T], or has unknown ids.
         """
         if tokens_BT.dim() != 2 or tokens_BT.is_floating_point():
             raise UserError(
@@ -113,13 +114,13 @@ class Run:
         top_k: int | None = 50,
         seed: int = 0,
     ) -> str:
-        """What the model writes after a prompt. Time grows with the number of tokens, memory does not.
+        """Continue a prompt. Time grows with the number of tokens, memory does not.
 
         Args:
             prompt: the beginning of a document; may be empty.
-            tokens: how many are written.
-            temperature: of the softmax that tokens are drawn from; 0 = always the likeliest token.
-            top_k: draw from so many likeliest tokens; None = from all.
+            tokens: how many tokens to generate.
+            temperature: of the softmax that tokens are drawn from; 0 = always the most probable token.
+            top_k: draw from this many most probable tokens; None = from all.
             seed: the same seed draws the same tokens.
 
         Raises:
@@ -137,7 +138,7 @@ class Run:
         top_k: int | None = 50,
         seed: int = 0,
     ) -> Iterator[str]:
-        """As `generate`, in pieces of whole characters as they come."""
+        """As `generate`, but yields the text in pieces of whole characters as they are generated."""
         wish = check_sampling(prompt, tokens, temperature, top_k, seed)
         task, model = self._text("generate"), self.model
         ids = generate(
@@ -155,7 +156,7 @@ class Run:
     def _text(self, what: str) -> TextTask:
         if not isinstance(self.task, TextTask):
             model, task = self.config.model["name"], self.config.task["name"]
-            kind = ", and answers once for each sample" if self.model.answers_once else ""
+            kind = ", and answers once per sample" if self.model.answers_once else ""
             raise UserError(
                 f"{what} needs a run on text: {self.checkpoint} is model={model}, trained on "
                 f"task={task}{kind}"
@@ -169,13 +170,13 @@ def load(
     """Open a trained run, with the weights of its best checkpoint.
 
     Args:
-        run: the directory of a finished run, a `.ckpt` file (of an unfinished run too), or an MLflow run id.
-        device: where the model goes; None = the GPU if there is one.
-        uri: of the MLflow store that a run id is looked up in.
+        run: the directory of a finished run, a `.ckpt` file (also of an unfinished run), or an MLflow run id.
+        device: for the model; None = the GPU if there is one.
+        uri: of the MLflow store in which to look up a run id.
 
     Raises:
         UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version,
-            or the text of its task is not there.
+            or the text of its task is missing.
     """
     found = finished_runs.find(str(run), uri)
     place = trained.choose_device("auto") if device is None else torch.device(device)

@@ -1,6 +1,4 @@
-"""`python -m memlab.bench suite=SUITE`: measured in one run, interleaved, with spread,
-hardware and versions.
-"""
+"""`python -m memlab.bench suite=SUITE`: measure speed or memory, interleaved."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def check_bench(composed: DictConfig) -> BenchConfig:
 
 
 def _check_peers(config: BenchConfig) -> None:
-    """Before anything is measured.
+    """Check the comparisons before anything is measured.
 
     Raises:
         ConfigError: a comparison has a wrong name, or a package is not installed.
@@ -54,7 +52,7 @@ def _check_peers(config: BenchConfig) -> None:
 
 
 def job(config: BenchConfig) -> int:
-    # torch's profiler says that it starts and stops; read when torch is imported
+    # silences torch's profiler, which reads this when torch is imported
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 

@@ -1,6 +1,4 @@
-"""Number types with bounds, as annotations: `memory_tokens: Positive` both documents an argument and
-checks it.
-"""
+"""Number types with bounds, as annotations: `memory_tokens: Positive` documents an argument and checks it."""
 
 from __future__ import annotations
 

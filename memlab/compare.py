@@ -1,6 +1,4 @@
-"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: trained runs over seeds, as tables,
-figures and one HTML page.
-"""
+"""`python -m memlab.compare experiment=NAME` or `runs=[..]`: runs in tables, figures and an HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend.
+"""Errors that users can fix.
 
 Commands print them as one line, without a traceback, and exit with status 2.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user asked for cannot be had; the message says what was found and what is allowed."""
+    """The user's request cannot be fulfilled. The message has what was found and what is allowed."""
 
 
 class ConfigError(UserError, ValueError):
@@ -18,11 +18,11 @@ class ConfigError(UserError, ValueError):
 
 
 def suggestion(wrong: str, choices: Iterable[str]) -> str:
-    """' Did you mean 'rmt'?' if one of the choices is near the wrong word, else ''."""
+    """' Did you mean 'rmt'?' if one of the choices is close to the wrong name, else ''."""
     near = difflib.get_close_matches(wrong, list(choices), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
+    """The first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,4 @@
-"""`python -m memlab.evaluate run=DIR lengths=[4,8,4096]`: a trained run at other lengths, under controls,
-or on an endless stream.
-"""
+"""`python -m memlab.evaluate run=DIR lengths=[4,8]`: test a run at other lengths and under controls."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ def job(config: EvaluateConfig) -> int:
     except KeyboardInterrupt:
         print(
             "\nmemlab.evaluate: interrupted; what was finished is in evaluation.json, and the same command "
-            "goes on from there",
+            "continues from there",
             file=sys.stderr,
         )
         return 130

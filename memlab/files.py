@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, what is wrong with others, and paths that a user gave."""
+"""Write files whole or not at all, explain what is wrong with others, and check paths that a user gave."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class DamagedFileError(UserError):
 
 
 def write_whole(target: Path, text: str) -> None:
-    """Write a file in one piece: after a kill, a power cut or on a full disk the old content is there, or the
-    new one.
+    """Write a file whole: after a kill, a power cut or on a full disk, it has either its old or its new content.
 
     Raises:
         OSError: it cannot be written.
@@ -53,7 +52,7 @@ def expanded(path: str, key: str) -> Path:
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why a path is not that of a file, as the rest of a sentence; None = it is."""
+    """The reason why a path is not a regular file, as the rest of a sentence; None = it is one."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""`python -m memlab.generate run=DIR prompt="Once upon a time"`: what a run on text writes.
+"""`python -m memlab.generate run=DIR prompt="Once upon a time"`: let a run on text continue a prompt.
 
 In Python: `memlab.load(DIR).generate(..)`.
 """
@@ -36,20 +36,19 @@ def job(config: GenerateConfig) -> int:
     return 0
 
 
-def quoted(word: str) -> str:
-    """The prompt as one text, whatever is in it: Hydra would see a sweep in a comma, and a number in digits.
+def quoted(argument: str) -> str:
+    """Quote the prompt for Hydra, which would otherwise read a comma as a sweep and digits as a number.
 
-    One that stands in quotes (in those that the shell left) is Hydra's to read, as the jobs of `--multirun`
-    get it.
+    A prompt that is still in quotes after the shell is left to Hydra, as for the jobs of `--multirun`.
     """
-    key, equals, text = word.partition("=")
+    key, equals, text = argument.partition("=")
     if key != "prompt" or not equals or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
-        return word
+        return argument
     return f"prompt={QuotedString(text, Quote.double).with_quotes()}"
 
 
 def main() -> None:
-    sys.argv[1:] = [quoted(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     cli.run("generate", check_generate, job, groups=False)
 
 

@@ -1,4 +1,4 @@
-"""How much memory the machine has free, so that what cannot fit is refused before anything is allocated."""
+"""Free memory of the machine, so that what cannot fit is refused before anything is allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 def available() -> int | None:
-    """Bytes that this process can get at most; None = unknown, as on systems other than Linux."""
+    """The most bytes that this process can get; None = unknown, as on systems other than Linux."""
     found = []
     with contextlib.suppress(OSError):
         if known := re.search(r"^MemAvailable:\s*(\d+) kB", _MEMINFO.read_text(), re.MULTILINE):
@@ -33,13 +33,13 @@ def check(needed: int, cause: str, advice: str, free: int | None = None) -> None
     """Refuse what cannot fit.
 
     Args:
-        needed: bytes, at least.
-        cause: the key that asks for them, with its value.
+        needed: lower bound of bytes.
+        cause: the key that needs them, with its value.
         advice: what to do instead.
-        free: bytes that there are; None = ask this machine.
+        free: bytes available; None = ask this machine.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: fewer are available.
     """
     if needed <= _SMALL:
         return
@@ -54,14 +54,14 @@ def check_batch(batch_size: int, tokens: int, each_row: int = 0) -> None:
     """Refuse a training batch whose token ids alone cannot fit.
 
     Args:
-        batch_size: rows of it.
-        tokens: T of a row.
-        each_row: bytes that a row needs beside its tokens.
+        batch_size: number of batch rows.
+        tokens: T of a batch row.
+        each_row: bytes that a batch row needs in addition to its tokens.
 
     Raises:
         ConfigError: see `check`.
     """
-    # ids and targets in 8 bytes and a mark in 1, as arrays and once more as tensors
+    # ids and targets in 8 bytes and a flag in 1, as arrays and again as tensors
     check(
         batch_size * (tokens * 2 * (8 + 8 + 1) + each_row),
         f"task.batch_size={batch_size}: a batch of {batch_size:,} x {tokens:,} tokens",

@@ -1,6 +1,4 @@
-"""`python -m memlab.show task=reverse`: a few samples of a task as a person reads them,
-with segments and answers marked.
-"""
+"""`python -m memlab.show task=reverse`: print a few samples of a task, with segments and answers marked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`python -m memlab.sweep sweep=rmt_reverse trials=30 workers=2`: a search that survives kills and grows
-over machines.
-"""
+"""`python -m memlab.sweep sweep=rmt_reverse trials=30 workers=2`: search hyperparameters."""
 
 from __future__ import annotations
 
@@ -16,13 +14,11 @@ def job(plan: object) -> int:
     return run(plan)  # type: ignore[arg-type]
 
 
-def gather(words: list[str]) -> list[str]:
-    """A command line whose words `base.KEY=VALUE` are one word, `base=['KEY=VALUE']`:
-    they are keys of another command.
-    """
-    mine = [word for word in words if not word.startswith("base.")]
-    theirs = [word.removeprefix("base.") for word in words if word.startswith("base.")]
-    quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in theirs)
+def gather(arguments: list[str]) -> list[str]:
+    """Join arguments `base.KEY=VALUE`, which are keys of another command, into one, `base=['KEY=VALUE']`."""
+    mine = [argument for argument in arguments if not argument.startswith("base.")]
+    theirs = [argument.removeprefix("base.") for argument in arguments if argument.startswith("base.")]
+    quoted = ",".join("'" + argument.replace("'", "\\'") + "'" for argument in theirs)
     return [*mine, f"base=[{quoted}]"] if theirs else mine
 
 

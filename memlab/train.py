@@ -1,4 +1,4 @@
-"""`python -m memlab.train model=rmt task=reverse`: train, validate, keep the best, test once.
+"""`python -m memlab.train model=rmt task=reverse`: train, validate, test the best checkpoint once.
 
 `--help` lists every key.
 """

@@ -1,3 +1,3 @@
-"""Which memlab this is. The build reads it from here, and every room may import it."""
+"""The version of memlab. The build reads it from here, and every package may import it."""
 
 __version__ = "0.2.0"

@@ -181,7 +181,7 @@ def test_mistakes(run: memlab.Run, text_run: Path, whole: Path, tmp_path: Path) 
         with pytest.raises(UserError, match=r"needs a run on text: .*model=\w+, trained on task=copy"):
             ask()
     encoder = small.build("rmt_encoder", VOCAB)
-    with pytest.raises(UserError, match="answers once for each sample"):
+    with pytest.raises(UserError, match="answers once per sample"):
         dataclasses.replace(samples, model=encoder).generate("a")
     wrong: list[tuple[dict[str, object], str]] = [
         ({"tokens": 0}, "tokens=0"),

@@ -1,9 +1,8 @@
-"""Text, read as a reader reads: each row of a batch goes through whole documents, one after another, and
-predicts every token.
+"""Text: each batch row reads whole documents, one after another, and predicts every token.
 
 The text is a directory of files (plain text, lines of JSON, parquet) or a dataset on the Hugging Face hub;
-`memlab.text.streams` says in which order it is read. Validation and test read the beginning of each document,
-or all of it, once.
+`memlab.text.streams` has the order in which it is read. Validation and test read the beginning of each
+document, or all of it, once.
 """
 
 from __future__ import annotations
@@ -28,33 +27,34 @@ from memlab.text.fingerprint import fingerprints
 from memlab.text.streams import TrainingReader, evaluation_batches
 from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer
 
-# of a document, for the weight of a memory after it; reading more would take longer than it tells
+# tokens of a document after which the size of the memory is measured; more would take longer than they are
+# worth
 _WEIGHED_TOKENS = 65_536
-# a training split up to this size is read once before the run, so that a broken file is told at the start
+# a training split up to this size is read once before the run, so that a broken file is reported at the start
 _CHECKED_BYTES = 64 << 20
-_ROW_BYTES = 1000  # that a reader keeps for each row, beside its tokens
+_ROW_BYTES = 1000  # that a reader holds for each batch row, in addition to its tokens
 
 
 class TextTask(Task):
-    """Any text. What is called a UserError below is raised by `prepare`.
+    """Any text. `prepare` reads and checks it.
 
     Args:
         data_dir: directory with the splits, or None.
         source: dataset on the hub, `owner/name`, if there is no data_dir; or None.
-        source_folder: read only this folder of the dataset, or None = all.
-        source_revision: commit, branch or tag of the dataset, or None = its main branch as it is now.
-        text_column: key of JSON lines and column of parquet that holds the text.
+        source_folder: the folder of the dataset to read; None = all.
+        source_revision: commit, branch or tag of the dataset; None = its main branch as it is now.
+        text_column: key of JSON lines and column of parquet files with the text.
         tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved
             `tokenizer.json`.
         bpe_size: ids of a trained BPE, without BEGIN.
-        cache_dir: for trained tokenizers; the environment variable MEMLAB_CACHE goes before it.
+        cache_dir: for trained tokenizers; the environment variable MEMLAB_CACHE takes precedence.
         segment_length: N, tokens in a segment.
-        num_segments: S, segments of a row in one training step.
-        batch_size: R, rows of a training step, over all processes.
-        validation_documents, test_documents: at most so many of the split, its first; None = all.
-        validation_bytes, test_bytes: at most so many of each document, cut before the character that would
-            exceed them; None = all.
-        workers: processes that read and tokenize beside the training; 0 = the training does it itself.
+        num_segments: S, segments of a batch row in one training step.
+        batch_size: R, batch rows of a training step, over all processes.
+        validation_documents, test_documents: maximum number of documents, the first of the split; None = all.
+        validation_bytes, test_bytes: maximum number of bytes of each document, cut between characters; None =
+            all.
+        workers: processes that read and tokenize for the training; 0 = the training does it itself.
 
     Raises:
         ConfigError: the values do not go together.
@@ -121,7 +121,7 @@ class TextTask(Task):
         """Find the files, read and check validation and test, and load the tokenizer or train it.
 
         Raises:
-            UserError: the files or the hub cannot be had, a split is missing or broken, or the tokenizer
+            UserError: the files or the hub cannot be read, a split is missing or broken, or the tokenizer
                 cannot be made.
         """
         self.corpus = self._find()
@@ -130,7 +130,7 @@ class TextTask(Task):
         self._ids, self._amounts = {}, {}
         training = self.corpus.files["train"]
         if sum(file.size for file in training) <= _CHECKED_BYTES and not any(
-            # lists: each file is read to its end
+            # lists, so that each file is read to its end
             [any([len(d) for d in self.corpus.documents(file)]) for file in training]
         ):
             raise UserError(
@@ -154,13 +154,13 @@ class TextTask(Task):
 
     @property
     def begin(self) -> int:
-        """BEGIN, the id that stands before a document."""
+        """BEGIN, the id before a document."""
         return self.vocab_size - 1
 
     def at(self, num_segments: int) -> Self:
-        """The same text, of which a training step reads another number of segments.
+        """The same text, with another number of segments in a training step.
 
-        Shares all that was prepared.
+        Shares everything that was prepared.
         """
         other = copy.copy(self)
         other.segment_lengths = self.segment_lengths[:1] * num_segments
@@ -171,8 +171,8 @@ class TextTask(Task):
 
         Args:
             seed: draws the order of the files.
-            rows: which of the `batch_size` rows are wanted.
-            position: of the batch after which to go on, of the same rows; None = from the beginning.
+            rows: which of the `batch_size` rows to read.
+            position: of the batch to continue after, for the same rows; None = from the beginning.
 
         Raises:
             UserError: a file cannot be read.
@@ -184,14 +184,14 @@ class TextTask(Task):
     def evaluation(self, split: Held, rows: range) -> Iterator[StreamBatch]:
         """Every document of the (limited) split once.
 
-        There are as many batches whatever `rows` of the `evaluation_rows` are wanted.
+        The number of batches does not depend on which `rows` of the `evaluation_rows` are read.
         """
         return evaluation_batches(
             self._encoded(split), rows, self.evaluation_rows(split), self.segment_lengths, self.begin
         )
 
     def evaluation_rows(self, split: Held) -> int:
-        """Rows of an evaluation's batches, over all processes."""
+        """Batch rows of an evaluation, over all processes."""
         return min(self.batch_size, len(self._texts[split]))
 
     def test_documents(self) -> list[Ids]:
@@ -213,13 +213,13 @@ class TextTask(Task):
         }
 
     def typical_segments(self) -> tuple[int, ...]:
-        """Those of the longest document that is tested, up to `_WEIGHED_TOKENS`."""
+        """Those of the longest test document, up to `_WEIGHED_TOKENS`."""
         length = self.segment_lengths[0]
         tokens = min(max(map(len, self._encoded("test"))), _WEIGHED_TOKENS)
         return (length,) * -(-tokens // length)
 
     def word(self, token: int) -> str:
-        """A token as a person reads it."""
+        """A token as text."""
         return "BEGIN" if token == self.begin else self.tokenizer.decode([token])
 
     def _find(self) -> Corpus:
@@ -251,7 +251,7 @@ class TextTask(Task):
         return SavedTokenizer(self.tokenizer_name)
 
     def _read(self, split: Held) -> list[bytes]:
-        """The documents that an evaluation reads, cut; those of zero bytes are left out."""
+        """The documents that an evaluation reads, shortened; empty ones are left out."""
         most, size = self.documents[split], self.bytes[split]
         texts: list[bytes] = []
         for file in self.corpus.files[split]:
@@ -270,7 +270,7 @@ class TextTask(Task):
         return texts
 
     def _encoded(self, split: Held) -> list[Ids]:
-        """Token ids of an evaluation's documents; kept, as validation comes back to them many times."""
+        """Token ids of an evaluation's documents, cached for repeated validations."""
         if split not in self._ids:
             ids = [self.tokenizer.encode(text) for text in self._texts[split]]
             if not any(map(len, ids)):
@@ -283,7 +283,7 @@ class TextTask(Task):
 
 
 def shortened(document: bytes, size: int | None) -> bytes:
-    """The first `size` bytes at most, without the part of a character at the cut; None = all."""
+    """At most the first `size` bytes, without a part of a character at the cut; None = all."""
     if size is None or len(document) <= size:
         return document
     while size and document[size] & 0xC0 == 0x80:  # a byte that continues a character

@@ -614,7 +614,7 @@ def test_a_text_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     [("memorize_fact", "rmt_encoder"), ("detect_fact", "rmt"), ("reason_facts", "rmt_encoder")],
 )
 def test_encoders_and_decoders_can_be_trained_on_it(name: str, model: str, tmp_path: Path) -> None:
-    """One step, and a test: of a model that answers once for each sample,
+    """One step, and a test: of a model that answers once per sample,
     and of one that predicts the next token.
     """
     small = ["model.layers=1", "model.width=8", "model.heads=2", "trainer.max_steps=1", "trainer.threads=1"]
