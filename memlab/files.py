@@ -21,7 +21,7 @@ class DamagedFileError(UserError):
 
 
 def write_whole(target: Path, text: str) -> None:
-    """Write a file whole: after a kill, a power cut or on a full disk, it has either its old or its new content.
+    """Write a file whole: a kill, a power cut or a full disk leaves either its old or its new content.
 
     Raises:
         OSError: it cannot be written.
