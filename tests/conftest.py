@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):  # no test writes to the store of who runs it
@@ -23,6 +24,15 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_config_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands without groups put their root there (`memlab.config.cli.run`), where the next test would
+    find it.
+    """
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", dict(store.repo))
 
 
 @pytest.fixture(scope="session")
