@@ -26,6 +26,8 @@ from memlab.text.tokenizers import ByteTokenizer, SavedTokenizer
 from tests import small
 from tests.training import resuming
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 VOCAB = 13
 DOCUMENT = "It was a dark and stormy night; the rain fell in torrents, “except” at occasional intervals. " * 3
 

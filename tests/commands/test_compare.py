@@ -15,6 +15,8 @@ from memlab.tracking import mlflow_store, multirun
 from memlab.tracking.mlflow_store import Tracker
 from tests.reports import runs
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 
 def compare(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """The exit status."""

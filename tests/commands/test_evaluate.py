@@ -29,6 +29,8 @@ from memlab.training.build import build
 from memlab.training.run import train
 from tests.evaluation.test_documents import text
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 SMALL = [
     "task=copy",
     "task.length=6",

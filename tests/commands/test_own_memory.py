@@ -19,6 +19,8 @@ from tests.contributing import examples
 from tests.processes import Processes
 from tests.training import resuming
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 NAME = "exponential_mean"
 SMALL = [w for w in resuming.SMALL if not w.startswith("model.memory_tokens")]
 

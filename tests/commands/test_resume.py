@@ -20,6 +20,8 @@ from tests.processes import Processes
 from tests.training import resuming
 from tests.training.resuming import config, numbers, result, resumed_at, train, words
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 
 def logged(run: Path) -> int:
     file = run / "metrics.jsonl"

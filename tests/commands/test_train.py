@@ -19,6 +19,8 @@ from memlab.config.cli import compose_checked
 from tests.processes import Processes
 from tests.training import resuming
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 # A training of seconds: three curriculum stages of a small model.
 SMALL = [
     "task=copy",

@@ -19,6 +19,8 @@ from memlab.models.compose import compose
 from memlab.models.decoder import Decoder
 from memlab.ops import nearest
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 SEGMENT = 2048
 BACKBONE: dict[str, Any] = {"layers": 12, "width": 1024, "heads": 8}
 WINDOW = 2 * 8 * 128 * 2048 * 12  # keys and values of 2,048 tokens in all layers: 50M in table 2

@@ -24,6 +24,8 @@ from tests.mistakes.small_text import LINE, data, message, saved
 from tests.text.naive import make
 from tests.training import resuming
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:

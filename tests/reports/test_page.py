@@ -17,6 +17,8 @@ from memlab.reports.comparison.runs import sort
 from memlab.tracking.stored_runs import LeftOut, below, from_directory
 from tests.reports.runs import run, text_run
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 NASTY = '<script>alert("x")</script>&$a$'
 
 

@@ -16,6 +16,8 @@ from memlab.errors import UserError
 from memlab.tracking import mlflow_client, mlflow_store
 from memlab.tracking.mlflow_store import Tracker
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what its tests share is made once
+
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -4,7 +4,6 @@ and a run may go on in another number and manner of them.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -21,7 +20,8 @@ from memlab.training import checkpoints
 from tests.training import together
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)  # the first test waits for both processes
+# the first test waits for both processes; they are started by one of pytest's workers
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group(__name__)]
 
 
 def write_corpus(directory: Path) -> Path:
@@ -54,30 +54,24 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(factory: pytest.TempPathFactory, mode: str) -> Path:
-    """Once for all of pytest's workers."""
-    base = factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"together-{mode}"
-    with directory.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.exists():
-            write_corpus(directory / "corpus")
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.training.together", directory, mode],
-                cwd=REPOSITORY,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                capture_output=True,
-                text=True,
-                timeout=560,
-            )
-            (directory / "told").write_text(done.stderr)
-            (directory / "status").write_text(str(done.returncode))
-    assert (directory / "status").read_text() == "0", (directory / "told").read_text()
+    directory = factory.mktemp(mode)
+    write_corpus(directory / "corpus")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.together", directory, mode],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=560,
+    )
+    assert done.returncode == 0, done.stderr
+    (directory / "told").write_text(done.stderr)
     return directory
 
 
 def alone(pair: Path, name: str) -> Path:
     """The same training in one process."""
-    place = pair / f"one {os.environ.get('PYTEST_XDIST_WORKER', '')}" / name
+    place = pair / "one process" / name
     if not place.exists():
         together.train(together.config(together.trainings(pair / "corpus")[name], place, "cpu"))
     return place
