@@ -17,7 +17,7 @@ _LONGEST = 255  # bytes that a file's name may have
 
 
 class DamagedFileError(UserError):
-    """A file that memlab wrote is not what it wrote: empty, cut off, or altered."""
+    """A file that memlab wrote is damaged: empty, cut off, or altered."""
 
 
 def write_whole(target: Path, text: str) -> None:
@@ -58,9 +58,9 @@ def why_no_file(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return "there is no such file"
     except OSError as error:  # too long, not allowed, a link to itself
-        return f"it cannot be looked at ({error.strerror})"
+        return f"it cannot be read ({error.strerror})"
     except ValueError:
-        return "a path holds no zero character"
+        return "a path cannot have a null character"
     if stat.S_ISDIR(mode):
         return "it is a directory"
     return None if stat.S_ISREG(mode) else "it is not a regular file"
@@ -101,13 +101,13 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def exists(named: str, path: Path) -> bool:
-    """Whether there is something of this name. One that is too long for the disk names nothing.
+    """Whether something with this name exists. Nothing does if the name is too long for the disk.
 
     Args:
         named: as the user gave it, for the message.
 
     Raises:
-        UserError: that cannot be known, such as in a directory of somebody else's.
+        UserError: that cannot be found out, such as in a directory of another user.
     """
     try:
         os.stat(path)
@@ -121,13 +121,13 @@ def exists(named: str, path: Path) -> bool:
 
 
 def check_place(named: str, path: Path) -> None:
-    """Whether a directory of this name is there, or can be made.
+    """Check that a directory of this name exists, or can be created.
 
     Args:
         named: as the user gave it, for the message.
 
     Raises:
-        UserError: it is not and cannot.
+        UserError: neither is true.
     """
     if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
         raise UserError(f"{named} cannot be used: {os.strerror(errno.ENAMETOOLONG)}")

@@ -31,7 +31,7 @@ TOO_LONG = {
     ("sweep", f"sweep={LONG}"): f"no sweep is named '{LONG}'",
     ("sweep", f"sweep={LONG}.yaml"): f"sweep={LONG}.yaml: there is no such file",
     ("bench", f"run_dir={LONG}"): f"run_dir={LONG} cannot be used: File name too long",
-    ("train", f"task=text task.tokenizer={LONG}"): f"task.tokenizer={LONG}: it cannot be looked at",
+    ("train", f"task=text task.tokenizer={LONG}"): f"task.tokenizer={LONG}: it cannot be read",
 }
 
 

@@ -87,7 +87,7 @@ def test_a_mark_before_a_tokenizer_is_no_part_of_it(tmp_path: Path) -> None:
     ("tokenizer", "said"),
     [
         ("bite", "there is no such file; bytes, bpe, or the path of a saved tokenizer.json"),
-        (LONG, "it cannot be looked at (File name too long); bytes, bpe, or the path of"),
+        (LONG, "it cannot be read (File name too long); bytes, bpe, or the path of"),
         (".", "it is a directory; bytes, bpe, or the path of"),
         ("/dev/null", "it is not a regular file; bytes, bpe, or"),
         ("bytes/x", "there is no such file; "),
