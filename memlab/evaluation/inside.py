@@ -39,7 +39,7 @@ from memlab.models.base import Model, ModelState
 from memlab.tasks.base import Batch, SyntheticTask
 
 SEGMENTS = 128  # maximum, since similarity is a matrix of segments
-MEMORY_TOKENS = "memory_tokens"  # a kind of memory_share, and a key of similarity beside those of layers
+MEMORY_TOKENS = "memory_tokens"  # a kind of memory_share, and a key of similarity in addition to the layers
 _BINS = 48  # powers of 2
 _BYTES = 1 << 27  # of states that are held at once for their similarity
 

@@ -193,7 +193,7 @@ class LayerMemory(nn.Module, abc.ABC):
 
     def offset(self, state: Any) -> Tensor:
         """int [B]: tokens so far in each batch row's document; only called if `positions_go_on`."""
-        raise TypeError(f"positions of {type(self).__name__} begin anew in each segment")
+        raise TypeError(f"positions of {type(self).__name__} start over in each segment")
 
     def diagnose(self) -> dict[str, Tensor]:
         """Cheap detached numbers for logging, by name: scalars, or one per head [H]."""

@@ -1,4 +1,4 @@
-"""Memories whose remembered rows are attended to beside the segment's own.
+"""Memories that are rows: a segment attends to remembered rows in addition to its own.
 
     [ remembered rows (C) | segment ]
 

@@ -1,4 +1,4 @@
-"""The contract of memory tokens: vectors that are read and written beside a segment's tokens.
+"""The contract of memory tokens: vectors that are read and written together with a segment's tokens.
 
     [ before (M) | segment (N) | after (W) ]
 

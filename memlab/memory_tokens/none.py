@@ -9,7 +9,7 @@ from memlab.memory_tokens.base import MemoryTokens
 
 
 class None_(MemoryTokens):  # noqa: N801 - `None` is Python's
-    """Nothing stands beside a segment."""
+    """Nothing is added to a segment."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
         console.print(
             f"validation is saturated: about 1.000 in {found['validations']} validations since step "
             f"{found['since_step']:,}, so their loss ranks these checkpoints, not their accuracy. "
-            "Longer samples, trainer.val_segments=[..], tell them apart",
+            "Longer samples, trainer.val_segments=[..], distinguish them",
             soft_wrap=True,
         )
     console.print(f"run directory  {run_dir}", soft_wrap=True)

@@ -211,7 +211,7 @@ class FactTask(SyntheticTask):
                 + (
                     "which stand before the last segment"
                     if len(lengths) > 1
-                    else f"beside a question of {self.question_length}"
+                    else f"in addition to a question of {self.question_length}"
                 )
             )
         return lengths

@@ -1,10 +1,9 @@
-"""Standard output and error that never end a command in a traceback: closed pipes, full disks, terminals that
-are gone, and terminals that cannot show a character.
+"""Standard output and error that never end a command in a traceback.
 
-What a command reports on standard error is a courtesy: where it cannot be written, it is left out and the
-work goes on. What it writes to standard output was asked for: where a pipe was closed (`| head`) the command
-ends quietly, as programs do that SIGPIPE ends, and where it cannot be written for another reason it ends with
-a message.
+Closed pipes, full disks, terminals that are gone, and terminals that cannot show a character are handled.
+Output to standard error is optional: if it cannot be written, it is left out and the work continues. Standard
+output is what the user wants: if a pipe was closed (`| head`), the command ends quietly, like programs that
+SIGPIPE ends, and if it cannot be written for another reason, the command ends with a message.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, TextIO
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE
 EXIT_UNWRITABLE = 2
 _PLAIN = "memlab.plain"  # name of the codec error handler
-_WORDS = {
+_SIGNS = {
     "×": "x",
     "±": "+-",
     "–": "-",
@@ -64,8 +63,8 @@ class Guarded:
     """A text stream whose writes raise no OSError.
 
     Args:
-        stream: what is written to.
-        needed: True = the command ends where a write fails; False = what fails to be written is left out.
+        stream: the stream to write to.
+        needed: True = the command ends if a write fails; False = the text is left out.
     """
 
     def __init__(self, stream: TextIO, command: str, needed: bool) -> None:
@@ -92,7 +91,7 @@ class Guarded:
         return getattr(self._stream, name)
 
     def _failed(self, error: OSError) -> None:
-        """Nothing can be written any more, also not when Python ends.
+        """Discard everything that is written from now on, including at Python's exit.
 
         Raises:
             SystemExit: the stream is needed.
@@ -102,7 +101,7 @@ class Guarded:
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
         with contextlib.suppress(OSError):
-            self._stream.flush()  # what it holds is gone
+            self._stream.flush()  # discards what it holds
         if not self._needed:
             return
         if error.errno == errno.EPIPE:
@@ -112,8 +111,8 @@ class Guarded:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that a terminal's encoding does not have."""
+    """Replacements for characters that a terminal's encoding does not have."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
-    words = (_WORDS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text)
-    return "".join(words), error.end
+    plain = (_SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text)
+    return "".join(plain), error.end

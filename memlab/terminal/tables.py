@@ -1,8 +1,8 @@
 """Consoles and tables for people: no figure of a table is ever cut.
 
-A pipe or a file gets each table whole, however wide it is. On a terminal a table that is too wide has the
-words of its names wrapped; if that is not enough, it is printed in parts, one below the other, each beginning
-with the columns of names.
+A pipe or a file gets each table whole, however wide it is. On a terminal, a table that is too wide has its
+names wrapped; if that is not enough, it is printed in parts, one below the other, each beginning with the
+columns of names.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 _UNBOUNDED = 100_000  # columns of a file
-_NAME, _WORDS = 20, 16  # the narrowest that a column of names, or of other words, is wrapped to
+_NAME, _TEXT = 20, 16  # minimum width to which columns of names, or of other text, are wrapped
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that lays out as wide as it is needed where nobody's window is the limit."""
+    """A console as wide as needed, unless a terminal's window is the limit."""
     found = Console(stderr=stderr, highlight=False)
     return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_UNBOUNDED)
 
 
 def is_live(target: Console) -> bool:
-    """Whether lines can be drawn anew there: a terminal that can move its cursor (not `TERM=dumb`)."""
+    """Whether lines can be redrawn: on a terminal that can move its cursor (not `TERM=dumb`)."""
     return target.is_terminal and not target.is_dumb_terminal
 
 
 def show(target: Console, table: Table, names: int = 1, caption: str = "") -> None:
-    """Print a table with its title and caption; both may be wider than it is.
+    """Print a table with its title and caption, which may be wider than the table.
 
     Args:
-        names: how many of its first columns say what a row is. They and all other columns that are justified
-            to the left hold words, which may be wrapped; the others hold figures, which may not.
-        caption: below it, in dim letters.
+        names: how many of its first columns identify a row. These and all other left-justified columns hold
+            text, which may be wrapped; the others hold figures, which may not.
+        caption: printed dim below the table.
     """
     said = caption or str(table.caption or "")
     if table.title:
@@ -55,14 +55,14 @@ def parts(table: Table, width: int, names: int = 1) -> list[Table]:
         for column, own in zip(table.columns, cells, strict=True)
     ]
     least = [
-        natural[at] if column.justify == "right" else min(natural[at], _NAME if at < names else _WORDS)
+        natural[at] if column.justify == "right" else min(natural[at], _NAME if at < names else _TEXT)
         for at, column in enumerate(table.columns)
     ]
     _, right, _, left = table.padding
     border = int(table.box is not None)
     around = left + right + border  # of a cell
     heads = list(range(min(names, len(least))))
-    if heads and len(least) > len(heads):  # beside the widest figure there is room for the names
+    if heads and len(least) > len(heads):  # the names take the room that the widest figure leaves
         most = (width - border - around - max(least[len(heads) :])) // len(heads) - around
         least[: len(heads)] = [min(least[at], max(most, 1)) for at in heads]
     head = border + sum(least[at] + around for at in heads)
@@ -83,7 +83,7 @@ def parts(table: Table, width: int, names: int = 1) -> list[Table]:
 
 
 def _share(room: int, chosen: Sequence[int], least: Sequence[int], natural: Sequence[int]) -> dict[int, int]:
-    """The widths of some columns. What room is left goes to those that hold words, the narrowest first."""
+    """The widths of some columns. Remaining room goes to those with text, the narrowest first."""
     widths = {at: least[at] for at in chosen}
     left = room - sum(widths.values())
     growing = sorted((at for at in chosen if natural[at] > least[at]), key=lambda at: natural[at])

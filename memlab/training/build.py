@@ -94,7 +94,7 @@ def _check_room(config: Config, task: Task, model: Model, processes: Processes) 
     """Refuse a training step that cannot fit into memory.
 
     Counted is only what every model keeps for the gradient; a step needs up to four times as much. A model
-    that carries nothing reads no more than the segments with targets, of which there may be one.
+    that carries nothing only reads the segments with targets, which may be a single one.
 
     Raises:
         ConfigError: this alone is too large.

@@ -44,7 +44,7 @@ def known_data(task: Task, origin: Origin) -> dict[str, Any]:
     """What the task reads (`Task.data`).
 
     Raises:
-        UserError: a run that goes on has read something else.
+        UserError: the run that is continued has read other data.
     """
     data = task.data()
     if origin.directory is not None:

@@ -33,7 +33,7 @@ class Ended(BaseException):
 
 
 class Signals:
-    """Handles these signals in a `with` block, but for those that are ignored, as with `nohup`. Only works in
+    """Handles these signals in a `with` block, except ignored ones, as with `nohup`. Only works in
     the main thread, as Python requires.
 
     Attributes:

@@ -89,7 +89,7 @@ def to_terminal(comparison: Comparison, console: Console) -> None:
 
 
 def _print(table: Table, console: Console) -> None:
-    """The columns that matter most, and what the table comes to."""
+    """The most important columns, and the verdict."""
     heads = columns(table)
     shown = [
         head
