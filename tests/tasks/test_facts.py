@@ -458,7 +458,8 @@ def test_mistakes_are_told_with_what_is_allowed() -> None:
     ):
         make("reason_facts", segment_length=16, num_segments=2)
     with pytest.raises(
-        ConfigError, match=r"segments \[9\] leave 5 tokens for facts of 6 tokens, in addition to a question of 4"
+        ConfigError,
+        match=r"segments \[9\] leave 5 tokens for facts of 6 tokens, in addition to a question of 4",
     ):
         make("memorize_fact", segment_length=9, num_segments=1)
     for persons in (1, 5):

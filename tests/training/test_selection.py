@@ -50,7 +50,9 @@ def test_saturation_is_of_the_last_validations() -> None:
     assert saturated(lines(0.5, 1.0, 1.0, 1.0)) == {"since_step": 10, "validations": 3}
     assert saturated(lines(1.0, 1.0, 0.99, 1.0)) is None  # one alone is no tie
     assert saturated(lines(1.0, 1.0, stage=1) + lines(0.9, 1.0)) is None  # another stage is another task
-    assert saturated(lines(1.0, 1.0, **{"val/accuracy_at_14": 0.9})) is None  # longer samples distinguish them
+    assert (
+        saturated(lines(1.0, 1.0, **{"val/accuracy_at_14": 0.9})) is None
+    )  # longer samples distinguish them
     assert saturated(lines(1.0, 1.0, **{"val/accuracy_teacher_forced": 0.9})) is not None
     assert saturated([{"step": 1, "val/loss": 1.0}]) is None
 
