@@ -52,7 +52,7 @@ def counts(arms: Sequence[Arm]) -> dict[str, int]:
 def conclude(
     plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked
 ) -> dict[str, Any]:
-    """Do all that comes behind the last trial, and write it down; it may be done again.
+    """Do everything that follows the last trial, and write it down; it may be done again.
 
     Raises:
         UserError: no trial is complete, or a final training failed.

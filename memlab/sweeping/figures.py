@@ -31,7 +31,7 @@ def load() -> None:
 def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
     """Draw all figures that the trials allow; returns their names.
 
-    One that cannot be drawn is told in a line.
+    One that cannot be drawn is reported in a line.
     """
     load()
     import matplotlib.pyplot as plt

@@ -34,7 +34,7 @@ _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class Worker:
-    """Works on a sweep until all its trials have ended, or until it is told to end (SIGTERM)."""
+    """Works on a sweep until all its trials have ended, or until SIGTERM asks it to end."""
 
     def __init__(self, order: Order) -> None:
         self.order = order

@@ -10,7 +10,7 @@ knows
 
     both facts                       1
     only where the persons are       1 / P      any of them may have the object
-    only who has the object          1 / 6      that person may be at any of the six places
+    only the object's owner          1 / 6      that person may be at any of the six places
     neither                          1 / 6
 
 (The published task is number 4 of bAbI's 20 tasks, in which one of the two facts suffices, and the same 1,000

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from memlab.text.files import File, refusing
 
-# files of more bytes in all are told apart by size and time alone: to read them would take too long
+# larger files are identified by size and time alone: reading them would take too long
 _HASHED_BYTES = 256 << 20
 
 Fingerprint = list[int | str | None]  # size in bytes, time of modification or commit, SHA-256 or None

@@ -193,7 +193,7 @@ class Tracker(MLFlowLogger):
         self._write(lambda: self.experiment.log_artifact(self.run_id, str(file), under))
 
     def finalize(self, status: str = "success") -> None:
-        """Lightning calls this after each of fit and test; the run's end is told by `end`."""
+        """Lightning calls this after each of fit and test; `end` reports the run's end."""
 
     @rank_zero_only
     def end(self, status: str) -> None:

@@ -19,7 +19,7 @@ from memlab.errors import UserError
 from memlab.files import DamagedFileError, check_place, exists, read_object
 from memlab.tracking import earlier
 
-# What may differ from the run that is continued: it says where things are kept and how often they are told,
+# What may differ from the run that is continued: it says where things are kept and how often they are reported,
 # not what is computed.
 _PROCESSES = {
     "trainer.accelerator",
@@ -59,7 +59,7 @@ class Origin:
 
 
 def find(config: Config) -> Origin:
-    """What `resume` asks for; `auto` is told in a line.
+    """What `resume` asks for; `auto` says what it found in a line.
 
     Raises:
         UserError: there is no run to continue, or its configuration is another one.
