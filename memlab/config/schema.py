@@ -1,8 +1,8 @@
 """What values a configuration key may take.
 
 The annotations of a model's or a task's constructor are the schema of its YAML: `memory_tokens: Positive`
-both documents and checks. They are read from the source text, so that a mistake is reported in a second, before
-torch is imported.
+both documents and checks. They are read from the source text, so that a mistake is reported in a second,
+before torch is imported.
 """
 
 from __future__ import annotations

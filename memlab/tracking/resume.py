@@ -19,8 +19,8 @@ from memlab.errors import UserError
 from memlab.files import DamagedFileError, check_place, exists, read_object
 from memlab.tracking import earlier
 
-# What may differ from the run that is continued: it says where things are kept and how often they are reported,
-# not what is computed.
+# What may differ from the run that is continued: where things are kept and how often they are reported, not
+# what is computed.
 _PROCESSES = {
     "trainer.accelerator",
     "trainer.strategy",
