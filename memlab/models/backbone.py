@@ -248,7 +248,9 @@ class Backbone(nn.Module):
 
     def at(self, where: Where, layer: int, wanted: slice) -> Where:
         """`where` for one layer, counted from 1."""
-        offset_B = where.offset_B if self.memories[layer - 1].positions_go_on else None
+        offset_B = where.offset_B
+        if offset_B is not None and not self.blocks[layer - 1].memory.positions_go_on:
+            offset_B = None
         if self.distance_biases is None and wanted == ALL and offset_B is where.offset_B:
             return where
         return dataclasses.replace(where, relative=self.relative(layer), wanted=wanted, offset_B=offset_B)
