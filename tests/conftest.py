@@ -22,6 +22,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def _no_store_of_another_test() -> Iterator[None]:
+    """MLflow sets the variable in its process, and commands that a later test starts would inherit it."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 

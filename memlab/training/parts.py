@@ -151,7 +151,7 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def trained_on(self, batch: Any) -> None:
-        """Move the position behind this batch: checkpoints written from now on continue after it."""
+        """Move the position past this batch: checkpoints written from now on continue after it."""
 
     def facts(self) -> dict[str, Any]:
         """Entries of `result.json` about what was read."""
