@@ -14,16 +14,14 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):  # no test writes to the store of who runs it
-    os.environ.pop(name, None)
 # of the commands that tests start, too: with more threads than cores they wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
 def pytest_runtest_setup() -> None:
-    """Before all fixtures: MLflow's client leaves its store in the environment, where the next command would
-    take it for the user's.
+    """Before all fixtures: no test writes to the store of who runs it, or to that of an earlier test, which
+    MLflow's client leaves in the environment.
     """
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         os.environ.pop(name, None)
