@@ -5,6 +5,7 @@ test.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,20 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):  # no test writes to the store of who runs it
-    os.environ.pop(name, None)
 # of the commands that tests start, too: with more threads than cores they wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# a shell's background jobs are born ignoring Ctrl-C, and so would the commands that tests start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    """Before all fixtures: no test writes to the store of who runs it, or to that of an earlier test, which
+    MLflow's client leaves in the environment.
+    """
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

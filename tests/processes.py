@@ -97,7 +97,7 @@ class Processes:
         self, command: str, *words: str, cwd: Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """The same, and wait until it has ended."""
-        process = self.start(command, *words, cwd=cwd, **environment)
+        process = self.start(command, *words, cwd=cwd, log=None, **environment)
         out, err = process.communicate()
         return subprocess.CompletedProcess([command, *words], process.wait(), out, err)
 
