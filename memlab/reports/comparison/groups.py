@@ -192,8 +192,8 @@ class Table:
         if not saturated:
             return ()
         return (
-            f"Validation is saturated (about 1.000 in its last validations) in runs of {listed(saturated)}: it "
-            "no longer distinguishes their checkpoints. Equal scores here may differ on longer samples; "
+            f"Validation is saturated (about 1.000 in its last validations) in runs of {listed(saturated)}: "
+            "it no longer distinguishes their checkpoints. Equal scores here may differ on longer samples; "
             "trainer.val_segments=[..] validates on those.",
         )
 
