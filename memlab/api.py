@@ -5,7 +5,7 @@ See docs/API.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,11 @@ class Run:
 
 
 def load(
-    run: str | Path, *, device: str | torch.device | None = None, uri: str = "sqlite:///mlflow.db"
+    run: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    uri: str = "sqlite:///mlflow.db",
+    trust: str | Sequence[str] = (),
 ) -> Run:
     """Open a trained run, with the weights of its best checkpoint.
 
@@ -173,14 +177,16 @@ def load(
         run: the directory of a finished run, a `.ckpt` file (also of an unfinished run), or an MLflow run id.
         device: for the model; None = the GPU if there is one.
         uri: of the MLflow store in which to look up a run id.
+        trust: names of modules that the run may use. A run with a memory or a task of your own names its
+            module, and to open the run is to import it (docs/SECURITY.md).
 
     Raises:
         UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version,
-            or the text of its task is missing.
+            the text of its task is missing, or it names a module that is not in `trust`.
     """
     found = finished_runs.find(str(run), uri)
     place = trained.choose_device("auto") if device is None else torch.device(device)
-    opened = trained.load(found, place)
+    opened = trained.load(found, place, trusted=trust)
     file = found.directory / "result.json"
     result = read_object(file) if file.is_file() else None
     return Run(

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def write_whole(target: Path, text: str) -> None:
     """
     partial = target.with_name(target.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        partial.unlink(missing_ok=True)  # a link would lead elsewhere
+        with partial.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -36,6 +39,26 @@ def write_whole(target: Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def is_file_name(name: str) -> bool:
+    """Whether this names one file or directory, and cannot lead out of the directory that it is in."""
+    return bool(re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", name)) and name not in (".", "..")
+
+
+def refuse_links(directory: Path, names: Iterable[str]) -> None:
+    """Check that none of these names in a directory is a symbolic link: what is written to a link changes a
+    file elsewhere.
+
+    Raises:
+        UserError: one is.
+    """
+    for name in names:
+        if (path := directory / name).is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link, and memlab would write to what it points to; remove it, or put "
+                "the file itself there"
+            )
 
 
 def expanded(path: str, key: str) -> Path:

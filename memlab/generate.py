@@ -21,7 +21,9 @@ def job(config: GenerateConfig) -> int:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = load(config.run, device=choose_device(config.accelerator), uri=config.tracking.uri)
+    run = load(
+        config.run, device=choose_device(config.accelerator), uri=config.tracking.uri, trust=config.trust
+    )
     pieces = run.write(
         config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
     )

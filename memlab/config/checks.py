@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from memlab.bounds import NonNegative
-from memlab.config import schema
+from memlab.config import schema, trust
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
 from memlab.models import choices
@@ -68,10 +68,10 @@ def build_task(config: Config | ShowConfig) -> Task:
     """The task of a configuration.
 
     Raises:
-        ConfigError: the task's values do not go together.
+        ConfigError: the task's values do not go together, or its class is not a task.
     """
-    task: Task = schema.load(config.task["_target_"])(**config.arguments("task"))
-    return task
+    kind: type[Task] = schema.load(config.task["_target_"], Task)
+    return kind(**config.arguments("task"))
 
 
 def _check_together(config: Config, task: Task) -> None:
@@ -209,6 +209,9 @@ def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
     else:
         raise ConfigError(f"model.layers={values.get('layers')!r}: a number of layers is needed")
     chosen = choices.choose(values)
+    trust.check("model.tokens", chosen.tokens)
+    for memory in dict.fromkeys(chosen.memories):
+        trust.check("model.layer_memory", memory)
     options = {**backbone, **schema.parameters(chosen.tokens)}
     for memory in dict.fromkeys(chosen.memories):
         options |= schema.parameters(memory)
@@ -242,6 +245,7 @@ def _check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing from configs/task/*.yaml: it names the class, and the task in reports"
             )
+    trust.check("task._target_", values["_target_"])
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
         if key in ("_target_", "name"):

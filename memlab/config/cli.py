@@ -26,6 +26,7 @@ from memlab.config.paths import config_dir
 from memlab.config.unexpected import UnexpectedError, kept_in
 from memlab.errors import ConfigError, UserError
 from memlab.terminal import streams
+from memlab.terminal.plain import printable
 from memlab.version import __version__
 
 __all__ = ["Check", "compose_checked", "run"]
@@ -71,14 +72,31 @@ def _run(
     if not groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
-    words = _or_exit(
-        command, lambda: override_file.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], leads
-    )
+    typed = sys.argv[1:]
+    words = _or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
-    folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir), leads)
+    folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir, command), leads)
+    with _or_exit(command, lambda: composing.allowing(typed, folder), leads):
+        _compose(command, arguments, words, folder, leads, check, job, unused, groups)
+
+
+def _compose(
+    command: str,
+    arguments: Any,
+    words: Sequence[str],
+    folder: str | None,
+    leads: bool,
+    check: Check,
+    job: Callable[[Any], int],
+    unused: Sequence[str],
+    groups: bool,
+) -> NoReturn:
     asks_hydra = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
-    if not asks_hydra:
+    if asks_hydra:
+        if folder is not None:
+            _or_exit(command, lambda: _check_hydra(command, arguments, folder, groups), leads)
+    else:
         found = _or_exit(
             command, lambda: _preflight(command, arguments, check, unused, folder, groups), leads
         )
@@ -127,8 +145,13 @@ def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
         if os.environ.get("MEMLAB_TRACEBACK"):
             raise
         if told:
-            print(f"memlab.{command}: error: {error}", file=sys.stderr)
+            print(f"memlab.{command}: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_UNEXPECTED)
+
+
+def _check_hydra(command: str, arguments: Any, folder: str, groups: bool) -> None:
+    with composing.composing(folder, groups):
+        composing.check_hydra(command, arguments.overrides)
 
 
 def _preflight(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab.config import overrides, presets
+from memlab.config import overrides, presets, trust
 from memlab.config.checks import unknown_key
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, suggestion
@@ -63,22 +64,38 @@ def _look_in(folder: str | Path) -> None:
     hydra.config_loader = ConfigLoaderImpl(config_search_path=places)
 
 
+def allowing(typed: Sequence[str], folder: Folder) -> AbstractContextManager[None]:
+    """What a command line allows: what it trusts, the classes that it names, and its `--config-dir`.
+
+    Args:
+        typed: its words, without those of an `experiment_file`.
+
+    Raises:
+        ConfigError: `trust` is no list of modules.
+    """
+    given = [word for word in typed if word.partition("=")[0] == trust.KEY]
+    return trust.allowing([*trust.typed(typed), *overrides.trusted(overrides.parse(given))], folder)
+
+
 def loader() -> Any:
     """Hydra's, which knows the files of all groups."""
     return GlobalHydra.instance().config_loader()
 
 
-def compose_checked(command: str, words: Sequence[str], check: Check, folder: Folder = None) -> Any:
+def compose_checked(
+    command: str, words: Sequence[str], check: Check, folder: Folder = None, typed: bool = True
+) -> Any:
     """What `check` makes of a command line, as the command itself would; nothing is written.
 
     Args:
         words: overrides, `KEY=VALUE`, of one job.
         folder: see `composing`.
+        typed: whether a person typed the words, which allows the modules of the classes that they name.
 
     Raises:
         ConfigError: for the first mistake.
     """
-    with composing(folder):
+    with composing(folder), allowing(words if typed else (), folder):
         given = overrides.parse(words, loader())
         if swept := next((o for o in given if o.is_sweep_override()), None):
             raise ConfigError(f"{swept.input_line}: several values; a training takes one")
@@ -130,7 +147,10 @@ def compose_job(command: str, job: Sequence[str], folder: Folder = None) -> Dict
         chosen = compose(command, [o.input_line or "" for o in files])
         for override in values:
             _check_key(override, chosen)
-        composed = compose(command, list(job))
+        composed = compose(command, list(job), return_hydra_config=True)
+        _check_hydra(command, composed)
+        if composed.get(trust.KEY) and trust.KEY not in {o.key_or_group for o in given}:
+            raise ConfigError("trust is set in a file; only the command line says what is trusted")
         tell_folder(composed, folder)
         models = set(loader().get_group_options("model"))
         composed = presets.settle(composed, {o.key_or_group for o in given}, models)
@@ -138,6 +158,43 @@ def compose_job(command: str, job: Sequence[str], folder: Folder = None) -> Dict
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return composed
+
+
+def check_hydra(command: str, words: Sequence[str]) -> None:
+    """Check that no file of a command line changes Hydra's own settings; other mistakes are not looked for.
+
+    Raises:
+        ConfigError: one does.
+    """
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        _check_hydra(command, compose(command, list(words), return_hydra_config=True))
+
+
+def _check_hydra(command: str, composed: DictConfig) -> None:
+    """Refuse settings of Hydra's own in a file, and take this section out of a configuration.
+
+    Some of them name functions that Hydra calls (callbacks, logging), or set the environment.
+    """
+    ours = _hydra(compose(command, [], return_hydra_config=True))
+    for key, value in _hydra(composed).items():
+        if value != ours.get(key):
+            raise ConfigError(
+                f"hydra.{key} is set in a file: of Hydra's own settings, memlab reads only "
+                "hydra.sweeper.params of a preset"
+            )
+    with open_dict(composed):
+        del composed["hydra"]
+
+
+def _hydra(composed: DictConfig) -> dict[str, Any]:
+    """Hydra's settings, but for those that differ between command lines."""
+    settings: Any = OmegaConf.to_container(composed.hydra, resolve=False)
+    for name in ("overrides", "runtime"):
+        settings.pop(name)
+    settings["sweeper"].pop("params", None)
+    for name in ("override_dirname", "config_name", "name"):
+        settings["job"].pop(name, None)
+    return dict(settings)
 
 
 def _check_shadowed(group: str, name: str, folder: Folder) -> None:

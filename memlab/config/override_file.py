@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from memlab.config import foreign
 from memlab.errors import ConfigError
 
 KEY = "experiment_file"
@@ -53,6 +54,7 @@ def read(file: str) -> dict[str, str]:
     flat = flatten_overrides(values, f"{KEY}={file}")
     if KEY in flat:
         raise ConfigError(f"{KEY}={file}: {KEY} within such a file is not followed")
+    foreign.check(f"{KEY}={file}", flat, references=True)
     return {key: word(key, value) for key, value in flat.items()}
 
 

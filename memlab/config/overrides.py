@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from memlab.config import trust
 from memlab.errors import ConfigError, UserError, first_line
 
 # What Hydra's own settings would do, and which key of ours does it.
@@ -50,17 +51,19 @@ def check_surroundings(words: Sequence[str]) -> None:
             )
 
 
-def check_folder(folder: str | None) -> str | None:
+def check_folder(folder: str | None, command: str | None = None) -> str | None:
     """The absolute path of `--config-dir`.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or it has a root of its own for the command.
     """
     if folder is None:
         return None
     path = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(path):
         raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    if command is not None and os.path.exists(os.path.join(path, f"{command}.yaml")):
+        raise ConfigError(f"--config-dir {folder}: memlab has a file {command}.yaml itself; remove yours")
     return path
 
 
@@ -84,6 +87,25 @@ def parse(words: Sequence[str], loader: Any = None) -> list[Override]:
             raise ConfigError(f"cannot read {word!r}: a word is KEY=VALUE, such as seed=1")
         found.append(override)
     return found
+
+
+def trusted(overrides: Sequence[Override]) -> list[str]:
+    """The modules that `trust=[..]` names.
+
+    Raises:
+        ConfigError: they are not names of modules.
+    """
+    names: list[str] = []
+    for override in overrides:
+        if override.key_or_group != trust.KEY:
+            continue
+        value = None if override.is_sweep_override() else override.value()
+        if not isinstance(value, str | list):
+            raise ConfigError(
+                f"{override.input_line}: give a list of names of modules, such as trust=[my_module]"
+            )
+        names += trust.module_names([value] if isinstance(value, str) else map(str, value))
+    return names
 
 
 def _check_owner(override: Override) -> None:

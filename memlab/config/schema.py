@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.config import trust
 from memlab.errors import ConfigError
 from memlab.models import choices
 
-_BUILTINS: dict[str, Any] = {
+_TYPES: dict[str, Any] = {
     "int": int,
     "float": float,
     "str": str,
@@ -28,8 +28,6 @@ _BUILTINS: dict[str, Any] = {
     "list": list,
     "dict": dict,
     "tuple": tuple,
-}
-_NAMES: dict[str, Any] = {
     "Positive": Positive,
     "NonNegative": NonNegative,
     "PositiveFloat": PositiveFloat,
@@ -52,10 +50,23 @@ class Parameter:
     required: bool = True
 
 
-def load(target: str) -> Any:
-    """The class that a dotted path names."""
+def load(target: str, base: type | None = None) -> Any:
+    """The class or function that a dotted path names. Its module is imported, so `trust.check` comes first.
+
+    Args:
+        base: the class that it has to derive from; None = any.
+
+    Raises:
+        ConfigError: it does not, or it is abstract.
+    """
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
+    if base is not None:
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(f"{target} does not derive from {base.__module__}.{base.__qualname__}")
+        if inspect.isabstract(found):
+            raise ConfigError(f"{target} is abstract; name a class that derives from it")
+    return found
 
 
 def parameters(target: str) -> dict[str, Parameter]:
@@ -69,18 +80,15 @@ def parameters(target: str) -> dict[str, Parameter]:
             its base.
     """
     module, _, class_name = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module) if module else None
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    file = trust.source(module)
+    if file is None:
         raise ConfigError(f"_target_: {target!r} is not a class in a module that can be imported")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     found = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), None
     )
     if found is None:
-        raise ConfigError(f"_target_: {spec.origin} has no class {class_name!r}")
+        raise ConfigError(f"_target_: {file} has no class {class_name!r}")
     own: dict[str, Parameter] = {}
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
@@ -104,13 +112,46 @@ def _parameter(argument: ast.arg, required: bool) -> Parameter:
     words = ast.unparse(argument.annotation) if argument.annotation else "Any"
     if argument.arg in choices.GIVEN:  # not from the configuration
         return Parameter(Any, words, required)
-    try:  # the source is an importable module's own annotation, evaluated with the few names above
-        return Parameter(eval(words, {"__builtins__": _BUILTINS}, _NAMES), words, required)
-    except NameError as error:
+    try:
+        return Parameter(Any if argument.annotation is None else _type(argument.annotation), words, required)
+    except _UnknownError as error:
         raise ConfigError(
-            f"argument {argument.arg!r} is annotated {words!r}: {error.name!r} is not one of "
-            f"{sorted(_NAMES | _BUILTINS)}"
+            f"argument {argument.arg!r} is annotated {words!r}: {str(error)!r} is not one of {sorted(_TYPES)}"
         ) from None
+
+
+class _UnknownError(Exception):
+    """A part of an annotation that no configuration can have; it is the message."""
+
+
+def _type(node: ast.expr) -> Any:
+    """The type that an annotation describes. It is read, not evaluated.
+
+    Raises:
+        _UnknownError: it has other parts than the names above, `|`, `[]`, and the values of a `Literal`.
+    """
+    match node:
+        case ast.Name(id=name) if name in _TYPES:
+            return _TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=value) if value is ...:
+            return ...
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type(left) | _type(right)
+        case ast.Subscript(value=of, slice=inside):
+            parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+            if isinstance(of, ast.Name) and of.id == "Literal":
+                return Literal[tuple(_value(part) for part in parts)]
+            return _type(of)[tuple(_type(part) for part in parts)]
+    raise _UnknownError(ast.unparse(node))
+
+
+def _value(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise _UnknownError(ast.unparse(node)) from None
 
 
 def check_value(key: str, value: Any, annotation: Any) -> Any:

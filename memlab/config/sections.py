@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from memlab.bounds import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Seed
 from memlab.config import launch
+from memlab.config.trust import module_names
 from memlab.errors import ConfigError
 from memlab.tasks import growth
 
@@ -32,6 +33,16 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and a key that it does not have is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TrustingSection(Section):
+    """The keys of a command that opens what others may have made.
+
+    Attributes:
+        trust: see `memlab.config.trust`. It belongs to one command and is never saved.
+    """
+
+    trust: Annotated[list[str], BeforeValidator(module_names), Field(exclude=True)] = []
 
 
 class TrainerConfig(Section):
@@ -117,7 +128,7 @@ class MLflowTracking(Section):
     parent_run: str | None = None
 
 
-class Config(Section):
+class Config(TrustingSection):
     """One run. `model` and `task` hold `_target_`, `name` and the constructor's arguments (see
     `memlab/config/schema.py`).
     """
@@ -143,7 +154,7 @@ class Config(Section):
         return _arguments(getattr(self, group))
 
 
-class ShowConfig(Section):
+class ShowConfig(TrustingSection):
     """Which samples of a task to look at."""
 
     task: dict[str, Any]

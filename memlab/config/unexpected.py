@@ -54,6 +54,8 @@ def _write(file: Path, error: Exception) -> Path:
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}  memlab {__version__}  python {sys.version.split()[0]}  "
         f"process {os.getpid()}\n{shlex.join(sys.argv)}\n"
     )
-    with file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+    # a run may come from somebody else, and a link in it would lead elsewhere
+    opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    with open(opened, "a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(head + "".join(traceback.format_exception(error)) + "\n")
     return file

@@ -8,11 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from memlab.bounds import NonNegativeFloat, Positive, Seed
-from memlab.config.sections import Place, Section, StoreConfig, typed
+from memlab.config.sections import Place, Section, StoreConfig, TrustingSection, typed
 from memlab.errors import ConfigError
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(TrustingSection):
     """A trained run, and what to measure on it."""
 
     run: Place
@@ -40,7 +40,7 @@ class SamplingConfig(Section):
     seed: Seed
 
 
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(SamplingConfig, TrustingSection):
     """A trained run on text, and what it should generate."""
 
     run: Place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from memlab.config import foreign, trust
 from memlab.config.checks import build_task, check
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
@@ -51,23 +53,30 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None = None) -> Trained:
+def load(
+    found: Found,
+    device: torch.device,
+    changes: Mapping[str, Any] | None = None,
+    trusted: str | Sequence[str] = (),
+) -> Trained:
     """Open a run.
 
     Args:
         changes: changed values of its task's configuration; values of None and keys that the task does not
             have are ignored.
+        trusted: modules that the run may name, in addition to those that the command allows.
 
     Raises:
-        UserError: its checkpoint is damaged or of another version of memlab, or what its task reads is
-            missing.
+        UserError: its checkpoint is damaged or of another version of memlab, what its task reads is missing,
+            or it names a module that nobody has allowed (see `memlab.config.trust`).
     """
     file = found.checkpoint
     try:
         checkpoint = checkpoint_file.read(file)
     except checkpoint_file.DamagedError as error:
         raise UserError(f"{file} is damaged ({error})") from None
-    config = _configuration(found, checkpoint)
+    with trust.allowing(trusted):
+        config = _configuration(found, checkpoint)
     own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
@@ -88,24 +97,36 @@ def load(found: Found, device: torch.device, changes: Mapping[str, Any] | None =
 
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
     """The configuration in the run's directory, or without a directory that in the checkpoint."""
-    file = found.directory / "config.yaml"
-    own = OmegaConf.create(checkpoint["hyper_parameters"]["config"])
+    file, named = found.directory / "config.yaml", str(found.checkpoint)
+    values: Any = None
+    if file.is_file():
+        values, named = _read(file), str(file)
+        if not values:
+            print(
+                f"memlab: warning: {file} is empty; the checkpoint's own configuration is used",
+                file=sys.stderr,
+            )
+    values = values or checkpoint_file.configuration(checkpoint)
+    if not isinstance(values, dict):
+        raise UserError(f"{named} has no configuration of a run")
+    foreign.check(named, values)
+    earlier.refuse(str(found.checkpoint), values)
     try:
-        composed = OmegaConf.load(file) if file.is_file() else own
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
-    if not composed:
-        print(
-            f"memlab: warning: {file} is empty; the checkpoint's own configuration is used", file=sys.stderr
-        )
-        composed = own
-    earlier.refuse(str(found.checkpoint), composed)
-    try:
-        return check(composed)  # type: ignore[arg-type]
+        return check(OmegaConf.create(values))
+    except trust.NotAllowedError as error:
+        raise UserError(f"{named}: {error}") from None
     except (ConfigError, ImportError, AttributeError, OSError, KeyError, TypeError) as error:
         raise UserError(
             f"{_version(found.checkpoint, checkpoint)}, and its configuration does not fit: {error}"
         ) from None
+
+
+def _read(file: Path) -> Any:
+    """What a run's `config.yaml` has, as it stands there."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
 
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:

@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from memlab.errors import ConfigError
 from memlab.layers.description import Description
 from memlab.memories.base import LayerMemory
+from memlab.memory_tokens.base import MemoryTokens
 from memlab.models import choices
 from memlab.models.backbone import Backbone
 from memlab.models.base import Model
@@ -31,20 +33,24 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
     chosen = choices.choose(values)
 
     def memory(description: Description) -> LayerMemory:
-        kind = _load(chosen.memories[description.layer - 1])
+        kind = _load("layer_memory", chosen.memories[description.layer - 1], LayerMemory)
         made: LayerMemory = kind(description, **_options(kind, values))
         return made
 
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
-    kind = _load(chosen.tokens)
+    kind = _load("tokens", chosen.tokens, MemoryTokens)
     tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)
 
 
-def _load(target: str) -> Any:
+def _load(key: str, target: str, base: type) -> Any:
+    """The class of a choice. Its module is imported; `memlab.config.checks` has seen to it that it may be."""
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ConfigError(f"model.{key}={target} does not derive from {base.__module__}.{base.__name__}")
+    return kind
 
 
 def _options(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

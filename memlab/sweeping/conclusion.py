@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from memlab.config.override_file import word
 from memlab.errors import UserError
 from memlab.files import write_whole
 from memlab.sweeping import figures, labels, space
@@ -133,7 +134,8 @@ def _write_best(file: Path, plan: Plan, best: Mapping[str, Any]) -> None:
         f"# Trial {best['trial']} of the sweep {plan.config.study}: {values} (validation, seeds "
         f"{plan.spec.seeds}).\n"
     )
-    text += f"#   python -m memlab.train {options(plan.config.config_dir)}experiment_file={file.name}\n"
+    given = options(plan.config.config_dir, plan.config.trust)
+    text += f"#   python -m memlab.train {given}experiment_file={file.name}\n"
     write_whole(file, text + yaml.safe_dump(dict(best["overrides"]), sort_keys=False))
 
 
@@ -178,16 +180,19 @@ def _versions() -> dict[str, str]:
     }
 
 
-def options(folder: str | None) -> str:
+def options(folder: str | None, trusted: Sequence[str] = ()) -> str:
     """What a command line of this sweep's trainings begins with."""
-    return "" if folder is None else f"--config-dir {shlex.quote(folder)} "
+    given = "" if folder is None else f"--config-dir {shlex.quote(folder)} "
+    return given + (f"{shlex.quote(word('trust', list(trusted)))} " if trusted else "")
 
 
-def show(result: Mapping[str, Any], directory: Path, folder: str | None = None) -> None:
+def show(
+    result: Mapping[str, Any], directory: Path, folder: str | None = None, trusted: Sequence[str] = ()
+) -> None:
     """Print a sweep's result.
 
     Args:
-        folder: see `--config-dir`.
+        folder, trusted: of its trainings; see `--config-dir` and `trust`.
     """
     from rich.table import Table
 
@@ -230,7 +235,8 @@ def show(result: Mapping[str, Any], directory: Path, folder: str | None = None) 
             )
     console.print(f"directory       {directory}", soft_wrap=True)
     console.print(
-        f"train the best  python -m memlab.train {options(folder)}experiment_file={directory / 'best.yaml'}",
+        f"train the best  python -m memlab.train {options(folder, trusted)}"
+        f"experiment_file={directory / 'best.yaml'}",
         soft_wrap=True,
     )
 

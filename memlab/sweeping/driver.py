@@ -45,7 +45,7 @@ def _run(plan: Plan, asked: Asked) -> int:
         store, arms = _open(plan)
         if (done := conclusion.finished(plan, arms)) is not None:
             print(f"memlab: the sweep in {plan.run_dir} has finished already", file=sys.stderr)
-            conclusion.show(done, plan.run_dir, plan.config.config_dir)
+            conclusion.show(done, plan.run_dir, plan.config.config_dir, plan.config.trust)
             return 0
         shares = gpus(plan.config)
         pool = Pool(plan.run_dir, shares, asked)
@@ -69,7 +69,7 @@ def _run(plan: Plan, asked: Asked) -> int:
                 )
                 return 0
             result = conclusion.conclude(plan, order, arms, shares, began, asked)
-        conclusion.show(result, plan.run_dir, plan.config.config_dir)
+        conclusion.show(result, plan.run_dir, plan.config.config_dir, plan.config.trust)
         return 0
     except Interrupted:
         _end_tracking(order, "KILLED")
@@ -149,6 +149,7 @@ def _order(plan: Plan, store: Store, arms: Sequence[Arm]) -> Order:
         restarts=config.restarts,
         environment=environment,
         config_dir=config.config_dir,
+        trust=config.trust,
     )
 
 

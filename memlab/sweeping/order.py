@@ -40,6 +40,7 @@ class Order(BaseModel):
     look_every: float = 0.2
     environment: dict[str, str] = {}
     config_dir: str | None = None
+    trust: list[str] = []
     command: list[str] = [sys.executable, "-m", "memlab.train"]
 
     def study_name(self, arm: Scalar) -> str:
@@ -71,4 +72,6 @@ class Order(BaseModel):
         own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
         overrides = {**self.spec.fixed(arm), **parameters, **own}
         folder = [] if self.config_dir is None else ["--config-dir", self.config_dir]
-        return [*folder, *(word(key, value) for key, value in overrides.items()), *self.tracking]
+        trusted = [word("trust", self.trust)] if self.trust else []
+        given = [word(key, value) for key, value in overrides.items()]
+        return [*folder, *given, *trusted, *self.tracking]

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator
 
 from memlab.bounds import NonNegative, Positive, PositiveFloat
-from memlab.config import schema
+from memlab.config import schema, trust
 from memlab.config.checks import check
 from memlab.config.override_file import number, word
 from memlab.config.overrides import check_folder
 from memlab.config.paths import sweep_dir
-from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, Section, typed
+from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, TrustingSection, typed
 from memlab.errors import ConfigError, UserError, suggestion
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
@@ -55,7 +55,7 @@ _COSTS |= {
 _RESULT_ONLY = {"val/accuracy", "val/bits_per_byte", "val/score"}
 
 
-class SweepConfig(Section):
+class SweepConfig(TrustingSection):
     """The keys of `configs/sweep.yaml`."""
 
     sweep: str
@@ -124,11 +124,12 @@ def check_sweep(composed: DictConfig) -> Plan:
             f"sweep is missing: give one of {', '.join(names)}, or a file of your own, sweep=FILE.yaml"
         )
     file = find(str(plain["sweep"]))
-    return _checked(json.dumps(plain), file, file.stat().st_mtime_ns)
+    with trust.allowing(trust.typed(plain.get("base") or [])):
+        return _checked(json.dumps(plain), file, file.stat().st_mtime_ns, trust.current())
 
 
 @functools.cache  # a command checks its configuration twice, before Hydra begins and after
-def _checked(plain: str, file: Path, changed: int) -> Plan:
+def _checked(plain: str, file: Path, changed: int, allowed: trust.Permission) -> Plan:
     values = json.loads(plain)
     for part, key in ((values, "study"), (values.get("tracking") or {}, "experiment")):
         if part.get(key) == values["sweep"]:
@@ -150,7 +151,7 @@ def _checked(plain: str, file: Path, changed: int) -> Plan:
         spec = spec.model_copy(update={"final": spec.final.model_copy(update={"seeds": []})})
     threads = {training.trainer.threads for training in trainings}
     return Plan(
-        config,
+        config.model_copy(update={"trust": sorted(allowed.modules)}),
         spec,
         max(t.trainer.max_steps for t in trainings),
         threads.pop() if len(threads) == 1 else None,
@@ -186,7 +187,7 @@ def _training(spec: Spec, arm: Any, parameters: dict[str, Any], folder: str | No
     fixed = spec.fixed(arm)
     words = [word(key, value) for key, value in {**fixed, **parameters, "trainer.test": False}.items()]
     try:
-        config: Config = cli.compose_checked("train", words, check, folder)
+        config: Config = cli.compose_checked("train", words, check, folder, typed=False)
     except ConfigError as error:
         where = f" (with {', '.join(f'{k}={v}' for k, v in parameters.items())})"
         keys = [key for key in parameters if key in str(error)]

@@ -13,15 +13,16 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from memlab.bounds import NonNegative, Positive, PositiveFloat, Seed
+from memlab.config import foreign
 from memlab.config.override_file import flatten_overrides
 from memlab.config.paths import sweep_dir
 from memlab.config.sections import Section
 from memlab.errors import ConfigError, suggestion
-from memlab.files import exists
+from memlab.files import exists, is_file_name
 from memlab.sweeping.dimensions import AnyDimension, CategoricalDimension, Scalar
 
 # the sweep itself sets them
-RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra")
+RESERVED = ("seed", "run_dir", "resume", "experiment_file", "tracking", "trainer.test", "hydra", "trust")
 
 
 class Objective(Section):
@@ -76,6 +77,13 @@ class Arms(Section):
 
     key: str
     values: Annotated[list[Scalar], Field(min_length=2)]
+
+    @field_validator("values")
+    @classmethod
+    def _are_names(cls, values: list[Scalar]) -> list[Scalar]:
+        if wrong := [value for value in values if not is_file_name(str(value))]:
+            raise ValueError(f"{wrong[0]!r} cannot be the name of a directory, and each arm has one")
+        return values
 
 
 class Spec(Section):
@@ -205,6 +213,7 @@ def load(name: str, more: Mapping[str, Any] | None = None) -> Spec:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} has no keys")
+    foreign.check(str(path), values, references=True)
     values.setdefault("name", path.stem)
     if more and isinstance(values.get("base"), Mapping):
         values["base"] = {**flatten_overrides(values["base"], f"{path}: base"), **more}

@@ -41,6 +41,12 @@ def read(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
     ) as error:
         raise DamagedError(first_line(error)) from None
-    if not isinstance(checkpoint, dict) or "memlab" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("memlab"), dict):
         raise DamagedError("memlab did not write it")
     return checkpoint
+
+
+def configuration(checkpoint: dict[str, Any]) -> Any:
+    """The configuration of the run that wrote a checkpoint; None if it is not there."""
+    parameters = checkpoint.get("hyper_parameters")
+    return parameters.get("config") if isinstance(parameters, dict) else None

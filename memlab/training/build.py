@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from memlab import ram
-from memlab.config import schema
+from memlab.config import schema, trust
 from memlab.config.checks import build_task, check_shares
 from memlab.config.launch import Place
 from memlab.config.sections import Config, GrowingCurriculum
@@ -84,10 +84,25 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     model.backbone.recompute = config.trainer.recompute == "block"
     if processes.rank:
         random_state.begin(config.seed, processes.rank, 0)
-    make = TRAINED_BY.get(task.trained_by) or schema.load(task.trained_by)
-    made = make(config, task, model, _curriculum(config, task, model.answers_once), processes)
+    made = _maker(task)(config, task, model, _curriculum(config, task, model.answers_once), processes)
+    if not isinstance(made, Training):
+        raise ConfigError(f"trained_by={task.trained_by} returns no memlab.training.parts.Training")
     module = TrainingModule(model, config, made, processes)
     return Parts(task, model, module, made.stream, made.validation, made.test)
+
+
+def _maker(task: Task) -> Callable[..., Training]:
+    """The function that makes the parts of a task's training.
+
+    Raises:
+        ConfigError: the task names one in a module that nobody has allowed.
+    """
+    if (make := TRAINED_BY.get(task.trained_by)) is not None:
+        return make
+    if task.trained_by.partition(".")[0] != type(task).__module__.partition(".")[0]:
+        trust.check("trained_by", task.trained_by)
+    found: Callable[..., Training] = schema.load(task.trained_by)
+    return found
 
 
 def _check_room(config: Config, task: Task, model: Model, processes: Processes) -> None:

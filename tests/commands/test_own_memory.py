@@ -12,6 +12,7 @@ from memlab.benchmarks.measure import environment
 from memlab.config import cli
 from memlab.config.checks import check, check_compare
 from memlab.config.sections import Config
+from memlab.errors import UserError
 from memlab.evaluation.settings import check_evaluate
 from memlab.reports.comparison.command import compare
 from memlab.reports.evaluation.command import evaluate
@@ -71,6 +72,9 @@ def test_it_goes_on_after_a_kill(runs: tuple[Path, Path]) -> None:
 
 def test_evaluate_looks_inside(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"run={runs[0]}", "inside=4", "accelerator=cpu"]
+    with pytest.raises(UserError, match=rf"allow it with trust=\[{NAME}\]"):
+        evaluate(cli.compose_checked("evaluate", words, check_evaluate))
+    words.append(f"trust=[{NAME}]")
     evaluate(cli.compose_checked("evaluate", words, check_evaluate))
     (entry,) = json.loads((runs[0] / "evaluation.json").read_text())["inside"]
     shares = entry["memory_share"]["remembered"]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from memlab.config import trust
 from memlab.tracking import checkpoint_file
 from memlab.training import run as run_module
 from tests.training.resuming import assert_same, config, numbers, resumed_at, stopped, train
 
 OWN = ["task._target_=tests.training.own_task.Guess", "curriculum.threshold=null"]
+
+
+@pytest.fixture(autouse=True)
+def allowed() -> Iterator[None]:
+    with trust.allowing("tests"):
+        yield
 
 
 def test_an_own_objective_evaluator_and_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

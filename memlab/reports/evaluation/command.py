@@ -39,7 +39,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
     found = finished_runs.find(config.run, config.tracking.uri)
-    run = trained.load(found, device, {"test_documents": config.documents, "test_bytes": config.bytes})
+    limits = {"test_documents": config.documents, "test_bytes": config.bytes}
+    run = trained.load(found, device, limits, config.trust)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
