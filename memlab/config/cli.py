@@ -74,6 +74,7 @@ def _run(
     words = _or_exit(
         command, lambda: override_file.expand(sys.argv[1:]) if command == "train" else sys.argv[1:], leads
     )
+    words = overrides.spelled(words)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir), leads)
