@@ -62,12 +62,12 @@ def load(model: Model, values: Mapping[str, Any]) -> None:
     found = source(values["path"], values.get("revision"), weights=True)
     check_identity(values, found)
     shapes = found.shapes()
+    model.to(getattr(torch, values["dtype"]))
     if isinstance(found, Run | Exported):
         begun = _of_run(model, found, shapes, values)
     else:
         fill(model.backbone, found, shapes, families.FAMILIES[values["family"]], values)
         begun = False
-    model.to(getattr(torch, values["dtype"]))
     if not begun:
         model.tokens.begin_beside(model.backbone.embed.weight)
 
