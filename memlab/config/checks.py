@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from memlab.bounds import NonNegative
-from memlab.config import schema, trust
+from memlab.config import pretrained_keys, schema, trust
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
 from memlab.models import choices
@@ -26,7 +26,10 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
-    config = typed(OmegaConf.to_container(composed, resolve=True), kind)
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    if isinstance(plain.get("model"), dict):
+        plain["model"] = pretrained_keys.settle(plain["model"])
+    config = typed(plain, kind)
     check_model(config.model)
     _check_task(config.task)
     _check_together(config, build_task(config))
@@ -171,7 +174,8 @@ def check_model(values: dict[str, Any]) -> None:
             "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
             "memlab 0.1"
         )
-    for key, annotation in _OF_EVERY_MODEL.items():
+    fixed = _OF_EVERY_MODEL | (pretrained_keys.KEYS if values.get("backbone") == pretrained_keys.NAME else {})
+    for key, annotation in fixed.items():
         if key not in values:
             raise ConfigError(f"model.{key} is missing: every model has it")
         schema.check_value(f"model.{key}", values[key], annotation)
@@ -182,7 +186,7 @@ def check_model(values: dict[str, Any]) -> None:
             f"layer_memory={values['layer_memory']} has none; use layer_memory=full"
         )
     for key, value in values.items():
-        if key in _OF_EVERY_MODEL:
+        if key in fixed:
             continue
         if key not in options:
             parts = (

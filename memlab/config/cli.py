@@ -74,6 +74,7 @@ def _run(
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
     typed = sys.argv[1:]
     words = _or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
+    words = overrides.spelled(words)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir, command), leads)

@@ -62,6 +62,9 @@ class MultiHead(nn.Module):
         together = (d.heads + 2 * d.kv_heads) * d.head_width
         self.qkv = nn.Linear(d.width, together, bias="qkv" in d.biases and not relative)
         self.out = nn.Linear(d.heads * d.head_width, d.width, bias="out" in d.biases)
+        # of the queries and keys of one head; not `d.new_norm`, which is for rows
+        self.q_norm = nn.RMSNorm(d.head_width, eps=d.norm_eps) if d.qk_norm else None
+        self.k_norm = nn.RMSNorm(d.head_width, eps=d.norm_eps) if d.qk_norm else None
         self.distance = nn.Linear(d.width, d.heads * d.head_width, bias=False) if relative else None  # W_r
 
     @torch.no_grad()
@@ -103,13 +106,16 @@ class MultiHead(nn.Module):
     def _queries_keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         both = self.heads + self.kv_heads
         queries_keys, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
-        both_BHTK = rotate(self._heads(queries_keys), turn)  # one call for both
-        q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
+        both_BHTK = self._heads(queries_keys)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
+            both_BHTK = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = rotate(both_BHTK, turn).split([self.heads, self.kv_heads], dim=1)  # one call for both
         return q, k, self._heads(values)
 
     def _keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
         keys, values = self._heads(y).chunk(2, dim=1)
-        return rotate(keys, turn), values
+        return rotate(keys if self.k_norm is None else self.k_norm(keys), turn), values
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

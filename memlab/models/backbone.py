@@ -63,9 +63,12 @@ class Backbone(nn.Module):
         ffn_multiple: width of the feed-forward layer, as a multiple of `width`.
         ffn_width: the same as a number; None = from `ffn_multiple`.
         dropout: on the outputs of attention and feed-forward layers, during training.
-        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `Description`.
+        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base, rope_scaling, qk_norm: see
+            `Description`.
         max_positions: size of the table of learned positions; None = no table, for all other positions.
         tied_head: whether the head's weights are the embedding's.
+        sliding_window: how many tokens back pretrained layers look, including the token itself, so that a
+            context that is longer is refused; None = no limit.
         clamp_len: longer distances count as this one (only with Transformer-XL's positions); None = no limit.
         untie: whether every layer learns its own u and v (only with Transformer-XL's positions).
 
@@ -95,6 +98,9 @@ class Backbone(nn.Module):
         rope_base: PositiveFloat = 10_000.0,
         max_positions: Positive | None = None,
         tied_head: bool = False,
+        qk_norm: bool = False,
+        rope_scaling: dict[str, Any] | None = None,
+        sliding_window: Positive | None = None,
         clamp_len: Positive | None = None,
         untie: bool = False,
     ) -> None:
@@ -123,8 +129,8 @@ class Backbone(nn.Module):
                 f"model.positions={positions} {needs}; found model.max_positions={max_positions}"
             )
         self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
-        self.positions, self.clamp_len = positions, clamp_len
-        self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
+        self.positions, self.clamp_len, self.sliding_window = positions, clamp_len, sliding_window
+        self.rotary = Rotary.of(self.head_width, rope_base, rope_scaling) if positions == "rope" else None
         # whether the backward pass recomputes a block's activations, so that only its input is stored
         self.recompute = False
         self.embed = nn.Embedding(vocab_size, width)
@@ -152,6 +158,7 @@ class Backbone(nn.Module):
                 biases=tuple(biases),
                 positions=positions,
                 rope_base=rope_base,
+                qk_norm=qk_norm,
             )
             blocks.append(Block(description, memories(description)))
         self.blocks: Any = nn.ModuleList(blocks)
@@ -184,25 +191,35 @@ class Backbone(nn.Module):
         """The input rows of tokens at positions `start` .. of their segment: [B, T, D].
 
         Raises:
-            ConfigError: the table of learned positions is too short.
+            ConfigError: the table of learned positions, or the sliding window, is too short.
         """
         x_BTD: Tensor = self.embed(tokens_BT)
+        again = where.segments if where.offset_B is None else 1  # how many times positions start over
+        count = tokens_BT.shape[1] // again
+        self._check_position(start + count - 1, where.offset_B)
         if self.learned_positions is not None:
-            again = where.segments if where.offset_B is None else 1  # how many times positions start over
-            count = tokens_BT.shape[1] // again
-            self._check_position(start + count - 1, where.offset_B)
             rows = self.learned_positions(where.positions(start, count))  # [T, D] or [B, T, D]
             x_BTD = x_BTD + torch.cat([rows] * again, dim=-2)
         return x_BTD
 
     def _check_position(self, last: int, offset_B: Tensor | None) -> None:
-        """Raise if the table of learned positions has no entry for the last token of a call."""
-        assert self.learned_positions is not None
+        """Raise if the table of learned positions has no entry for the last token of a call, or a token would
+        look back further than the sliding window.
+        """
+        table = self.learned_positions
+        if table is None and self.sliding_window is None:
+            return
         if offset_B is not None and not offset_B.is_meta:  # on the meta device there are no values
             last += int(offset_B.max())
-        size = self.learned_positions.num_embeddings
-        if last >= size:
-            raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
+        if table is not None and last >= table.num_embeddings:
+            raise ConfigError(
+                f"a token stands at position {last}, and model.max_positions={table.num_embeddings}"
+            )
+        if self.sliding_window is not None and last >= self.sliding_window:
+            raise ConfigError(
+                f"a token stands at position {last}, and this model looks back over a window of "
+                f"{self.sliding_window} tokens (model.sliding_window); use shorter segments"
+            )
 
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL

@@ -24,7 +24,7 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
     Args:
         values: the keys of `model`: `layer_memory`, `tokens`, the options of both and of `Backbone`, and
             `memory`.
-        vocab_size: V of the task.
+        vocab_size: V of the task; a pretrained backbone has at least its own `vocabulary`.
         members: of the task: how many neighbours in a batch share their content.
 
     Raises:
@@ -37,6 +37,7 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
         made: LayerMemory = kind(description, **_options(kind, values))
         return made
 
+    vocab_size = max(vocab_size, values.get("vocabulary") or 0)
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
     kind = _load("tokens", chosen.tokens, MemoryTokens)
     tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
