@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.bounds import (
+    Dropout,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Share,
+)
 from memlab.errors import ConfigError
 from memlab.models import choices
 
@@ -36,6 +45,8 @@ _NAMES: dict[str, Any] = {
     "NonNegativeFloat": NonNegativeFloat,
     "Fraction": Fraction,
     "Dropout": Dropout,
+    "Seed": Seed,
+    "Share": Share,
     "Literal": Literal,
     "Any": Any,
 }
