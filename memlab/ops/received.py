@@ -23,7 +23,7 @@ _WEIGHTS = 1 << 22  # maximum of weights held at once: 16 MB in fp32
 @torch.no_grad()
 def weights(q_BHTK: Tensor, k_BGLK: Tensor, look: Tensor) -> Tensor:
     """Softmax weights [B, H, T, L]; the arguments are those of `received`."""
-    b, h, t, width = q_BHTK.shape
+    h, t, width = q_BHTK.shape[1:]
     g = k_BGLK.shape[1]
     wide = torch.promote_types(q_BHTK.dtype, torch.float32)
     with torch.autocast(q_BHTK.device.type, enabled=False):

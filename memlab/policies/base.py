@@ -13,8 +13,8 @@ What a policy remembers itself is in the state, never in the module:
     of_document   numbers of each document, tensors [B, ..]
 
 Each layer has a policy object of its own. Learned numbers of a policy are buffers that are not saved
-(`persistent=False`): a checkpoint has the model's weights alone, so that it opens under every policy. Layers may
-share such a buffer.
+(`persistent=False`): a checkpoint has the model's weights alone, so that it opens under every policy. Layers
+may share such a buffer.
 
 Shapes: B batch, H heads, G key-value heads, C remembered rows, T rows just read, R = C + T, w queries, K head
 width.
@@ -97,13 +97,13 @@ class Rows:
     attention: Attention
 
     @property
-    def filled_BGR(self) -> Tensor:
-        """bool: the rows that stand for a token."""
+    def filled(self) -> Tensor:
+        """bool [B, G, R]: the rows that stand for a token."""
         return self.position_BGR != EMPTY
 
     @property
-    def age_BGR(self) -> Tensor:
-        """int: how many tokens were read after each row's; of empty rows, anything."""
+    def age(self) -> Tensor:
+        """int [B, G, R]: how many tokens were read after each row's; of empty rows, anything."""
         return self.length_B[:, None, None] - 1 - self.position_BGR
 
 
@@ -133,9 +133,13 @@ class Policy(nn.Module, abc.ABC):
 
     Attributes:
         rerotates: whether positions are those within the cache, so that it stores keys without positions.
+        Such
+            a policy cannot ask for attention.
+        by_head: whether heads may keep different rows.
     """
 
     rerotates: bool = False
+    by_head: bool = True
 
     def __init__(self, description: Description, *, every: Positive | None = None) -> None:
         super().__init__()

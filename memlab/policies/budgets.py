@@ -73,6 +73,6 @@ class Budgeted(Policy):
             recent_B: how many recent tokens stay in any case; None = `recent`.
         """
         recent = self.recent if recent_B is None else recent_B[:, None, None]
-        always = (rows.position_BGR < self.sinks) | (rows.age_BGR < recent)
-        score_BGR = score_BGR.masked_fill(always, math.inf).masked_fill(~rows.filled_BGR, -math.inf)
-        return rows.filled_BGR & (rank(score_BGR) < self.room(rows.length_B)[:, None, None])
+        always = (rows.position_BGR < self.sinks) | (rows.age < recent)
+        score_BGR = score_BGR.float().masked_fill(always, math.inf).masked_fill(~rows.filled, -math.inf)
+        return rows.filled & (rank(score_BGR) < self.room(rows.length_B)[:, None, None])

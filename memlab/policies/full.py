@@ -9,6 +9,8 @@ from memlab.policies.base import Decision, Policy, Rows
 class Full(Policy):
     """Keep every row."""
 
+    by_head = False
+
     def __init__(self, description: Description) -> None:
         super().__init__(description)
 
@@ -17,4 +19,4 @@ class Full(Policy):
         return True
 
     def decide(self, rows: Rows) -> Decision:
-        return Decision(rows.filled_BGR, rows.of_rows, rows.of_document)
+        return Decision(rows.filled, rows.of_rows, rows.of_document)

@@ -3,13 +3,13 @@
     F_k    = sum over queries q of A[q, k]        attention that key k received while it was in the cache
     stays    the last n / 2 tokens, and of the others those with the largest F
 
-A is attention after softmax, of one key-value head: the mean over the query heads that share it (the paper has
-no shared heads). The paper decides after every token: `every: 1`. Otherwise the tokens of a segment come
+A is attention after softmax, of one key-value head: the mean over the query heads that share it (the paper
+has no shared heads). The paper decides after every token: `every: 1`. Otherwise the tokens of a segment come
 together: all of its queries count before the decision.
 
-F favours old tokens, since more queries have seen them. The paper found the mean over these queries worse than
-the sum; `normalise` is that mean. With `decay` below 1, each query counts less by this factor for every token
-after it.
+F favours old tokens, since more queries have seen them. The paper found the mean over these queries worse
+than the sum; `normalise` is that mean. With `decay` below 1, each query counts less by this factor for every
+token after it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ class H2O(Budgeted):
     def decide(self, rows: Rows) -> Decision:
         sum_BGR = rows.of_rows.sum_BGC
         after_T = torch.arange(rows.new - 1, -1, -1, device=sum_BGR.device)  # tokens after each query
-        sum_BGR = self.decay**rows.new * sum_BGR + rows.attention.received(self.decay ** after_T.to(sum_BGR.dtype))
-        score_BGR = sum_BGR / self._seen(rows.age_BGR.to(sum_BGR.dtype)) if self.normalise else sum_BGR
+        sum_BGR = self.decay**rows.new * sum_BGR + rows.attention.received(
+            self.decay ** after_T.to(sum_BGR.dtype)
+        )
+        score_BGR = sum_BGR / self._seen(rows.age.to(sum_BGR.dtype)) if self.normalise else sum_BGR
         recent_B = None
         if self.half:
             room_B = self.room(rows.length_B)

@@ -2,13 +2,13 @@
 
     stays    the n rows with the smallest ||k||_2
 
-A key with a small norm tends to receive much attention, so nothing but the keys is needed. Rotary positions do
-not change a norm. The authors leave some of the first layers whole (`skip_layers`): counted from 1, layers
+A key with a small norm tends to receive much attention, so nothing but the keys is needed. Rotary positions
+do not change a norm. The authors leave some of the first layers whole (`skip_layers`): counted from 1, layers
 1 and 2 in their README, 1, 2 and 13 for passkeys and needles, 1 for language modelling. Their code begins to
 drop after 2,048 tokens: `after`.
 
-Here a share is one of all tokens so far. The released code takes a share of what is in the cache at each call,
-which shrinks again and again.
+Here a share is one of all tokens so far. The released code takes a share of what is in the cache at each
+call, which shrinks again and again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class L2(Budgeted):
         return self.skipped
 
     def decide(self, rows: Rows) -> Decision:
-        keep_BGR = rows.filled_BGR
+        keep_BGR = rows.filled
         if not self.skipped:
             keep_BGR = self.choose(rows, -rows.keys_BGRK.float().norm(dim=-1))
         return Decision(keep_BGR, rows.of_rows, rows.of_document)

@@ -1,8 +1,8 @@
 """Keep random tokens: the control of every comparison at the same budget.
 
-Each token has a random number that only depends on the seed, layer, head and its position in the document, and
-those with the largest numbers stay. At any time, the tokens that stay are a uniform sample of all tokens so
-far, without replacement. There is no generator whose state would have to be saved.
+Each token has a random number that only depends on the seed, layer, head and its position in the document,
+and those with the largest numbers stay. At any time, the tokens that stay are a uniform sample of all tokens
+so far, without replacement. There is no generator whose state would have to be saved.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Random(Budgeted):
 
 
 def mixed(x: Tensor) -> Tensor:
-    """Integers 0 .. 2^32 - 1 that look random, one for each integer: two rounds of xor, shift and multiply."""
+    """For each integer one of 0 .. 2^32 - 1 that looks random: two rounds of xor, shift and multiply."""
     x = x.long() & 0xFFFFFFFF
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF

@@ -4,14 +4,14 @@
     stays    the last w tokens (the observation window), and of the others those with the largest s
 
 A is the mean over the query heads that share a key-value head; the released code repeats keys and values for
-all query heads first, and each chooses for itself. Pooling goes over neighbours in the cache: a row that stays
-brings its neighbours with it. The paper decides once, when the whole prompt has been read, and needs room for
-the full prompt until then. Here each decision is as the paper's, and there is one at the end of each segment,
-with the queries of this segment.
+all query heads first, and each chooses for itself. Pooling goes over neighbours in the cache: a row that
+stays brings its neighbours with it. The paper decides once, when the whole prompt has been read, and needs
+room for the full prompt until then. Here each decision is as the paper's, and there is one at the end of each
+segment, with the queries of this segment.
 
 So what an early segment loses, it loses before the question is read (query-agnostic). With `after` set to the
-length of the prompt, nothing is dropped before the whole prompt is there: as published, and query-aware if the
-prompt ends with the question.
+length of the prompt, nothing is dropped before the whole prompt is there: as published, and query-aware if
+the prompt ends with the question.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class SnapKV(Budgeted):
     def decide(self, rows: Rows) -> Decision:
         a_BHwR = rows.attention.last(self.window)
         a_BGR = a_BHwR.sum(2).unflatten(1, (rows.position_BGR.shape[1], -1)).mean(2)
-        a_BGR = a_BGR.masked_fill(~rows.filled_BGR | (rows.age_BGR < self.window), 0)
-        keep_BGR = self.choose(rows, self._pooled(a_BGR, rows.filled_BGR))
+        a_BGR = a_BGR.masked_fill(~rows.filled | (rows.age < self.window), 0)
+        keep_BGR = self.choose(rows, self._pooled(a_BGR, rows.filled))
         return Decision(keep_BGR, rows.of_rows, rows.of_document)
 
     def _pooled(self, a_BGR: Tensor, filled_BGR: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     stays    tokens 1 .. sinks of the document, and the last n - sinks
 
-Attention gathers on the first tokens of a text whatever they say ("attention sinks"), and a window alone breaks
-as soon as they leave it. The paper gives a token its position within the cache, so that positions never exceed
-the budget (section 3.2): `positions: cache`. Keys are then stored before their rotation.
+Attention gathers on the first tokens of a text whatever they say ("attention sinks"), and a window alone
+breaks as soon as they leave it. The paper gives a token its position within the cache, so that positions
+never exceed the budget (section 3.2): `positions: cache`. Keys are then stored before their rotation.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Streaming(Budgeted):
         ConfigError: the budget has no room for the sinks, or the model has no rotary positions to change.
     """
 
+    by_head = False
+
     def __init__(
         self,
         description: Description,
@@ -48,5 +50,5 @@ class Streaming(Budgeted):
         self.rerotates = positions == "cache"
 
     def decide(self, rows: Rows) -> Decision:
-        keep_BGR = self.choose(rows, rows.position_BGR)
+        keep_BGR = self.choose(rows, -rows.age)
         return Decision(keep_BGR, rows.of_rows, rows.of_document)

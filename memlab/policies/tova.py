@@ -22,6 +22,8 @@ class TOVA(Budgeted):
         budget, sinks, recent, every: see `Budgeted`.
     """
 
+    by_head = False
+
     def __init__(
         self,
         description: Description,
