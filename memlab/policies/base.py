@@ -180,6 +180,6 @@ def rank(score_BGR: Tensor) -> Tensor:
     Scores are compared in single precision: otherwise rounding, and so the number of pieces in which a
     segment was read, would decide between rows whose scores are equal by their formula.
     """
-    order = score_BGR.float().argsort(-1, descending=True, stable=True)
+    order = score_BGR.float().argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)

@@ -77,7 +77,7 @@ class SnapKV(Budgeted):
 
     def _pooled(self, a_BGR: Tensor, filled_BGR: Tensor) -> Tensor:
         """Pooled along the filled rows: empty ones in between separate no neighbours."""
-        order = (~filled_BGR).to(torch.uint8).argsort(-1, stable=True)
+        order = (~filled_BGR).to(torch.uint8).argsort(dim=-1, stable=True)
         pool = F.avg_pool1d if self.pooling == "avg" else F.max_pool1d
         pooled = pool(a_BGR.gather(-1, order), self.kernel, stride=1, padding=self.kernel // 2)
         return torch.empty_like(a_BGR).scatter_(-1, order, pooled)
