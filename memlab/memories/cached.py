@@ -121,7 +121,7 @@ class Cached(LayerMemory):
         position_BGC = torch.full(shape, EMPTY, dtype=torch.int32, device=self.device)
         length_B = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         of_document = self.policy.init_document(lambda *more: self.zeros(batch_size, *more, accumulate=True))
-        rows = self.no_rows(batch_size, size)
+        rows = self.no_rows(batch_size, size).map(torch.clone)  # keys and values in memory of their own
         return CachedState(rows, position_BGC, length_B, self._new_numbers(batch_size, size), of_document)
 
     def offset(self, state: CachedState) -> Tensor:
