@@ -22,6 +22,7 @@ FLOORS = (
     ("config",),
     ("models", "tasks"),
     ("memories", "memory_tokens", "text"),
+    ("policies",),
     ("layers",),
     ("ops",),
     ("files", "ram", "terminal"),

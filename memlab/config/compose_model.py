@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab.config.checks import check_model
+from memlab.config.checks import check_model, with_policy
 from memlab.config.composing import composing
 from memlab.config.overrides import spelled
 from memlab.config.pretrained_keys import settle
@@ -44,10 +44,10 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
             also = [] if own is None else [f"hydra.searchpath=[file://{own.absolute()}]"]
             words = spelled([f"model={name}", *overrides])
             composed = compose("train", [*words, *also])
-            values: Any = OmegaConf.to_container(composed.model, resolve=True)
+            plain: Any = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"model={name}: {str(error).splitlines()[0]}") from None
-    values = settle(values)
+    values: dict[str, Any] = settle(with_policy(plain)["model"])
     check_model(values)
     return values
 

@@ -92,7 +92,8 @@ def options(name: str) -> tuple[dict[str, Any], ...]:
 
 def possible(model: dict[str, Any], change: dict[str, Any]) -> bool:
     """Not what the model refuses with a message of its own, which is tested elsewhere."""
-    return not (change.get("same_length") and model["tokens"] != "none")
+    distances = change.get("positions") == "transformer_xl" and model["layer_memory"] == "cached"
+    return not distances and not (change.get("same_length") and model["tokens"] != "none")
 
 
 def build(name: str, changed: dict[str, Any], dtype: torch.dtype = torch.float64) -> Model:
