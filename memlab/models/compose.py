@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from memlab.errors import ConfigError
 from memlab.layers.description import Description
 from memlab.memories.base import LayerMemory
 from memlab.models import choices
@@ -38,6 +39,11 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
     kind = _load(chosen.tokens)
     tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
+    if tokens.bidirectional and any(memory.only_causal for memory in backbone.memories):
+        raise ConfigError(
+            f"model.layer_memory={values['layer_memory']}: a row cannot look at rows after it, and "
+            f"model.tokens={values['tokens']} needs layers that read in both directions"
+        )
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)
 

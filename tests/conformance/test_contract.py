@@ -406,7 +406,9 @@ def test_pieces_of_a_segment(model: Model, pieces: list[int]) -> None:
         logits.append(part)
     close(torch.cat(logits, dim=1), whole.logits[:, 0])
     assert_same_state(model.close(open), whole.state)
-    assert open.nbytes > state.nbytes
+    # a layer that reads row after row holds nothing of the open segment but its state
+    held = any(not memory.only_causal for memory in model.backbone.memories)
+    assert open.nbytes > state.nbytes or (not held and open.nbytes == state.nbytes)
 
 
 def test_bf16_stays_near_fp32(whole: str) -> None:
