@@ -108,9 +108,7 @@ class GatedDeltaNet(LayerMemory):
         if rule != "linear":
             self.beta = nn.Linear(d.width, groups, bias=False)
             self.out_norm = nn.RMSNorm(d.head_width, eps=1e-5)
-        self.output_gate = (
-            nn.Linear(d.width, d.heads * d.head_width, bias=False) if output_gate else None
-        )
+        self.output_gate = nn.Linear(d.width, d.heads * d.head_width, bias=False) if output_gate else None
         if local_attention:
             self.gate_H = nn.Parameter(torch.full((d.heads,), float(gate_init)))
 
@@ -119,7 +117,7 @@ class GatedDeltaNet(LayerMemory):
         return not self.local_attention
 
     @property
-    def only_causal(self) -> bool:
+    def only_causal(self) -> bool:  # type: ignore[override]
         return not self.local_attention
 
     def init_state(self, batch_size: int) -> DeltaState:
@@ -180,9 +178,7 @@ class GatedDeltaNet(LayerMemory):
             o, memory = gated_delta_rule(q, k, v, log_decay, beta, state.memory_BGKV, delta)
             if observing.watched():  # o is linear in v and in the state: what is read without v is older
                 older, _ = gated_delta_rule(q, k, 0 * v, log_decay, beta, state.memory_BGKV, delta)
-                observing.offer(
-                    "mix", memory=self, where=where, gate=0.5, remembered=older, local=o - older
-                )
+                observing.offer("mix", memory=self, where=where, gate=0.5, remembered=older, local=o - older)
             if self.rule == "linear":
                 o = o[..., :-1] / o[..., -1:].clamp_min(_SMALLEST)
         if self.rule != "linear":

@@ -50,7 +50,7 @@ def gated_delta_rule_naive(
         state = state + k_BGK.unsqueeze(-1) * (beta_BG.unsqueeze(-1) * new_BGV).unsqueeze(-2)
         outputs.append((q_BHK.unflatten(1, (k_BGK.shape[1], -1)) @ state).flatten(1, 2))
     if not outputs:
-        return v_BGTV.new_zeros(*q_BHTK.shape[:3], v_BGTV.shape[3]), state
+        return (q_BHTK.unflatten(1, (k_BGTK.shape[1], -1)) @ state.unsqueeze(2)).flatten(1, 2), state
     return torch.stack(outputs, dim=2), state
 
 
@@ -64,10 +64,8 @@ def gated_delta_rule(
     delta: bool,
 ) -> tuple[Tensor, Tensor]:
     """As `gated_delta_rule_naive`, in chunks and at least in fp32."""
-    (b, h, t, _), (groups, width) = q_BHTK.shape, v_BGTV.shape[1::2]
-    if not t:
-        return v_BGTV.new_zeros(b, h, 0, width), state_BGKV
-    size = min(_CHUNK, t)
+    (b, _, t, _), (groups, width) = q_BHTK.shape, v_BGTV.shape[1::2]
+    size = max(1, min(_CHUNK, t))
 
     def chunks(x: Tensor) -> Tensor:
         """[B, G, T, ..] to [chunks, B G, C, ..]. Rows of zeros at the end neither decay nor write."""
@@ -112,5 +110,7 @@ def _scan(A: Tensor, B: Tensor, start: Tensor, matrix: bool) -> Tensor:
     states = [start]
     for factor, added in zip(A.unbind(), B.unbind(), strict=True):
         before = states[-1]
-        states.append(torch.baddbmm(added, factor, before) if matrix else torch.addcmul(added, factor, before))
+        states.append(
+            torch.baddbmm(added, factor, before) if matrix else torch.addcmul(added, factor, before)
+        )
     return torch.stack(states)

@@ -81,7 +81,9 @@ def options(name: str) -> tuple[dict[str, Any], ...]:
     changes: list[dict[str, Any]] = [{}]
     if files()[name][1] is None:
         changes += [{"kv_heads": 1}]
-        positions = ("rope", "transformer_xl", "none")
+        layers = example(name, ()).backbone.memories
+        has_positions = any(memory.description.positions != "none" for memory in layers)
+        positions = ("rope", "transformer_xl", "none") if has_positions else ()
         changes += [{"positions": word} for word in positions if word != model["positions"]]
     for key, annotation in arguments.items():
         words = get_args(annotation) if get_origin(annotation) is Literal else ()
