@@ -87,7 +87,7 @@ class MultiHead(nn.Module):
 
     def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, G, T, K]; queries and keys rotated if `turn` is given."""
-        return self._queries_keys_values(self.qkv(x_BTD), turn)
+        return self.split(self.qkv(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
         """Only keys and values, of rows that only other rows look at."""
@@ -101,9 +101,10 @@ class MultiHead(nn.Module):
         """`project` of norm(x), and `keys_values` of norm(SG(x)), where SG cuts x from the graph."""
         normalised, weight, bias = fold_norm(norm, x_BTD, self.qkv.weight, self.qkv.bias)
         y, again = project_twice(normalised, weight, bias, self.heads * self.head_width)
-        return self._queries_keys_values(y, turn), self._keys_values(again, turn)
+        return self.split(y, turn), self._keys_values(again, turn)
 
-    def _queries_keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, y: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `project` gives them, from the output of `qkv`."""
         both = self.heads + self.kv_heads
         queries_keys, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
         both_BHTK = self._heads(queries_keys)

@@ -142,12 +142,14 @@ class LayerMemory(nn.Module, abc.ABC):
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
         positions_go_on: whether positions continue over segments, from `offset`; otherwise they start at 0 in
             each segment.
+        only_causal: whether a row can look at no row after it, whatever `where.mask` allows.
     """
 
     parallel: ClassVar[Any] = None
     sends_gradient: ClassVar[bool] = True
     stores_memory_tokens: ClassVar[bool] = False
     positions_go_on: ClassVar[bool] = False
+    only_causal: ClassVar[bool] = False
 
     def __init__(self, description: Description) -> None:
         super().__init__()

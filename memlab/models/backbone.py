@@ -162,6 +162,10 @@ class Backbone(nn.Module):
             )
             blocks.append(Block(description, memories(description)))
         self.blocks: Any = nn.ModuleList(blocks)
+        if positions == "transformer_xl" and all(m.attention.distance is None for m in self.memories):
+            raise ConfigError(
+                "model.positions=transformer_xl: no layer of this model.layer_memory looks at positions"
+            )
         # With post-normalisation, rows enter and leave the blocks normalised.
         post = norm_position == "post"
         self.embed_norm = description.new_norm() if post else None

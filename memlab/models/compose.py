@@ -57,6 +57,11 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
     options = {key: value for key, value in _options(tokens_kind, values).items() if key != "width"}
     tokens = tokens_kind(backbone.width, **options)
+    if tokens.bidirectional and any(memory.only_causal for memory in backbone.memories):
+        raise ConfigError(
+            f"model.layer_memory={values['layer_memory']}: a row cannot look at rows after it, and "
+            f"model.tokens={values['tokens']} needs layers that read in both directions"
+        )
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)
 

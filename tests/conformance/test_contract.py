@@ -81,7 +81,9 @@ def options(name: str) -> tuple[dict[str, Any], ...]:
     changes: list[dict[str, Any]] = [{}]
     if files()[name][1] is None:
         changes += [{"kv_heads": 1}]
-        positions = ("rope", "transformer_xl", "none")
+        layers = example(name, ()).backbone.memories
+        has_positions = any(memory.description.positions != "none" for memory in layers)
+        positions = ("rope", "transformer_xl", "none") if has_positions else ()
         changes += [{"positions": word} for word in positions if word != model["positions"]]
     for key, annotation in arguments.items():
         words = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -407,7 +409,9 @@ def test_pieces_of_a_segment(model: Model, pieces: list[int]) -> None:
         logits.append(part)
     close(torch.cat(logits, dim=1), whole.logits[:, 0])
     assert_same_state(model.close(open), whole.state)
-    assert open.nbytes > state.nbytes
+    # a layer that reads row after row holds nothing of the open segment but its state
+    held = any(not memory.only_causal for memory in model.backbone.memories)
+    assert open.nbytes > state.nbytes or (not held and open.nbytes == state.nbytes)
 
 
 def test_bf16_stays_near_fp32(whole: str) -> None:

@@ -114,6 +114,23 @@ def attend_nearest() -> list[Case]:
     return found
 
 
+def gated_delta_rule() -> list[Case]:
+    found: list[Case] = []
+    shapes = [
+        (2, 4, 2, 37, 3, 5),
+        (1, 1, 1, 1, 2, 2),
+        (2, 3, 1, 65, 4, 2),
+        (3, 2, 2, 32, 1, 1),
+        (2, 2, 1, 0, 3, 4),
+    ]
+    for i, (b, h, g, t, k, v) in enumerate(shapes):
+        keys = torch.nn.functional.normalize(normal(b, g, t, k, seed=1), dim=-1)
+        decay, beta = -normal(b, g, t, seed=3).abs(), normal(b, g, t, seed=4).sigmoid()
+        start = normal(b, g, k, v, seed=5)
+        found.append((normal(b, h, t, k), keys, normal(b, g, t, v, seed=2), decay, beta, start, i != 3))
+    return found
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     make.__name__: make
     for make in (
@@ -122,6 +139,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         project_twice,
         distance_attention,
         attend_nearest,
+        gated_delta_rule,
     )
 }
 EACH = pytest.mark.parametrize("name", OPERATIONS)
