@@ -158,7 +158,7 @@ class LayerMemory(nn.Module, abc.ABC):
     """
 
     parallel: ClassVar[Any] = None
-    sends_gradient: ClassVar[bool] = True
+    sends_gradient: bool = True
     stores_memory_tokens: ClassVar[bool] = False
     positions_go_on: ClassVar[bool] = False
     has_auxiliary_loss: bool = False
