@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +39,35 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, form: Form, carried: Any, where: Where
-    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Output of the wanted rows in one form of the layer memory, what it hands on, and diagnostics."""
+    ) -> tuple[Tensor, Any, dict[str, Tensor], Tensor | None]:
+        """Output of the wanted rows in one form of the layer memory, and the rest of `Reading`."""
         # Here, because with trainer=fsdp a block's weights are only gathered within its `forward`.
         found = {} if form == "extend" else self.memory.diagnose()
+        if self.memory.has_auxiliary_loss and form != "extend" and torch.is_grad_enabled():
+            where = dataclasses.replace(where, losses=[])
         y_BTD, handed_on = getattr(self.memory, form)(x_BTD, carried, where)
+        loss = None if where.losses is None else torch.stack(where.losses).sum(0)
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found, loss
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found, loss
+
+
+class Reading(NamedTuple):
+    """What a backbone returns.
+
+    Attributes:
+        top_BTD: the normalised outputs of the wanted rows.
+        handed_on: by each layer, as its memory's form returned it.
+        diagnostics: of all layers, scalars by name, such as `gate/layer2_head1` (counted from 1).
+        auxiliary: the sum of the layers' auxiliary losses, [B] or [B, S]; None = there are none.
+    """
+
+    top_BTD: Tensor
+    handed_on: tuple[Any, ...]
+    diagnostics: dict[str, Tensor]
+    auxiliary: Tensor | None
 
 
 class Backbone(nn.Module):
@@ -227,36 +246,36 @@ class Backbone(nn.Module):
 
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
-    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Tensor]]:
+    ) -> Reading:
         """Pass rows through all blocks.
 
         Args:
             form: the method of the layer memories that reads, see `memories/base.py`.
             carried: its second argument, one for each layer.
             wanted: the rows whose output is needed.
-
-        Returns:
-            The normalised outputs of the wanted rows; what each layer hands on; and the diagnostics of all
-            layers, scalars by name, such as `gate/layer2_head1` (counted from 1).
         """
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         handed_on = []
         diagnostics: dict[str, Tensor] = {}
+        auxiliary: Tensor | None = None
         for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
             # below the top layer, the rows above look at all outputs
             here = self.at(where, layer, wanted if layer == len(self.blocks) else ALL)
             if self.recompute and torch.is_grad_enabled():
-                x_BTD, own, found = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
+                x_BTD, own, found, loss = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
             else:
-                x_BTD, own, found = block(x_BTD, form, own, here)
+                x_BTD, own, found, loss = block(x_BTD, form, own, here)
             handed_on.append(own)
+            if loss is not None:
+                auxiliary = loss if auxiliary is None else auxiliary + loss
             for name, value in found.items():
                 if value.dim():
                     diagnostics |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
                 else:
                     diagnostics[f"{name}/layer{layer}"] = value
-        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(handed_on), diagnostics
+        top_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
+        return Reading(top_BTD, tuple(handed_on), diagnostics, auxiliary)
 
     def begin(self, states: Sequence[Any], where: Where) -> tuple[Any, ...]:
         """Open a segment in each layer."""

@@ -260,11 +260,16 @@ def test_parallel_is_recurrent(model: Model, shape: tuple[tuple[int, int, int], 
         loss = (output.logits * weights).sum() + sum(
             t.square().sum() for t in output.state.tensors() if t.is_floating_point()
         )
+        if output.auxiliary is not None:
+            loss = loss + (output.auxiliary * torch.linspace(1, 2, b * s).view(b, s)).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         results.append((output, gradients))
     (one, one_gradients), (other, other_gradients) = results
     close(one.logits, other.logits)
     assert_same_state(one.state, other.state)
+    assert (one.auxiliary is None) == (other.auxiliary is None) == (not model.has_auxiliary_loss)
+    if one.auxiliary is not None and other.auxiliary is not None:
+        close(one.auxiliary, other.auxiliary)
     for name, a, b_ in zip(dict(model.named_parameters()), one_gradients, other_gradients, strict=True):
         assert (a is None) == (b_ is None), name
         if a is not None and b_ is not None:
