@@ -24,7 +24,7 @@ FLOORS = (
     ("memories", "memory_tokens", "text"),
     ("layers",),
     ("ops",),
-    ("files", "ram", "terminal"),
+    ("files", "gpus", "ram", "terminal"),
     ("errors", "bounds", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -19,9 +20,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from memlab.config import composing, launch, lifetime, override_file, overrides, presets
+from memlab.config import composing, jobs, launch, lifetime, override_file, overrides, presets
 from memlab.config.composing import Check, compose_checked
-from memlab.config.jobs import Jobs, announce
+from memlab.config.jobs import Job, Jobs
 from memlab.config.paths import config_dir
 from memlab.config.unexpected import UnexpectedError, kept_in
 from memlab.errors import ConfigError, UserError
@@ -35,7 +36,12 @@ _MAY_BE_EMPTY = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
 
 
 def run(
-    command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = (), groups: bool = True
+    command: str,
+    check: Check,
+    job: Callable[[Any], int],
+    unused: Sequence[str] = (),
+    groups: bool = True,
+    imports: Sequence[str] = (),
 ) -> NoReturn:
     """Run a command and end the process.
 
@@ -49,16 +55,22 @@ def run(
             command does not read.
         groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of
             groups, such as `experiment` and `tokens`.
+        imports: modules that `job` imports, and that take long; the jobs of `--multirun` share them.
     """
     streams.guard(f"memlab.{command}")
     try:
-        _run(command, check, job, unused, groups)
+        _run(command, check, job, unused, groups, imports)
     finally:
         streams.release()
 
 
 def _run(
-    command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str], groups: bool
+    command: str,
+    check: Check,
+    job: Callable[[Any], int],
+    unused: Sequence[str],
+    groups: bool,
+    imports: Sequence[str],
 ) -> NoReturn:
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         print(f"memlab {__version__}")
@@ -83,7 +95,7 @@ def _run(
             command, lambda: _preflight(command, arguments, check, unused, folder, groups), leads
         )
         if arguments.multirun and not arguments.cfg:
-            sys.exit(_multirun(command, words, folder, found))
+            sys.exit(_multirun(command, words, folder, found, imports))
 
     @hydra.main(version_base="1.3", config_path=config_dir() if groups else None, config_name=command)
     def main(composed: DictConfig) -> None:
@@ -105,14 +117,18 @@ def _run(
 
 
 def _multirun(
-    command: str, words: Sequence[str], folder: str | None, found: Sequence[Sequence[str]]
+    command: str,
+    words: Sequence[str],
+    folder: str | None,
+    found: tuple[Sequence[Job], int],
+    imports: Sequence[str],
 ) -> int | str:
-    """Run the jobs one after another; returns what the process is to end with."""
-    announce(command, words)  # they know that they belong together
-    jobs = Jobs(command, [] if folder is None else ["--config-dir", folder])
-    for job in found:
-        jobs.run(job)
-    return jobs.end()
+    """Run jobs, so many at a time; returns what the process is to end with."""
+    every, at_once = found
+    identity = jobs.announce(command, words)  # they know that they belong together
+    options = [] if folder is None else ["--config-dir", folder]
+    logs = Path("runs", "multirun", identity).absolute()
+    return Jobs(command, options, at_once, logs, imports).run(jobs.with_threads(every, at_once))
 
 
 def _is_override(word: str) -> bool:
@@ -133,8 +149,8 @@ def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
 
 def _preflight(
     command: str, arguments: Any, check: Check, unused: Sequence[str], folder: str | None, groups: bool
-) -> list[list[str]]:
-    """Compose and check every job of the command line; returns the words of each.
+) -> tuple[list[Job], int]:
+    """Compose and check every job of the command line; returns them, and how many run at a time.
 
     Raises:
         ConfigError: for the first mistake.
@@ -163,14 +179,17 @@ def _preflight(
                 raise ConfigError(
                     f"{override.input_line}: memlab.{command} does not train, so nothing reads this key"
                 )
+        at_once, given = jobs.at_once(given, arguments.multirun)
         if arguments.multirun and groups:
             given = composing.with_preset(command, given, folder)
-        found = list(overrides.jobs(given))
+        found: list[Job] = []
         named = any(o.key_or_group == "run_dir" for o in given)  # the default differs for each run
         directories: set[str] = set()
-        for job in found:
+        for job in overrides.jobs(given):
             composed = composing.compose_job(command, job, folder)
-            check(composed)
+            config = check(composed)
+            trainer = getattr(config, "trainer", None)
+            found.append(Job(job, {} if trainer is None else trainer.model_dump()))
             if not named:
                 continue
             directory = os.path.abspath(composed.run_dir)
@@ -180,4 +199,4 @@ def _preflight(
                     "run_dir='x/${seed}'"
                 )
             directories.add(directory)
-    return found
+    return found, at_once

@@ -126,6 +126,7 @@ class Config(Section):
     run_dir: Place
     resume: Place = "never"
     experiment_file: str | None = None
+    jobs: Positive = 1
     model: dict[str, Any]
     task: dict[str, Any]
     trainer: TrainerConfig
