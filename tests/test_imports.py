@@ -25,7 +25,7 @@ FLOORS = (
     ("policies",),
     ("layers",),
     ("ops",),
-    ("files", "ram", "terminal"),
+    ("files", "gpus", "ram", "terminal"),
     ("errors", "bounds", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}

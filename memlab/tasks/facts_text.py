@@ -36,7 +36,9 @@ class FactsText(ProseTask):
     def __init__(self, *, story: Literal["memorize", "detect", "reason"], **prose: Any) -> None:
         self.kind = story
         if story == "reason":
-            self.stage_threshold = 0.9  # the stages only prepare: what is missing in one is learned in the next
+            self.stage_threshold = (
+                0.9  # the stages only prepare: what is missing in one is learned in the next
+            )
         super().__init__(**prose)
 
     @property

@@ -37,9 +37,7 @@ class HiddenTask(ProseTask):
     lengths_in: ClassVar[Literal["segments", "tokens"]] = "tokens"
     whole_answers: ClassVar[bool] = True
 
-    def __init__(
-        self, *, depth: Fraction | None, depths: Positive, last_segment: bool, **prose: Any
-    ) -> None:
+    def __init__(self, *, depth: Fraction | None, depths: Positive, last_segment: bool, **prose: Any) -> None:
         if depth is not None and depths > 1:
             raise ConfigError(
                 f"task.depth={depth} and task.depths={depths}: the first sets one place, the second several; use "

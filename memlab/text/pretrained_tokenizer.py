@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memlab.errors import ConfigError, UserError, first_line
-from memlab.files import expanded, exists, why_no_file, write_whole
+from memlab.files import exists, expanded, why_no_file, write_whole
 from memlab.text.corpus import within
 from memlab.text.tokenizers import SavedTokenizer
 
@@ -45,7 +45,9 @@ class PretrainedTokenizer(SavedTokenizer):
     def __init__(self, given: str, file: Path, config: dict[str, Any]) -> None:
         self._read(f"task.tokenizer={given}", file)
         special = {
-            token.content: i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
+            token.content: i
+            for i, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
         }
         own = [_content(config.get(f"{name}_token")) for name in ("bos", "cls", "eos")]
         begin = next((special[name] for name in (*BEGINS, *own) if name in special), None)

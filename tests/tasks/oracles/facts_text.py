@@ -10,9 +10,7 @@ def solve(task: SyntheticTask, read: list[int]) -> list[int]:
     words = [task.word(token).lower() for token in read]
     place, owner = dict[str, str](), dict[str, str]()
     for at, word in enumerate(words[:-8]):
-        if word in MOVING:  # NAME went to the PLACE
-            place[words[at - 1]] = words[at + 3]
-        elif words[at : at + 3] == ["is", "in", "the"]:  # NAME is in the PLACE
+        if word in MOVING or words[at : at + 3] == ["is", "in", "the"]:  # NAME went to the PLACE
             place[words[at - 1]] = words[at + 3]
         elif word in HAVING:  # NAME took the THING
             owner[words[at - 1 + 3]] = words[at - 1]
