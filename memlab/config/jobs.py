@@ -242,7 +242,7 @@ class Jobs:
             place = str(again).replace("\\", "\\\\").replace("'", "\\'")
             words.append(f"resume='{place}'")
         log = None if self.logs is None else self.logs / f"{number + 1}.log"
-        if log is None and again is None:
+        if log is None and not restarts:
             print(f"\nmemlab.{self.command} {shlex.join(words)}", flush=True)
         note = notes / str(number)
         environment = {**os.environ, _NOTE: str(note)}
@@ -259,16 +259,16 @@ class Jobs:
         self, starter: Starter, run: _Run, status: int, notes: Path, shares: Sequence[str]
     ) -> bool:
         """Whether a run that was killed goes on."""
-        directory = run.directory
         if (
             status != -signal.SIGKILL
             or self._ending()
             or run.restarts == _RESTARTS
             or self.command != "train"
-            or directory is None
         ):
             return False
-        said = f"memlab.train: {self._line(run.job)}: killed; it goes on from its last checkpoint"
+        directory = run.directory
+        how = "it begins again" if directory is None else "it goes on from its last checkpoint"
+        said = f"memlab.train: {self._line(run.job)}: killed; {how}"
         print(said, file=sys.stderr, flush=True)
         if run.log is not None:
             with run.log.open("a", encoding="utf-8") as log:

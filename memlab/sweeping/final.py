@@ -23,7 +23,7 @@ from memlab.sweeping.ending import Asked
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
 from memlab.sweeping.study import Arm
-from memlab.sweeping.training_process import Following, forked, program
+from memlab.sweeping.training_process import Following, starts
 from memlab.terminal.times import duration
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def train_final(
         return ended.result
 
     starter = Starter(TRAINING)
-    start = forked(starter) if order.command is None else program(order.command)
+    start = starts(order.command, starter)
     with contextlib.closing(starter), ThreadPoolExecutor(len(shares)) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:

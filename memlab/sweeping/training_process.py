@@ -17,7 +17,7 @@ from typing import Any
 
 from memlab.config import lifetime
 from memlab.config.lifetime import DIES_WITH
-from memlab.config.starter import Running, Starter
+from memlab.config.starter import TRAINING, Running, Starter
 
 _ENDED = [128 + number for number in lifetime.ENDING if number != signal.SIGINT]  # it saved, and can go on
 LAST_LINES = 5  # of its log, kept as the error of a training that failed
@@ -38,9 +38,16 @@ class Ended:
 Start = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
 
 
-def forked(starter: Starter) -> Start:
-    """Trainings that share their imports."""
+def starts(command: Sequence[str] | None, starter: Starter | None = None) -> Start:
+    """Trainings by a program; None = memlab's own, which share their imports.
 
+    Args:
+        starter: of them; None = another one.
+    """
+    return _forked(starter or Starter(TRAINING)) if command is None else program(command)
+
+
+def _forked(starter: Starter) -> Start:
     def start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Running:
         return starter.start("train", words, out=log, environment=environment, session=True)
 

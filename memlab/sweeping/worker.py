@@ -23,7 +23,7 @@ from memlab.sweeping.labels import Labels
 from memlab.sweeping.leases import Beats, Lease, Leases, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
-from memlab.sweeping.training_process import Ended, Following, Start, forked, program
+from memlab.sweeping.training_process import Ended, Following, starts
 
 STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
 _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
@@ -37,8 +37,9 @@ _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
 class Worker:
     """Works on a sweep until all its trials have ended, or until SIGTERM asks it to end."""
 
-    def __init__(self, order: Order, start: Start) -> None:
-        self.order, self.start = order, start
+    def __init__(self, order: Order, starter: Starter | None = None) -> None:
+        self.order = order
+        self.start = starts(order.command, starter)
         self.store = Store(order.storage, order.study)
         arms = self.store.patiently(lambda: order.arms(self.store))
         self.leases = Leases(
@@ -180,7 +181,7 @@ def main() -> int:
     order = Order.model_validate_json(given)
     os.environ.update(order.environment)
     try:
-        worker = Worker(order, forked(starter) if order.command is None else program(order.command))
+        worker = Worker(order, starter)
 
         def end(number: int, frame: FrameType | None) -> None:
             worker.ending = True

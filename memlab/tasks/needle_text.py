@@ -23,8 +23,62 @@ from memlab.tasks.language import Answers
 from memlab.tasks.passkey_text import HiddenTask
 from memlab.tasks.prose import Story, chosen, fraction, number, some_numbers
 
-KEYS = ["castle", "violin", "carpet", "mirror", "basket", "hammer", "ladder", "pillow", "candle", "bottle", "button", "jacket", "camera", "tunnel", "statue", "barrel", "blanket", "cabinet", "fountain", "kettle", "ribbon", "saddle", "shovel", "temple", "trumpet", "wagon"]
-VALUES = ["silver", "orange", "yellow", "purple", "tiger", "rabbit", "monkey", "camel", "butter", "pepper", "sugar", "coffee", "winter", "summer", "monday", "friday", "london", "paris", "doctor", "farmer", "pilot", "sailor", "cotton", "copper", "marble", "diamond"]
+KEYS = [
+    "castle",
+    "violin",
+    "carpet",
+    "mirror",
+    "basket",
+    "hammer",
+    "ladder",
+    "pillow",
+    "candle",
+    "bottle",
+    "button",
+    "jacket",
+    "camera",
+    "tunnel",
+    "statue",
+    "barrel",
+    "blanket",
+    "cabinet",
+    "fountain",
+    "kettle",
+    "ribbon",
+    "saddle",
+    "shovel",
+    "temple",
+    "trumpet",
+    "wagon",
+]
+VALUES = [
+    "silver",
+    "orange",
+    "yellow",
+    "purple",
+    "tiger",
+    "rabbit",
+    "monkey",
+    "camel",
+    "butter",
+    "pepper",
+    "sugar",
+    "coffee",
+    "winter",
+    "summer",
+    "monday",
+    "friday",
+    "london",
+    "paris",
+    "doctor",
+    "farmer",
+    "pilot",
+    "sailor",
+    "cotton",
+    "copper",
+    "marble",
+    "diamond",
+]
 
 
 class NeedleText(HiddenTask):

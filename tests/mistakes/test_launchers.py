@@ -15,7 +15,7 @@ from memlab.config.jobs import Job, Jobs
 from memlab.config.sections import OptimConfig, ShowConfig, TrainerConfig
 from memlab.errors import ConfigError
 from memlab.sweeping.ending import Asked
-from memlab.sweeping.training_process import Following
+from memlab.sweeping.training_process import Following, program
 from memlab.training.build import trainer
 from memlab.training.signals import Ended, Signals
 from tests.config.test_jobs import Run, Runs
@@ -172,13 +172,13 @@ def test_multirun_passes_a_signal_on(number: signal.Signals, monkeypatch: pytest
 @pytest.mark.parametrize("number", SAVING)
 def test_a_trials_training_that_was_asked_to_end_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     """A scheduler's signal reaches all processes of a job; the training has saved."""
-    program = (
+    text = (
         "import json, pathlib, sys\n"
         "place = pathlib.Path('again')\n"
         f"if not place.exists(): place.touch(); sys.exit(128 + {int(number)})\n"
         "pathlib.Path('result.json').write_text(json.dumps({'status': 'finished'}))\n"
     )
-    (tmp_path / "run.py").write_text(f"import os; os.chdir({str(tmp_path)!r})\n{program}")
+    (tmp_path / "run.py").write_text(f"import os; os.chdir({str(tmp_path)!r})\n{text}")
     following = Following(
         program([sys.executable]), [str(tmp_path / "run.py")], tmp_path, tmp_path / "log", {}
     )
