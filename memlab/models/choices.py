@@ -66,6 +66,30 @@ def choose(values: Mapping[str, Any]) -> Choices:
     )
 
 
+def bounded(values: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a model with a bounded cache instead of full attention; its weights are the same.
+
+    Args:
+        values: of `model`.
+        policy: its `name` and options; for layers that have a bounded cache already, another policy.
+
+    Raises:
+        ConfigError: no layer has full attention.
+    """
+    named = values["layer_memory"]
+    pattern = [named] if isinstance(named, str) else list(named)
+    whole = {"full", "cached"} | ({"attention"} if values.get("context") == "full" else set())
+    if not whole & set(pattern):
+        raise ConfigError(
+            f"policy={policy['name']} reads layers with full attention through a bounded cache, and this "
+            f"model has none: model.layer_memory={named}, model.context={values.get('context')}. Train it "
+            "with layer_memory=full or layer_memory=cached"
+        )
+    changed = ["cached" if name in whole else name for name in pattern]
+    others = {key: value for key, value in values.items() if key != "context" or "attention" in changed}
+    return {**others, "layer_memory": changed, "policy": dict(policy)}
+
+
 def target(group: Group, name: str) -> str:
     """The dotted name of the class that a choice names.
 

@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = trained.choose_device(config.accelerator)
     found = finished_runs.find(config.run, config.tracking.uri)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust)
+    run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
@@ -90,7 +90,7 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
         elif entry is not None:
             entries.append(entry)
     whole = record.whole()
-    drawn = _draw_lengths(run, whole, best(whole["lengths"]) or entries)
+    drawn = _draw_lengths(run, whole, best(whole["lengths"], run.policy) or entries)
     return Done(
         record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size)
     )
@@ -109,7 +109,7 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
             ]
         _track(config, run, points)
         new = True
-    folder, title = run.found.directory / "figures", _title(run)
+    folder, title = _folder(run), _title(run)
     drawn = [folder / "evaluation_loss_by_position.png", folder / "memory_by_tokens.png"]
     figures.loss_by_position(entry, title, drawn[0])
     figures.memory_by_tokens(entry["memory_curve"], title, drawn[1])
@@ -140,7 +140,7 @@ def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
                 for name in names
             ],
         )
-    drawn = [run.found.directory / "figures" / "streaming.png"]
+    drawn = [_folder(run) / "streaming.png"]
     figures.streaming(entry, _title(run), drawn[0])
     whole = record.whole()
     return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
@@ -164,7 +164,7 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
                 True,
             )
         entries.append(entry)
-        drawn += inside_figures.draw(entry, _title(run), run.found.directory / "figures")
+        drawn += inside_figures.draw(entry, _title(run), _folder(run))
     return Done(record, new, drawn, lambda console: tables.print_inside(console, record.whole(), entries))
 
 
@@ -195,7 +195,7 @@ def _record(run: Trained) -> Record:
 
 
 def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
-    folder, title, chance = run.found.directory / "figures", _title(run), whole["chance"]
+    folder, title, chance = _folder(run), _title(run), whole["chance"]
     drawn = [folder / "accuracy_by_segments.png", folder / "memory_by_tokens.png"]
     figures.accuracy_by_segments(entries, whole["trained_segments"], chance, title, drawn[0])
     figures.memory_by_tokens(max(entries, key=lambda e: int(e["tokens"]))["memory_curve"], title, drawn[1])
@@ -239,8 +239,12 @@ def _track(
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
+    of_policy = [(name.replace("eval/", f"eval/{_label(run)}/"), *rest) for name, *rest in points]
     finished_runs.add(
-        uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn]
+        uri,
+        finished_runs.mlflow_run_id(run.found.directory),
+        points if run.policy is None else of_policy,
+        [(file, str(file.parent.relative_to(run.found.directory))) for file in drawn],
     )
 
 
@@ -272,7 +276,7 @@ _SAMPLES = "has samples, not documents; lengths and samples set what is read"
 
 
 def _origin(run: Trained) -> dict[str, Any]:
-    return {"checkpoint": run.found.checkpoint.name, "step": run.step}
+    return {"policy": run.policy, "checkpoint": run.found.checkpoint.name, "step": run.step}
 
 
 def _about(run: Trained) -> dict[str, Any]:
@@ -280,4 +284,17 @@ def _about(run: Trained) -> dict[str, Any]:
 
 
 def _title(run: Trained) -> str:
-    return f"{run.config.model['name']} on {run.config.task['name']}, seed {run.config.seed}"
+    name = f"{run.config.model['name']} on {run.config.task['name']}, seed {run.config.seed}"
+    return name if run.policy is None else f"{name}, policy {_label(run)}"
+
+
+def _label(run: Trained) -> str:
+    """A policy and its budget in one word. Readings with other options have the same figures' names."""
+    assert run.policy is not None
+    return "_".join(str(run.policy[key]) for key in ("name", "budget") if key in run.policy)
+
+
+def _folder(run: Trained) -> Path:
+    """Where figures go."""
+    folder = run.found.directory / "figures"
+    return folder if run.policy is None else folder / _label(run)
