@@ -16,8 +16,8 @@ Written whole after every measurement, so that nothing is computed twice.
 
 Every entry has "policy" (null, or name and options of the policy that layers with full attention are read
 with, instead of as trained), "checkpoint" (file name), "step" (of the training, where that was written),
-"finished" (UTC, ISO 8601), "versions". Its key has everything that the figures depend on. Another key makes another entry; an
-entry with the same key is only measured again with `again=true`.
+"finished" (UTC, ISO 8601), "versions". Its key has everything that the figures depend on. Another key makes
+another entry; an entry with the same key is only measured again with `again=true`.
 
     lengths   key: policy, checkpoint, step, segments, length, samples         by: `evaluation/lengths.py`
               accuracy (free-running), exact_match, accuracy_teacher_forced, loss

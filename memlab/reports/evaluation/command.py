@@ -19,6 +19,7 @@ from memlab.evaluation.record import Record, best
 from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
+from memlab.models.compose import compose
 from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
@@ -89,7 +90,7 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
             new = True
         elif entry is not None:
             entries.append(entry)
-    whole = record.whole()
+    whole = _whole(record, run)
     drawn = _draw_lengths(run, whole, best(whole["lengths"], run.policy) or entries)
     return Done(
         record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size)
@@ -113,7 +114,7 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
     drawn = [folder / "evaluation_loss_by_position.png", folder / "memory_by_tokens.png"]
     figures.loss_by_position(entry, title, drawn[0])
     figures.memory_by_tokens(entry["memory_curve"], title, drawn[1])
-    whole = record.whole()
+    whole = _whole(record, run)
     return Done(record, new, drawn, lambda console: tables.print_text(console, whole, entry))
 
 
@@ -142,7 +143,7 @@ def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
         )
     drawn = [_folder(run) / "streaming.png"]
     figures.streaming(entry, _title(run), drawn[0])
-    whole = record.whole()
+    whole = _whole(record, run)
     return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
 
 
@@ -165,7 +166,9 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
             )
         entries.append(entry)
         drawn += inside_figures.draw(entry, _title(run), _folder(run))
-    return Done(record, new, drawn, lambda console: tables.print_inside(console, record.whole(), entries))
+    return Done(
+        record, new, drawn, lambda console: tables.print_inside(console, _whole(record, run), entries)
+    )
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
@@ -182,6 +185,12 @@ def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] 
 def _record(run: Trained) -> Record:
     task = run.task
     synthetic = isinstance(task, SyntheticTask)
+    model = run.model
+    if (
+        run.policy is not None
+    ):  # the costs in the record are those of the run as trained; no weights are needed
+        with torch.device("meta"):
+            model = compose(run.config.model, task.vocab_size, task.members)
     facts = {
         "run": str(run.found.directory),
         "model": run.config.model["name"],
@@ -189,9 +198,14 @@ def _record(run: Trained) -> Record:
         "seed": run.config.seed,
         "trained_segments": task.num_segments if synthetic else None,
         "chance": task.chance if isinstance(task, SyntheticTask) else None,
-        "cost": cost.of(run.model, task.segment_lengths),
+        "cost": cost.of(model, task.segment_lengths),
     }
     return Record(run.found.directory, facts)
+
+
+def _whole(record: Record, run: Trained) -> dict[str, Any]:
+    """Everything that has been measured; `policy` is the one of this reading."""
+    return {**record.whole(), "policy": None if run.policy is None else _label(run)}
 
 
 def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
