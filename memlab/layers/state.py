@@ -82,10 +82,11 @@ class State:
             if isinstance(value, State):
                 return value.used_nbytes
             if isinstance(value, tuple):
-                return sum(used(v) for v in value)
+                return sum(map(used, value))
             return int(value.numel() * value.element_size())
 
-        return sum(used(getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return sum(used(getattr(self, name)) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain containers of tensors, which `torch.load(weights_only=True)` can read back."""

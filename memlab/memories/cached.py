@@ -48,7 +48,7 @@ class CachedState(State):
     of_rows: Any  # the policy's numbers of each row, [B, G, C, ..]
     of_document: Any  # the policy's numbers of each document
 
-    def reset(self, rows_B: Tensor, initial: CachedState) -> CachedState:  # type: ignore[override]
+    def reset(self, rows_B: Tensor, initial: CachedState) -> CachedState:
         """No row belongs to a new document."""
         return dataclasses.replace(
             self,

@@ -52,7 +52,7 @@ class H2O(Budgeted):
         every: Positive | None = None,
     ) -> None:
         super().__init__(description, budget=budget, sinks=sinks, recent=recent or 0, every=every)
-        self.half, self.decay, self.normalise = recent is None, decay, normalise
+        self.keeps_half, self.decay, self.normalise = recent is None, decay, normalise
 
     @property
     def queries(self) -> None:
@@ -69,7 +69,7 @@ class H2O(Budgeted):
         )
         score_BGR = sum_BGR / self._seen(rows.age.to(sum_BGR.dtype)) if self.normalise else sum_BGR
         recent_B = None
-        if self.half:
+        if self.keeps_half:
             room_B = self.room(rows.length_B)
             recent_B = (room_B // 2).minimum(room_B - self.sinks)
         return Decision(self.choose(rows, score_BGR, recent_B), Received(sum_BGR), rows.of_document)

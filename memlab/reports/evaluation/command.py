@@ -253,11 +253,12 @@ def _track(
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
-    of_policy = [(name.replace("eval/", f"eval/{_label(run)}/"), *rest) for name, *rest in points]
+    if run.policy is not None:
+        points = [(name.replace("eval/", f"eval/{_label(run)}/", 1), v, step) for name, v, step in points]
     finished_runs.add(
         uri,
         finished_runs.mlflow_run_id(run.found.directory),
-        points if run.policy is None else of_policy,
+        points,
         [(file, str(file.parent.relative_to(run.found.directory))) for file in drawn],
     )
 
