@@ -22,7 +22,11 @@ import memlab.ops
 FILES = sorted(file for file in Path(memlab.ops.__path__[0]).glob("*.py") if file.stem != "__init__")
 Case = tuple[Any, ...]  # arguments; those of float64 get gradients unless they are named in NO_GRADIENT
 # Arguments whose gradient an operation leaves out on purpose, as its docstring says.
-NO_GRADIENT = {"rotate": {"cos", "sin"}, "attend_nearest": {"keys_BGPK", "values_BGPK"}}
+NO_GRADIENT = {
+    "rotate": {"cos", "sin"},
+    "attend_nearest": {"keys_BGPK", "values_BGPK"},
+    "received": {"q_BHTK", "k_BGLK", "weight_T"},
+}
 
 
 def operations() -> dict[str, Path]:
@@ -131,6 +135,17 @@ def gated_delta_rule() -> list[Case]:
     return found
 
 
+def received() -> list[Case]:
+    found: list[Case] = []
+    for heads, groups in [(4, 4), (4, 2), (3, 1)]:
+        for queries, keys in [(5, 9), (1, 1), (4, 4), (0, 3)]:
+            q, k = normal(2, heads, queries, 6), normal(2, groups, keys, 6, seed=1)
+            causal = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            by_head = causal & (normal(2, groups, 1, keys, seed=2) > 0) | (torch.arange(keys) == 0)
+            found += [(q, k, causal[None, None], None), (q, k, by_head, normal(queries, seed=3))]
+    return found
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     make.__name__: make
     for make in (
@@ -140,6 +155,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         distance_attention,
         attend_nearest,
         gated_delta_rule,
+        received,
     )
 }
 EACH = pytest.mark.parametrize("name", OPERATIONS)
