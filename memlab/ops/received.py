@@ -60,5 +60,6 @@ def received(q_BHTK: Tensor, k_BGLK: Tensor, look: Tensor, weight_T: Tensor | No
         queries = slice(start, min(start + together, t))
         weights_BGsTL = weights(q_BHTK[:, :, queries], k_BGLK, look[:, :, queries]).unflatten(1, (g, -1))
         by_query = sums_BGL.new_ones(weights_BGsTL.shape[3]) if weight_T is None else weight_T[queries]
-        sums_BGL += torch.einsum("bgstl,t->bgl", weights_BGsTL, by_query.to(sums_BGL.dtype)) / (h // g)
+        with torch.autocast(q_BHTK.device.type, enabled=False):
+            sums_BGL += torch.einsum("bgstl,t->bgl", weights_BGsTL, by_query.to(sums_BGL.dtype)) / (h // g)
     return sums_BGL

@@ -1,4 +1,4 @@
-"""Attention that keys receive: in blocks of queries of any size, and as torch's own attention distributes it."""
+"""Attention that keys receive: in blocks of queries of any size, and as torch's own attention gives it."""
 
 from __future__ import annotations
 
