@@ -223,6 +223,11 @@ def _check_key(override: Override, chosen: DictConfig) -> None:
                 return  # an option of a part that the chosen files do not list; `check` knows them all
             if path[:depth] == ["model"] and chosen.model.get("backbone") == pretrained_keys.NAME:
                 pretrained_keys.refuse(part, override.input_line or "")
+            if not depth and last != part and (options := loader().get_group_options(part)):
+                raise ConfigError(
+                    f"{override.input_line}: no {part} is chosen; add {part}=NAME. There are: "
+                    f"{', '.join(sorted(options))}"
+                )
             known = [str(k) for k in node if not str(k).startswith("_")]
             raise unknown_key(".".join([*path[:depth], part]), known)
         node = node._get_node(part)
