@@ -200,7 +200,9 @@ def _preflight(wanted: _Command, arguments: Any, folder: str | None) -> tuple[li
                 raise ConfigError(
                     f"{override.input_line}: memlab.{command} does not train, so nothing reads this key"
                 )
-        at_once, given = jobs.at_once(given, arguments.multirun)
+        at_once = 1
+        if groups:  # else the command has a key of this name itself
+            at_once, given = jobs.at_once(given, arguments.multirun)
         if arguments.multirun and groups:
             given = composing.with_preset(command, given, folder)
         found: list[Job] = []

@@ -214,4 +214,6 @@ def _readable(error: ValidationError, values: Any) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict) and first["type"] == "value_error":  # about a section as a whole
+        return f"{key}: {message}" if key else message
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
