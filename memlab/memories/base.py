@@ -19,6 +19,7 @@ segment so far, L keys, D width, H heads, G key-value heads, K head width.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -129,6 +130,21 @@ class Where:
             before_C = torch.arange(-size, 0, device=self.device)
             remembered_BTC = remembered_BTC & (memory_T1 | (row_T1 - before_C < reach))
         return torch.cat([remembered_BTC, own_TL.expand(len(filled_BC), -1, -1)], dim=2)[:, None]
+
+    def part(self, rows: slice) -> Where:
+        """The same for some of a call's rows, all of them wanted; what comes after them is not there yet."""
+        tokens = [row - rows.start for row in range(self.count)[self.tokens] if rows.start <= row < rows.stop]
+        count = rows.stop - rows.start
+        some = slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
+        keys = self.start - self.first + rows.stop
+        return dataclasses.replace(
+            self,
+            start=self.start + rows.start,
+            count=count,
+            tokens=ALL if len(tokens) == count else some,
+            mask=None if self.mask is None else self.mask[rows, :keys],
+            wanted=ALL,
+        )
 
     def readers(self) -> Tensor:
         """bool [T]: the rows that look at what the layer remembers."""
