@@ -31,7 +31,7 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
         plain["model"] = pretrained_keys.settle(plain["model"])
     config = typed(with_policy(plain), kind)
     check_model(config.model)
-    _check_task(config.task)
+    check_task(config.task)
     _check_together(config, build_task(config))
     return config
 
@@ -44,7 +44,7 @@ def check_show(composed: DictConfig) -> ShowConfig:
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     config = typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, ShowConfig)
-    _check_task(config.task)
+    check_task(config.task)
     build_task(config)
     return config
 
@@ -286,8 +286,12 @@ _OF_EVERY_MODEL: dict[str, Any] = {
 }
 
 
-def _check_task(values: dict[str, Any]) -> None:
-    """Whether the keys are those of the task's constructor, and have values that it accepts."""
+def check_task(values: dict[str, Any]) -> None:
+    """Whether the keys are those of the task's constructor, and have values that it accepts.
+
+    Raises:
+        ConfigError: they are not, or one is missing.
+    """
     for key in ("_target_", "name"):
         if not isinstance(values.get(key), str):
             raise ConfigError(

@@ -12,7 +12,10 @@ what it receives.
     nearest     a search for the nearest keys. found: as returned by `ops/nearest.py`, of the wanted rows.
                 rows: P, the number of rows searched; the last one is the token before the segment
 
-Each event also has memory, the layer memory that offers it, and where, as in `memories/base.py`.
+Each of these events also has memory, the layer memory that offers it, and where, as in `memories/base.py`.
+
+    spectrum    a decision of policies/namm.py. mean: [B, G, R, F], of the attention that rows have received.
+                filled: [B, G, R], the rows that stand for a token. policy: that offers it
 """
 
 from __future__ import annotations

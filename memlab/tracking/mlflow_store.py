@@ -35,7 +35,11 @@ from memlab.tracking.resume import flatten
 
 __all__ = ["SQLITE", "Tracker", "absolute_uri", "holds", "page_of", "prepare"]
 
-_MARKS = ("train/loss", "val/loss")  # one of them is in each line that is logged while training
+_MARKS = (
+    "train/loss",
+    "val/loss",
+    "evolve/mean",
+)  # one of them is in each line that is logged while training
 LONG = 20.0  # seconds; MLflow tries to reach a server for more, and a SQLite store fails sooner
 _MOST = 1000  # metrics that MLflow takes in one call
 # of a task: how its samples are read, not what they are

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from filelock import FileLock, Timeout
 
-from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.files import DamagedFileError, check_place, exists, read_object
 from memlab.tracking import earlier
@@ -38,11 +37,24 @@ FREE = {
     "task.cache_dir",
 }
 FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
+FREE |= {"generations", "test_prompts", "rows", "workers", "threads", "accelerator"}  # of memlab.evolve
 # keys that runs begun before them lack
 ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 _FREE_GROUPS = ("tracking.",)
 LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
+
+
+class Resumable(Protocol):
+    """The configuration of a command whose runs can be continued."""
+
+    @property
+    def run_dir(self) -> str: ...
+
+    @property
+    def resume(self) -> str: ...
+
+    def model_dump(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Origin:
     result: dict[str, Any] | None = None
 
 
-def find(config: Config) -> Origin:
+def find(config: Resumable) -> Origin:
     """What `resume` asks for; `auto` says what it found in a line.
 
     Raises:
@@ -116,7 +128,7 @@ def _is_default(directory: Path) -> bool:
     return _TIME_STAMP.fullmatch(directory.name) is not None
 
 
-def _newest(config: Config, parent: Path) -> Path | None:
+def _newest(config: Resumable, parent: Path) -> Path | None:
     """The newest run of exactly this configuration; an unfinished one before all finished ones."""
     wanted = _comparable(config.model_dump())
     runs = [d for d in sorted(parent.glob("*"), reverse=True) if _is_default(d) and _is_run(d)]
@@ -128,7 +140,7 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(values).items() if key not in NEVER | _PROCESSES}
 
 
-def _checked(config: Config, directory: Path, named: str) -> Origin:
+def _checked(config: Resumable, directory: Path, named: str) -> Origin:
     """The run in a directory, if this configuration may continue it."""
     saved = _saved(directory)
     if not saved:

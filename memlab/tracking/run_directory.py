@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from memlab.config.sections import Config
+from memlab.config.sections import Section
 from memlab.errors import UserError
 from memlab.files import DamagedFileError, read_object, write_whole
 from memlab.tracking.resume import LOCK
@@ -35,7 +35,7 @@ class RunDirectory:
             it, or it cannot be made.
     """
 
-    def __init__(self, path: str | Path, config: Config, continues: bool = False, ours: bool = True) -> None:
+    def __init__(self, path: str | Path, config: Section, continues: bool = False, ours: bool = True) -> None:
         self.path = Path(path).absolute()
         self._told = False  # that run.json is damaged
         self._lock = FileLock(self.path / LOCK)

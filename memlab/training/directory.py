@@ -77,11 +77,11 @@ def kept(directory: RunDirectory) -> str:
     return f"The last checkpoint is kept: {last}" if last.exists() else "There is no checkpoint yet"
 
 
-def command(arguments: Sequence[str], directory: Path) -> str:
-    """The command line that continues a run."""
+def command(arguments: Sequence[str], directory: Path, name: str = "train") -> str:
+    """The command line of `memlab.NAME` that continues a run."""
     # for Hydra, too, some characters have a meaning
     place = str(directory) if re.fullmatch(r"[\w./-]+", str(directory)) else f"'{directory}'"
-    return shlex.join(["python", "-m", "memlab.train", *without_place(arguments), f"resume={place}"])
+    return shlex.join(["python", "-m", f"memlab.{name}", *without_place(arguments), f"resume={place}"])
 
 
 def without_place(arguments: Sequence[str]) -> list[str]:

@@ -25,6 +25,8 @@ Case = tuple[Any, ...]  # arguments; those of float64 get gradients unless they 
 NO_GRADIENT = {
     "rotate": {"cos", "sin"},
     "attend_nearest": {"keys_BGPK", "values_BGPK"},
+    "mean_spectrum": {"attention_BGTL", "mean_BGLF"},
+    "backward_scores": {"parameters_Pn", "features_BGLF"},
     "received": {"q_BHTK", "k_BGLK", "weight_T"},
 }
 SUMS = {"received"}  # fp32 or wider, whatever the inputs are
@@ -147,6 +149,31 @@ def received() -> list[Case]:
     return found
 
 
+def mean_spectrum() -> list[Case]:
+    found: list[Case] = []
+    sizes = [(2, 3, 5, 8, 4, 3), (1, 1, 1, 4, 2, 1), (2, 1, 3, 6, 2, 2), (1, 2, 4, 2, 2, 0)]
+    for b, g, keys, n_fft, hop, frames in sizes:
+        weights = normal(b, g, n_fft + (frames - 1) * hop, keys)
+        found.append((weights, normal(b, g, keys, n_fft // 2 + 1, seed=1), n_fft, hop, 0.9))
+    return found
+
+
+def backward_scores() -> list[Case]:
+    from memlab.ops.backward_network import count
+
+    found: list[Case] = []
+    for candidates, each, g, length, features, hidden in [
+        (1, 2, 2, 5, 4, 3),
+        (3, 2, 1, 4, 3, 7),
+        (2, 1, 3, 1, 2, 1),
+    ]:
+        there = torch.ones(candidates * each, g, length, dtype=torch.bool)
+        for masked in (there, there & (normal(*there.shape, seed=3) > 0)):
+            parameters = normal(candidates, count(features, hidden))
+            found.append((parameters, normal(*there.shape, features, seed=1), masked, hidden))
+    return found
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     make.__name__: make
     for make in (
@@ -156,6 +183,8 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         distance_attention,
         attend_nearest,
         gated_delta_rule,
+        mean_spectrum,
+        backward_scores,
         received,
     )
 }
