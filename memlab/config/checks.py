@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memlab.bounds import NonNegative
 from memlab.config import pretrained_keys, schema, trust
-from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
+from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, LoraConfig, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
 from memlab.models import choices
 from memlab.tasks import growth
@@ -85,6 +85,11 @@ def _check_together(config: Config, task: Task) -> None:
             f"trainer.recompute_together={trainer.recompute_together} counts segments, and "
             f"trainer.recompute={trainer.recompute} has none; use null, or trainer.recompute=segment"
         )
+    if trainer.train != "lora" and config.lora != LoraConfig():
+        raise ConfigError(
+            f"lora.{_first_changed(config.lora)}: there are adapters only with trainer.train=lora; found "
+            f"trainer.train={trainer.train}"
+        )
     if trainer.patience and trainer.stop_at_accuracy is None:
         raise ConfigError(
             f"trainer.patience={trainer.patience} counts validations after trainer.stop_at_accuracy is "
@@ -127,6 +132,12 @@ def _check_together(config: Config, task: Task) -> None:
             f"trainer.stop_at_accuracy={config.trainer.stop_at_accuracy}: text has no answers to be right "
             "about; use null"
         )
+
+
+def _first_changed(lora: LoraConfig) -> str:
+    """The first key that differs from its default, with its value."""
+    values, defaults = lora.model_dump(), LoraConfig().model_dump()
+    return next(f"{key}={value}" for key, value in values.items() if value != defaults[key])
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:

@@ -11,6 +11,7 @@ from memlab.bounds import Fraction, NonNegative, NonNegativeFloat, Positive, Pos
 from memlab.config import launch
 from memlab.config.trust import module_names
 from memlab.errors import ConfigError
+from memlab.models.choices import Target, Train
 from memlab.tasks import growth
 
 
@@ -68,6 +69,7 @@ class TrainerConfig(Section):
     test: bool = True
     recompute: Literal["none", "segment", "block"] = "none"
     recompute_together: Positive | None = None
+    train: Train = "all"
 
     @property
     def known_size(self) -> int | None:
@@ -97,11 +99,26 @@ class TrainerConfig(Section):
 class OptimConfig(Section):
     lr: PositiveFloat
     gate_lr: PositiveFloat
+    memory_lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     warmup_steps: NonNegative
     schedule: Literal["constant", "cosine"]
     gradient_clip: PositiveFloat | None
+
+
+def _each_once(targets: list[Target]) -> list[Target]:
+    if len(set(targets)) < len(targets):
+        raise ValueError("each once")
+    return targets
+
+
+class LoraConfig(Section):
+    """Low-rank adapters, with trainer.train=lora."""
+
+    rank: Positive = 8
+    alpha: PositiveFloat = 16.0
+    targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_each_once)] = ["q", "v"]
 
 
 class NoCurriculum(Section):
@@ -142,6 +159,7 @@ class Config(TrustingSection):
     task: dict[str, Any]
     trainer: TrainerConfig
     optim: OptimConfig
+    lora: LoraConfig = LoraConfig()
     curriculum: Annotated[NoCurriculum | GrowingCurriculum, Field(discriminator="grow")]
     tracking: Annotated[NoTracking | MLflowTracking, Field(discriminator="mlflow")]
 

@@ -17,9 +17,12 @@ from memlab.config import foreign, trust
 from memlab.config.checks import build_task, check
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
-from memlab.models import choices
+from memlab.layers import low_rank
+from memlab.models import choices, trainable
 from memlab.models.base import Model
 from memlab.models.compose import compose
+from memlab.models.pretrained import loading as pretrained
+from memlab.models.pretrained.describing import identity_of
 from memlab.tasks.base import Task
 from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
@@ -63,6 +66,7 @@ def load(
     changes: Mapping[str, Any] | None = None,
     trusted: str | Sequence[str] = (),
     policy: Mapping[str, Any] | None = None,
+    backbone: str | Path | None = None,
 ) -> Trained:
     """Open a run.
 
@@ -72,11 +76,12 @@ def load(
         trusted: modules that the run may name, in addition to those that the command allows.
         policy: reads layers with full attention through a bounded cache: `name` and options of a policy;
             None = as trained.
+        backbone: where the pretrained weights are, beside which the run was trained; None = where they were.
 
     Raises:
         UserError: its checkpoint is damaged or of another version of memlab, what its task reads is missing,
-            it names a module that nobody has allowed (see `memlab.config.trust`), or there is a policy and no
-            layer for it.
+            it names a module that nobody has allowed (see `memlab.config.trust`), there is a policy and no
+            layer for it, or its pretrained backbone is missing or another one.
     """
     file = found.checkpoint
     try:
@@ -93,18 +98,36 @@ def load(
         data_record.warn(found.directory, task.data())
     values = config.model if policy is None else choices.bounded(config.model, policy)
     model = compose(values, task.vocab_size, task.members)
+    _begin(model, config, file, backbone)
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    base = model.state_dict()
+    weights |= {name: base[name] for name in trainable.left_out(model, config.model)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         wrong = " ".join(str(error).split()).partition(": ")[2][:200]
         raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
+    low_rank.merge(model)  # so that nothing that reads the model has to know of adapters
     step = int(checkpoint["global_step"])
     return Trained(
         found, config, task, model.to(device).eval(), step, None if policy is None else dict(policy)
     )
+
+
+def _begin(model: Model, config: Config, file: Path, backbone: str | Path | None) -> None:
+    """Prepare a model for the weights of a checkpoint: adapters, and the backbone that it leaves out."""
+    train, identity = config.trainer.train, identity_of(config.model)
+    if train != "all" and identity is not None:
+        try:
+            pretrained.load(model, {**config.model, "path": str(backbone or identity.path)})
+        except ConfigError as error:
+            raise UserError(
+                f"{file} holds what was trained beside a pretrained backbone ({identity.family}, "
+                f"{identity.identity}): {error}"
+            ) from None
+    trainable.choose(model, train, **config.lora.model_dump())
 
 
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:

@@ -291,11 +291,9 @@ class LayerMemory(nn.Module, abc.ABC):
 
     def zeros(self, *shape: int, accumulate: bool = False) -> Tensor:
         """Zeros on the parameters' device, of their type, or of the type for sums (`accumulate`)."""
-        weight = self.attention.out.weight
-        dtype = accumulator(weight.dtype) if accumulate else weight.dtype
-        return torch.zeros(
-            shape, dtype=dtype, device=weight.device
-        )  # not `new_zeros`: the weight may be sharded
+        own = self._parameter
+        dtype = accumulator(own.dtype) if accumulate else own.dtype
+        return torch.zeros(shape, dtype=dtype, device=own.device)  # not `new_zeros`: it may be sharded
 
     def no_rows(self, batch_size: int, rows: int = 0) -> KeyValues:
         """Keys and values of no rows, or of some rows, all zeros."""
@@ -304,4 +302,9 @@ class LayerMemory(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.attention.out.weight.device
+        return self._parameter.device
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        """A parameter of the projections. (With an adapter, `out.weight` would be computed for each use.)"""
+        return next(self.attention.out.parameters())

@@ -41,7 +41,9 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
         f"{timing['train_seconds']:.0f} s",
         f"{timing['tokens_per_second']:,.0f} tokens/s, {timing['step_seconds'] * 1000:.0f} ms a step",
     )
-    table.add_row("parameters", f"{result['parameters']:,}", "", end_section=True)
+    total, trained = result["parameters"], result.get("parameters/trainable", result["parameters"])
+    frozen = f"{trained:,} of them are trained" if trained < total else ""
+    table.add_row("parameters", f"{total:,}", frozen, end_section=True)
     table.add_row(
         "carried state",
         size(memory["state_bytes"]),

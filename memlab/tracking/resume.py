@@ -39,7 +39,8 @@ FREE = {
 FREE |= _PROCESSES | {"trainer.recompute", "trainer.recompute_together"}
 FREE |= {"generations", "test_prompts", "rows", "workers", "threads", "accelerator"}  # of memlab.evolve
 # keys that runs begun before them lack
-ADDED = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
+ADDED: dict[str, Any] = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
+ADDED |= {"trainer.train": "all", "lora.rank": 8, "lora.alpha": 16.0, "lora.targets": ["q", "v"]}
 _FREE_GROUPS = ("tracking.",)
 LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml

@@ -53,6 +53,7 @@ def finish(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) ->
     }
     single |= {f"summary/{name}": result["timing"][name] for name in ("train_seconds", "tokens_per_second")}
     single |= {"summary/parameters": result["parameters"], "summary/steps": result["steps"]}
+    single |= {"summary/parameters_trainable": result["parameters/trainable"]}
     measured = {f"memory/{name}": value for name, value in result["memory"].items() if value is not None}
     # MLflow draws metrics with only step 0 as bars next to each other, and any others as lines over steps
     tracker.log_metrics({**result["metrics"], **single, **measured}, step=0)

@@ -57,7 +57,7 @@ SMALL = {
 
 # What is trained in the default run of the tests, and in the slow one.
 DDP = (
-    ["rmt", "infini_delta", "text rmt"],
+    ["rmt", "infini_delta", "text rmt", "rmt lora"],
     ["transformer", "transformer_xl", "rmt_encoder", "memorizing", "text transformer_xl"],
 )
 PARTS = (["text rmt"], ["rmt"])  # with trainer.accumulate
@@ -91,6 +91,8 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     every["rmt mixed"] = ["model=rmt", *SMALL["rmt"], *COPY, *mixed]
     every["text rmt mixed"] = ["model=rmt", *SMALL["rmt"], *text, *mixed]
     every["infini_delta blocks"] = ["model=infini_delta", *COPY, "trainer.recompute=block"]
+    lora = ["layer_memory=infini", "trainer.train=lora", "lora.rank=3"]
+    every["rmt lora"] = [*every["rmt"], *lora]
     every["text transformer_xl"] = ["model=transformer_xl", *SMALL["transformer_xl"], *text]
     return every
 
