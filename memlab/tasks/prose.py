@@ -115,7 +115,7 @@ class ProseTask(SizedTask):
 
     # What a task is
 
-    @property
+    @cached_property
     def language(self) -> Language:
         """The tokenizer and the filler.
 
