@@ -15,6 +15,7 @@ from memlab.models import choices
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
 
+PRETRAINED = "pretrained"  # a task's tokenizer
 # a task's file may say how it is best trained, which is of no use to `memlab.show`
 NOT_SHOWN = ("optim", "trainer", "curriculum")
 RunT = TypeVar("RunT", bound=Config)
@@ -68,13 +69,43 @@ def check_compare(composed: DictConfig) -> CompareConfig:
 
 
 def build_task(config: Config | ShowConfig) -> Task:
-    """The task of a configuration.
+    """The task of a configuration. With `tokenizer: pretrained`, it has that of the model's backbone.
 
     Raises:
         ConfigError: the task's values do not go together, or its class is not a task.
     """
+    arguments = config.arguments("task")
+    if isinstance(config, Config) and arguments.get("tokenizer") == PRETRAINED:
+        arguments["tokenizer"] = config.model.get("path") or PRETRAINED
+        if config.model.get("family") == "memlab":
+            raise ConfigError(
+                f"task.tokenizer=pretrained: backbone.path={config.model['path']} is a run of memlab; name "
+                "the tokenizer of its task: bytes, or the path of its tokenizer.json"
+            )
     kind: type[Task] = schema.load(config.task["_target_"], Task)
-    return kind(**config.arguments("task"))
+    return kind(**arguments)
+
+
+def check_vocabulary(config: Config, task: Task) -> None:
+    """Whether a pretrained backbone has an embedding for each token of a text.
+
+    Args:
+        task: prepared.
+
+    Raises:
+        ConfigError: it has not; the tokenizer is another model's.
+    """
+    tokenizer, own = config.task.get("tokenizer"), config.model.get("vocabulary")
+    if tokenizer is None or own is None:
+        return
+    path, family = config.model["path"], config.model["family"]
+    own_words = tokenizer in ("bytes", "bpe", "words") and family != "memlab"
+    if own_words or task.vocab_size > own:
+        ids = f"{task.vocab_size:,} token ids of its own" if own_words else f"{task.vocab_size:,} token ids"
+        raise ConfigError(
+            f"task.tokenizer={tokenizer} has {ids}, and the embedding of backbone.path={path} {own:,} rows for "
+            "those of another tokenizer; use task.tokenizer=pretrained"
+        )
 
 
 def _check_together(config: Config, task: Task) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memlab.config import foreign, trust
-from memlab.config.checks import build_task, check
+from memlab.config.checks import build_task, check, check_vocabulary
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
 from memlab.layers import low_rank
@@ -94,6 +94,7 @@ def load(
     config = config.model_copy(update={"task": {**config.task, **own}})
     task = build_task(config)
     task.prepare()
+    check_vocabulary(config, task)
     if "data_dir" not in own:  # else the user asks for another text
         data_record.warn(found.directory, task.data())
     values = config.model if policy is None else choices.bounded(config.model, policy)

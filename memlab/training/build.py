@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from memlab import ram
 from memlab.config import schema, trust
-from memlab.config.checks import build_task, check_shares
+from memlab.config.checks import build_task, check_shares, check_vocabulary
 from memlab.config.launch import Place
 from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
@@ -72,6 +72,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
+    check_vocabulary(config, task)
     pretrained = identity_of(config.model) is not None
     if pretrained:
         _check_pretrained(config)

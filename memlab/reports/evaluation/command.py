@@ -73,7 +73,8 @@ class Done:
 def _lengths(config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     assert isinstance(task, SyntheticTask)
-    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
+    own = task.num_segments if task.lengths_in == "segments" else task.tokens
+    tasks = [task.sized(length) for length in config.lengths or [own, 2 * own]]
     samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in tasks]
     for number in samples:
         lengths.check(number, config.controls, task.members)
@@ -86,7 +87,7 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
             found = lengths.measure(run.model, t, number, conditions)
             entries.append(record.add("lengths", {**found, **_about(run)}))
             # now, since an evaluation may be stopped before its next length
-            _track(config, run, _points(entries[-1]))
+            _track(config, run, _points(entries[-1], task.lengths_in))
             new = True
         elif entry is not None:
             entries.append(entry)
@@ -151,7 +152,7 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     if not isinstance(task, SyntheticTask):
         raise ConfigError(f"inside={samples} looks at test samples: task={run.config.task['name']} {_TEXT}")
-    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments]]
+    tasks = [task.sized(length) for length in config.lengths] if config.lengths else [task]
     for t in tasks:
         inside.check(run.model, t.num_segments)
     record, new = _record(run), False
@@ -184,11 +185,9 @@ def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] 
 
 def _record(run: Trained) -> Record:
     task = run.task
-    synthetic = isinstance(task, SyntheticTask)
     model = run.model
-    if (
-        run.policy is not None
-    ):  # the costs in the record are those of the run as trained; no weights are needed
+    if run.policy is not None:
+        # the costs in the record are those of the run as trained; no weights are needed
         with torch.device("meta"):
             model = compose(run.config.model, task.vocab_size, task.members)
     facts = {
@@ -196,11 +195,24 @@ def _record(run: Trained) -> Record:
         "model": run.config.model["name"],
         "task": run.config.task["name"],
         "seed": run.config.seed,
-        "trained_segments": task.num_segments if synthetic else None,
-        "chance": task.chance if isinstance(task, SyntheticTask) else None,
+        **(_about_samples(run, task) if isinstance(task, SyntheticTask) else _NO_SAMPLES),
         "cost": cost.of(model, task.segment_lengths),
     }
     return Record(run.found.directory, facts)
+
+
+_NO_SAMPLES = dict.fromkeys(("trained_segments", "trained_tokens", "lengths_in", "score", "chance"))
+
+
+def _about_samples(run: Trained, task: SyntheticTask) -> dict[str, Any]:
+    """How the lengths of a task with samples are counted and scored."""
+    return {
+        "trained_segments": task.num_segments if run.step else None,
+        "trained_tokens": task.tokens if run.step else None,
+        "lengths_in": task.lengths_in,
+        "score": "exact_match" if task.whole_answers else "accuracy",
+        "chance": task.chance**task.answer_tokens if task.whole_answers else task.chance,
+    }
 
 
 def _whole(record: Record, run: Trained) -> dict[str, Any]:
@@ -210,17 +222,18 @@ def _whole(record: Record, run: Trained) -> dict[str, Any]:
 
 def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
     folder, title, chance = _folder(run), _title(run), whole["chance"]
-    drawn = [folder / "accuracy_by_segments.png", folder / "memory_by_tokens.png"]
-    figures.accuracy_by_segments(entries, whole["trained_segments"], chance, title, drawn[0])
+    unit, score = whole["lengths_in"], whole["score"]
+    drawn = [folder / f"accuracy_by_{unit}.png", folder / "memory_by_tokens.png"]
+    figures.accuracy_by_length(entries, unit, score, whole[f"trained_{unit}"], chance, title, drawn[0])
     figures.memory_by_tokens(max(entries, key=lambda e: int(e["tokens"]))["memory_curve"], title, drawn[1])
     if with_depth := [entry for entry in entries if entry["depth"]]:
-        drawn.append(folder / "depth_by_segments.png")
-        figures.depth_by_segments(with_depth, chance, title, drawn[-1])
+        drawn.append(folder / f"depth_by_{unit}.png")
+        figures.depth_by_length(with_depth, unit, score, chance, title, drawn[-1])
     return drawn
 
 
-def _points(entry: dict[str, Any]) -> Points:
-    """The metrics of a length for MLflow, with the number of segments as step."""
+def _points(entry: dict[str, Any], unit: str) -> Points:
+    """The metrics of a length for MLflow, with the number of segments, or of tokens, as step."""
     named = {
         "accuracy": entry["accuracy"],
         "accuracy_low": entry["intervals"]["accuracy"][0],
@@ -231,17 +244,15 @@ def _points(entry: dict[str, Any]) -> Points:
         "tokens_per_second": entry["tokens_per_second"],
     }
     return [
-        (f"eval/{_by_segments(name)}", value, entry["segments"])
-        for name, value in named.items()
-        if value is not None
+        (f"eval/{_by(unit, name)}", value, entry[unit]) for name, value in named.items() if value is not None
     ]
 
 
-def _by_segments(name: str) -> str:
+def _by(unit: str, name: str) -> str:
     return (
-        f"accuracy_by_segments{name.removeprefix('accuracy')}"
+        f"accuracy_by_{unit}{name.removeprefix('accuracy')}"
         if name.startswith("accuracy")
-        else f"{name}_by_segments"
+        else f"{name}_by_{unit}"
     )
 
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from memlab.reports.evaluation.figures import SCORES
 from memlab.reports.summary import ratio, size
 from memlab.terminal import tables
 
@@ -18,9 +19,12 @@ _CONTROLS = {"memory_off": "mem. off", "shuffled": "shuffled"}
 def print_lengths(
     console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int
 ) -> None:
-    """Print accuracy by number of segments, the cost, and accuracy by depth if the task has depths."""
-    trained = f"trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
-    title = f"{_title(record)}; {trained}"
+    """Print accuracy by length, the cost, and accuracy by depth if the task has depths."""
+    unit = record["lengths_in"]
+    longest = record[f"trained_{unit}"]
+    trained = "not trained on it" if longest is None else f"trained up to {longest:,} {unit}"
+    chance = format(record["chance"], ".3f" if record["chance"] >= 0.0005 else ".1g")
+    title = f"{_title(record)}; {trained}; chance {chance}"
     said = (
         "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; "
         "intervals: 95 %, "
@@ -29,7 +33,7 @@ def print_lengths(
     controls = [name for name in _CONTROLS if any(name in e["controls"] for e in entries)]
     table = _table(
         title,
-        ["segments", "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)],
+        [unit, "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)],
     )
     for e in entries:
         fewer = e["samples"] < trained_samples
@@ -38,7 +42,7 @@ def print_lengths(
         accuracy, forced, whole = plain
         samples = f"{e['samples']:,}" + "*" * fewer
         table.add_row(
-            f"{e['segments']:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off
+            f"{e[unit]:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off
         )
     _print(console, table, said)
     if any(e["samples"] < trained_samples for e in entries):
@@ -72,7 +76,7 @@ def print_lengths(
     _print(console, cost, said)
     _print_cost(console, record)
     if any(e["depth"] for e in entries):
-        _print(console, _depths([e for e in entries if e["depth"]]))
+        _print(console, _depths([e for e in entries if e["depth"]], unit, record["score"]))
 
 
 def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
@@ -183,14 +187,16 @@ def interval(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.3f}–{bounds[1]:.3f}"
 
 
-def _depths(entries: Sequence[dict[str, Any]]) -> Table:
-    title = "accuracy by where the fact stands, 0 % = at the beginning, by segments (samples in brackets)"
-    table = _table(title, ["depth", *(f"{e['segments']:,}" for e in entries)])
+def _depths(entries: Sequence[dict[str, Any]], unit: str, score: str) -> Table:
+    title = (
+        f"{SCORES[score]} by where the fact stands, 0 % = at the beginning, by {unit} (samples in brackets)"
+    )
+    table = _table(title, ["depth", *(f"{e[unit]:,}" for e in entries)])
     for low, high in sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]}):
         cells = [next((c for c in e["depth"] if c["from"] == low), None) for e in entries]
         table.add_row(
             f"{low:.0%} to {high:.0%}",
-            *("" if c is None else f"{c['accuracy']:.3f} ({c['samples']:,})" for c in cells),
+            *("" if c is None or score not in c else f"{c[score]:.3f} ({c['samples']:,})" for c in cells),
         )
     return table
 
