@@ -103,8 +103,8 @@ def check_vocabulary(config: Config, task: Task) -> None:
     if own_words or task.vocab_size > own:
         ids = f"{task.vocab_size:,} token ids of its own" if own_words else f"{task.vocab_size:,} token ids"
         raise ConfigError(
-            f"task.tokenizer={tokenizer} has {ids}, and the embedding of backbone.path={path} {own:,} rows for "
-            "those of another tokenizer; use task.tokenizer=pretrained"
+            f"task.tokenizer={tokenizer} has {ids}, and the embedding of backbone.path={path} {own:,} rows "
+            "for those of another tokenizer; use task.tokenizer=pretrained"
         )
 
 

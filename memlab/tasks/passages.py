@@ -2,12 +2,13 @@
 
     repeated    five short sentences over and over, as in the published passkey tests
     generated   sentences such as "The old river slept quietly."
-    DIR         sentences of the .txt files of a directory: of each file, the first 80 % for training, the next
-                10 % for validation and the last 10 % for test. A passage ends at any sentence, and goes back
-                across the beginnings of files
+    DIR         sentences of the .txt files of a directory: of each file, the first 80 % for training, the
+                next 10 % for validation and the last 10 % for test. A passage ends at any sentence, and
+                goes back across the beginnings of files
 
-A passage is written from its last sentence backwards until it is long enough (`Language.passage`), so it always
-ends with a whole sentence. No two splits have passages with the same last sentence, except for `repeated`.
+A passage is written from its last sentence backwards until it is long enough (`Language.passage`), so it
+always ends with a whole sentence. No two splits have passages with the same last sentence, except for
+`repeated`.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Passages(abc.ABC):
 
     @abc.abstractmethod
     def order(self, random: int, count: int, split: Split) -> Ints:
-        """Which sentences stand last in a passage, the very last first, drawn with a random 64-bit number. More
-        of them begin with the same ones.
+        """Which sentences a passage ends with, the last one first, drawn with a random 64-bit number. With a
+        larger `count`, the first are the same.
         """
 
     @abc.abstractmethod
@@ -93,7 +94,7 @@ class RepeatedPassages(Passages):
 
 
 class GeneratedPassages(Passages):
-    """Sentences of an adjective, a noun, a verb and an adverb: 4,096 different ones of those that are possible."""
+    """Sentences of an adjective, a noun, a verb and an adverb: 4,096 of those that are possible."""
 
     def __init__(self) -> None:
         choices = len(FILLER_WORDS) // _PLACES
@@ -148,8 +149,9 @@ class TextPassages(Passages):
             seen.update(self.of[part])
         if empty := [part for part in SPLITS if not self.of[part]]:
             raise ConfigError(
-                f"task.filler={directory}: its {len(files)} .txt files have no sentence for {empty[0]} (80 % of "
-                "a file are for training, 10 % for each of the others); use longer files, or generated filler"
+                f"task.filler={directory}: its {len(files)} .txt files have no sentence for {empty[0]} (80 % "
+                "of a file are for training, 10 % for each of the others); use longer files, or "
+                "generated filler"
             )
 
     def sentences(self, split: Split) -> Sequence[str]:

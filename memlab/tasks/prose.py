@@ -2,16 +2,18 @@
 
     introduction, filler .. , hidden sentence, filler .. | .. | filler .. , question, answer
 
-A sample is English text, as tokens of any tokenizer: a small one of words, bytes, or that of a pretrained model.
-It has exactly T tokens with any of them: the filler's first sentence is cut to fit (see `passages.py`). Every
-sentence is encoded as after another one, so that the tokens are those of the whole text.
+A sample is English text, as tokens of any tokenizer: a small one of words, bytes, or that of a pretrained
+model. It has exactly T tokens with any of them: the filler's first sentence is cut to fit (see
+`passages.py`). Every sentence is encoded as after another one, so that the tokens are those of the whole
+text.
 
-The answer begins after the tokens that all answers share, and is as long for all samples. Of a word, as many
-tokens count as tell all possible words apart: with most tokenizers one, which is also the class that an encoder
-answers with. Of a number, all tokens count, and only those with the usual number of tokens occur.
+The answer begins after the tokens that all answers share, and is as long for all samples. Of a word, as
+many tokens count as tell all possible words apart: with most tokenizers one, which is also the class that
+an encoder answers with. Of a number, all tokens count, and only those with the usual number of tokens
+occur.
 
-Hidden sentences stand between sentences of the filler. With more than one segment, they all stand before the
-last, so that every answer needs memory; some tasks have an option that lets them stand there too.
+Hidden sentences stand between sentences of the filler. With more than one segment, they all stand before
+the last, so that every answer needs memory; some tasks have an option that lets them stand there too.
 
 Shapes: B batch, T tokens that are read, W random numbers of a sample.
 """
@@ -270,8 +272,8 @@ class ProseTask(SizedTask):
         where = "before the last of them" if self.needs_memory else "before the question"
         return ConfigError(
             f"task.length={self.length}: segments of {list(self.segment_lengths)} tokens are too short for a "
-            f"story of this task and a sentence of filler, as task.tokenizer={self.tokenizer} writes them; hidden "
-            f"sentences stand {where}. Use longer segments"
+            f"story of this task and a sentence of filler, as task.tokenizer={self.tokenizer} writes them; "
+            f"hidden sentences stand {where}. Use longer segments"
         )
 
 

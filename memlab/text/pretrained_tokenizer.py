@@ -73,8 +73,8 @@ def check(given: str, also: tuple[str, ...]) -> None:
         ConfigError: it is nothing that `opened` reads.
     """
     allowed = (
-        f"{', '.join(also)}, the path of a saved tokenizer.json, or pretrained: the backbone's own, or that of "
-        "a model's directory, .gguf file or id on the hub"
+        f"{', '.join(also)}, pretrained (the backbone's own), the path of a saved tokenizer.json, or a "
+        "pretrained model: its directory, .gguf file or id on the hub"
     )
     if given == "pretrained":
         raise ConfigError(
@@ -162,8 +162,8 @@ def _by_transformers(given: str, source: Path) -> str:
         from transformers import AutoTokenizer
     except ImportError:
         raise UserError(
-            f"task.tokenizer={given}: it is no {JSON}, so it takes the package transformers to read it; install "
-            "memlab[pretrained]"
+            f"task.tokenizer={given}: it is no {JSON}, so reading it takes the package transformers: "
+            "pip install 'memlab[pretrained]'"
         ) from None
     where = (source, {}) if source.is_dir() else (source.parent, {"gguf_file": source.name})
     try:
@@ -178,7 +178,7 @@ def _by_transformers(given: str, source: Path) -> str:
 
 
 def _from_hub(given: str) -> tuple[Path, Path | None]:
-    """`tokenizer.json` and `tokenizer_config.json` of a model on the hub, from its cache if they are there."""
+    """`tokenizer.json` and `tokenizer_config.json` of a model on the hub, or in the hub's cache."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
@@ -194,8 +194,8 @@ def _from_hub(given: str) -> tuple[Path, Path | None]:
         raise UserError(f"task.tokenizer={given}: this model on the hub has no {JSON}. {advice}") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"task.tokenizer={given}: there is no such file or directory, and the Hugging Face hub has no such "
-            f"model, or it is private. {advice}"
+            f"task.tokenizer={given}: there is no such file or directory, and the Hugging Face hub has no "
+            f"such model, or it is private. {advice}"
         ) from None
     except Exception as error:  # its network errors have no common base
         raise UserError(
