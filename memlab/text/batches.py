@@ -24,7 +24,7 @@ class StreamBatch:
     """The next T tokens of some rows.
 
     Attributes:
-        tokens_BT: what the model reads. A document's first token is BEGIN, the last id of the vocabulary.
+        tokens_BT: what the model reads. A document's first token is BEGIN.
         targets_BT: the next token: each token of a document is predicted once, its first from BEGIN. There is
             no end token.
         counts_BT: True where the target counts; False in the padding behind a document's end (token BEGIN,
