@@ -113,8 +113,9 @@ class GeneratedPassages(Passages):
         return found_P
 
     def distinct(self, length: int) -> int:
-        # no tokenizer makes more than 64 tokens of such a sentence
-        return int(_SENTENCES ** (length // 64))
+        # the last sentence is whole; no tokenizer makes more than 64 tokens of one
+        last = min(end - begin for begin, end in _LAST.values())
+        return int(last * _SENTENCES ** (length // 64))
 
     def texts(self) -> Iterable[str]:
         return ("The .", *FILLER_WORDS)

@@ -287,7 +287,7 @@ def number(random: int, digits: int, fits: Callable[[str], bool]) -> str:
     return str(lowest + at)
 
 
-def some_numbers(digits: int, count: int = 2048) -> list[str]:
+def some_numbers(digits: int, count: int = 1000) -> list[str]:
     """Different numbers of so many digits, evenly spread: all of them if there are no more than `count`."""
     lowest = 10 ** (digits - 1) if digits > 1 else 0
     amount = 10**digits - lowest

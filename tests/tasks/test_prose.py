@@ -106,10 +106,8 @@ def test_tokens_are_those_of_the_text(place: Path, kind: str) -> None:
     for row in promises.whole(task.batch("test", 0, 5)):
         text = language.tokenizer.decode(row.tolist())
         at = text.index(". the" if kind in ("words", "bert") else ". The", len(task.introduction) + 2)
-        if kind == "words":
-            at -= 1
-        again = language.encode(text[at:])
-        assert row[-len(again) + 1 :].tolist() == again[1:].tolist()
+        again = language.encode(text[at:])[len(language.encode(".")) :]
+        assert row[-len(again) :].tolist() == again.tolist() and len(again) > 150
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,12 +117,15 @@ def test_answers_begin_where_they_differ_and_have_the_same_length(place: Path, k
         rows = promises.whole(task.batch("train", 0, 60))
         answers = rows[:, -task.answer_tokens :]
         before = rows[:, -task.answer_tokens - 1]
-        assert len(set(before.tolist())) == 1 and len(set(answers[:, 0].tolist())) > 1
-        if name in ("detect", "reason"):
-            assert task.answer_tokens == (2 if kind == "bytes" else 1) or kind in ("llama", "bert")
+        assert kind == "joined" or len(set(before.tolist())) == 1
+        assert len(set(answers[:, 0].tolist())) > 1
+        if name in ("detect", "reason"):  # bathroom and bedroom have the same first letter
             assert len({tuple(a) for a in answers.tolist()}) == 6
+            assert task.answer_tokens <= 2 and task.answer_tokens == {"words": 1, "bytes": 2}.get(
+                kind, task.answer_tokens
+            )
         if name == "passkey":
-            digits = {"words": 5, "bytes": 5, "smollm": 5, "llama": 5}
+            digits = {"words": 5, "bytes": 5, "smollm": 5}
             assert task.answer_tokens == digits.get(kind, task.answer_tokens) and task.answer_tokens <= 5
 
 
@@ -155,7 +156,8 @@ def text_directory(place: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(3):
         lines = [
-            f"Line {number} {i} says that the sea is {'very ' * (i % 4)}wide, and {word} too." + "\n" * (i % 3)
+            f"Line {number} {i} says that the sea is {'very ' * (i % 4)}wide, and {word} too."
+            + "\n" * (i % 3)
             for i, word in enumerate(made.TEXT[0:1] * 8 + ["Mary", "a key", "the castle"] * 40)
         ]
         (folder / f"{number}.txt").write_text(" ".join(lines), encoding="utf-8")
@@ -182,7 +184,7 @@ def test_depth_is_where_the_option_puts_the_sentence(place: Path, kind: str) -> 
     for name in ("passkey", "numbers"):
         for depth in (0.0, 0.5, 1.0):
             batch = make(place, name, kind, depth=depth).batch("test", 0, 12)
-            assert batch.depth_B == pytest.approx(np.full(12, depth), abs=0.06)
+            assert batch.depth_B == pytest.approx(np.full(12, depth), abs=0.1)
         anywhere = make(place, name, kind).batch("test", 0, 60).depth_B
         assert len(set(anywhere.tolist())) > 8 and anywhere.min() < 0.1 and anywhere.max() > 0.9
 
@@ -199,7 +201,9 @@ def test_depth_is_counted_in_tokens(place: Path) -> None:
 
 def words_of(task: Any, rows: Any) -> list[list[str]]:
     found = [[task.word(token).lower() for token in row] for row in rows.tolist()]
-    return [["is" if w[i - 2 : i + 1] == ["pass", "key", "is"] else "." for i, _ in enumerate(w)] for w in found]
+    return [
+        ["is" if w[i - 2 : i + 1] == ["pass", "key", "is"] else "." for i, _ in enumerate(w)] for w in found
+    ]
 
 
 def test_depths_make_a_grid_of_the_same_samples(place: Path) -> None:
@@ -233,7 +237,9 @@ def test_lengths_of_an_evaluation_are_exact_numbers_of_tokens(place: Path) -> No
         longer = task.sized(length)
         assert longer.tokens == length and longer.batch("test", 0, 2).tokens_BT.shape == (2, length)
         assert longer.segment_lengths[0] == first and set(longer.segment_lengths[1:]) <= {90}
-    with pytest.raises(ConfigError, match=r"task\.length=60: segments of \[60\] tokens are too short for a st"):
+    with pytest.raises(
+        ConfigError, match=r"task\.length=60: segments of \[60\] tokens are too short for a st"
+    ):
         task.sized(60)
     facts = make(place, "detect")
     assert facts.sized(5).segment_lengths == (90,) * 5 and facts.sized(5).tokens == 450
@@ -258,16 +264,37 @@ def truth(task: Any, read: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tokenizer": "pretrained"}, r"task\.tokenizer=pretrained is the tokenizer of backbone=pretrained, which"),
-        ({"tokenizer": "no.json"}, r"task\.tokenizer=no\.json: there is no such file; allowed are words, bytes, "),
-        ({"filler": "nowhere"}, r"task\.filler=nowhere: there is no such directory; allowed are repeated, gen"),
+        (
+            {"tokenizer": "pretrained"},
+            r"task\.tokenizer=pretrained is the tokenizer of backbone=pretrained, which",
+        ),
+        (
+            {"tokenizer": "no.json"},
+            r"task\.tokenizer=no\.json: there is no such file; allowed are words, bytes, ",
+        ),
+        (
+            {"filler": "nowhere"},
+            r"task\.filler=nowhere: there is no such directory; allowed are repeated, gen",
+        ),
         ({"filler": "empty"}, r"task\.filler=.*empty: there are no \.txt files in this directory; generated"),
-        ({"filler": "short"}, r"task\.filler=.*short: its 1 \.txt files have no sentence for (train|valid|test)"),
+        (
+            {"filler": "short"},
+            r"task\.filler=.*short: its 1 \.txt files have no sentence for (train|valid|test)",
+        ),
         ({"filler": "latin"}, r"task\.filler: .*a\.txt is not UTF-8 text \(byte 2\)"),
         ({"depth": 0.5, "depths": 3}, r"task\.depth=0\.5 and task\.depths=3: the first sets one place"),
-        ({"segment_length": 30}, r"task\.length=90: segments of \[30, 30, 30\] tokens are too short for a story"),
-        ({"segment_length": None}, r"task\.segment_length and task\.length both set .*, and neither is given"),
-        ({"segment_lengths": [200, 60, 10]}, r"task\.length=270: segments of \[200, 60, 10\] tokens are too short"),
+        (
+            {"segment_length": 15},
+            r"task\.length=45: segments of \[15, 15, 15\] tokens are too short for a story",
+        ),
+        (
+            {"segment_length": None},
+            r"task\.segment_length and task\.length both set .*, and neither is given",
+        ),
+        (
+            {"segment_lengths": [200, 60, 10]},
+            r"task\.length=270: segments of \[200, 60, 10\] tokens are too short",
+        ),
     ],
 )
 def test_mistakes_are_told_when_the_task_is_made(
@@ -299,7 +326,9 @@ def test_a_tokenizer_that_does_not_tell_answers_apart(place: Path) -> None:
     saved.add_special_tokens(["<s>"])
     few = made.directory(place / "few", saved)
     for name in ("passkey", "detect", "words"):
-        with pytest.raises(UserError, match=r"task\.tokenizer=.*few: it writes the answers \w+ and \w+ in the"):
+        with pytest.raises(
+            UserError, match=r"task\.tokenizer=.*few: it writes the answers \w+ and \w+ in the"
+        ):
             make(place, name, tokenizer=few)
     nothing = tokenizers.Tokenizer(models.BPE({"1": 0, "0": 1, **{str(d): d for d in range(2, 10)}}, []))
     nothing.add_special_tokens(["<s>"])

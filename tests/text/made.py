@@ -1,4 +1,4 @@
-"""Small tokenizers like those of pretrained models, made of a few sentences, and saved as models have them."""
+"""Small tokenizers like those of pretrained models, made of a few sentences, saved as models have them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ TEXT = [
     "the bathroom, the bedroom or the hallway. He moved, she journeyed; they found it. Isn't it the apple?",
     *(f"The {' '.join(FILLER_WORDS[i : i + 4])}." for i in range(0, len(FILLER_WORDS), 4)),
 ]
+LETTERS = " ".join("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,?:'")
+NUMBERS = [LETTERS, LETTERS.replace(" ", ""), *(f" {n * 7919 % 100_000:05}" for n in range(400))]
 
 
 def gpt2() -> tokenizers.Tokenizer:
@@ -28,12 +30,11 @@ def gpt2() -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    numbers = [f" {n * 7919 % 100_000:05}" for n in range(400)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=620, show_progress=False, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]
     )
-    made.train_from_iterator(TEXT + numbers, trainer)
+    made.train_from_iterator(TEXT + NUMBERS, trainer)
     return made
 
 
@@ -49,17 +50,29 @@ def smollm() -> tokenizers.Tokenizer:
     return made
 
 
-def llama() -> tokenizers.Tokenizer:
-    """Pieces with a mark for the space before a word, and a token that begins every text."""
+def llama(apart: bool = True) -> tokenizers.Tokenizer:
+    """Pieces with a mark for the space before a word, and a token that begins every text.
+
+    Args:
+        apart: whether no piece has letters of two words, as with all that people use.
+    """
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"])
-    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
-    made.train_from_iterator(TEXT, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"]
+    )
+    if apart:
+        made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    made.train_from_iterator(TEXT + NUMBERS, trainer)
     made.pre_tokenizer = None
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return made
+
+
+def joined() -> tokenizers.Tokenizer:
+    """Pieces across words, full stops and spaces: no part of a text is encoded as it is in the whole."""
+    return llama(apart=False)
 
 
 def bert() -> tokenizers.Tokenizer:
@@ -70,7 +83,7 @@ def bert() -> tokenizers.Tokenizer:
     made.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     made.train_from_iterator(
-        TEXT, trainers.WordPieceTrainer(vocab_size=420, show_progress=False, special_tokens=special)
+        TEXT + NUMBERS, trainers.WordPieceTrainer(vocab_size=420, show_progress=False, special_tokens=special)
     )
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     made.enable_padding(length=9)
@@ -81,6 +94,7 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "gpt2": gpt2,
     "smollm": smollm,
     "llama": llama,
+    "joined": joined,
     "bert": bert,
 }
 

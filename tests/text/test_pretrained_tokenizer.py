@@ -58,7 +58,10 @@ def test_begin_is_the_model_s_own_token_and_no_text_is_encoded_to_it(
     assert tokenizer.begin not in tokenizer.encode(text.encode())
     plain.no_padding()
     for sentence in made.TEXT:
-        assert tokenizer.encode(sentence.encode()).tolist() == plain.encode(sentence, add_special_tokens=False).ids
+        assert (
+            tokenizer.encode(sentence.encode()).tolist()
+            == plain.encode(sentence, add_special_tokens=False).ids
+        )
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "smollm"])
@@ -75,7 +78,7 @@ def test_a_byte_level_tokenizer_gives_every_text_back_and_encodes_words_as_in_th
 
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_no_model_s_tokenizer_gains_by_what_it_loses(models_of: Path, kind: str) -> None:
-    """As `test_given_back.py` has it for tokenizers of all sorts: letters folded, unknown characters left out."""
+    """As `test_given_back.py` has it for tokenizers of all sorts: letters folded, unknown ones left out."""
     tokenizer, rng, lost = read(models_of / kind), random.Random(1), 0
     for text in [*strange(60), *(sentence.title() * rng.randint(1, 3) for sentence in made.TEXT)]:
         document = text.encode()
@@ -97,8 +100,8 @@ def test_a_text_task_has_the_model_s_vocabulary(models_of: Path, tmp_path: Path)
     for b in (batch, *take(task.training(0, range(2)), 3)):
         begins_B = b.begins_BS[:, 0]
         assert (b.tokens_BT[begins_B, 0] == 2).all() and (b.targets_BT[b.counts_BT] != 2).all()
-    read = task.amounts("test")
-    assert read.lost_bytes > 0 and read.patch_bits > 0
+    amounts = task.amounts("test")
+    assert amounts.lost_bytes > 0 and amounts.patch_bits > 0
     assert task.data()["tokenizer"] == read(models_of / "bert").digest
 
 
@@ -111,7 +114,9 @@ def test_begin_may_be_named_by_the_configuration(tmp_path: Path) -> None:
         ({"bos_token": None, "eos_token": {"content": "<end>", "lstrip": False}}, 3),
     ]:
         assert read(Path(made.directory(tmp_path / "model", saved, **config))).begin == begin
-    with pytest.raises(UserError, match=r"task\.tokenizer=.*model: it has no special token that begins a doc"):
+    with pytest.raises(
+        UserError, match=r"task\.tokenizer=.*model: it has no special token that begins a doc"
+    ):
         read(Path(made.directory(tmp_path / "model", saved, bos_token="a")))
     (tmp_path / "model" / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer_config\.json cannot be read: Expecting property name"):
@@ -166,7 +171,9 @@ def test_older_files_and_gguf_are_converted_once(
     with pytest.raises(UserError, match=r"task\.tokenizer=.*older: transformers finds no tokenizer in it: "):
         opened(str(older), cache)
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(UserError, match=r"takes the package transformers: pip install 'memlab\[pretrained\]'"):
+    with pytest.raises(
+        UserError, match=r"takes the package transformers: pip install 'memlab\[pretrained\]'"
+    ):
         opened(str(older), tmp_path / "other")
 
 
@@ -185,7 +192,8 @@ def test_a_model_of_the_hub_is_read_from_the_hub_s_cache(
     check("someone/gpt2", ("bytes",))
     assert opened("someone/gpt2", tmp_path).begin == read(models_of / "gpt2").begin
     with pytest.raises(
-        UserError, match=r"task\.tokenizer=someone/else: .*no such file or dir.*hub cannot be reached.*Download"
+        UserError,
+        match=r"task\.tokenizer=someone/else: .*no such file or dir.*hub cannot be reached.*Download",
     ):
         opened("someone/else", tmp_path)
 
@@ -196,7 +204,10 @@ def test_what_can_be_said_before_anything_is_read(models_of: Path, tmp_path: Pat
     for given, said in [
         ("pretrained", "is the tokenizer of backbone=pretrained, which is not chosen"),
         (str(tmp_path), "there is no tokenizer.json in this directory; allowed are bytes, bpe, pretrained"),
-        ("bite", "there is no such file; allowed are bytes, bpe, pretrained (the backbone's own), the path of"),
+        (
+            "bite",
+            "there is no such file; allowed are bytes, bpe, pretrained (the backbone's own), the path of",
+        ),
         ("a/b.gguf", "there is no such file"),
     ]:
         with pytest.raises(ConfigError) as raised:
