@@ -288,10 +288,11 @@ def number(random: int, digits: int, fits: Callable[[str], bool]) -> str:
 
 
 def some_numbers(digits: int, count: int = 1000) -> list[str]:
-    """Different numbers of so many digits, evenly spread: all of them if there are no more than `count`."""
+    """Different numbers of so many digits, spread evenly: all of them if there are no more than `count`."""
     lowest = 10 ** (digits - 1) if digits > 1 else 0
     amount = 10**digits - lowest
-    return [str(lowest + amount * i // min(count, amount)) for i in range(min(count, amount))]
+    # a step without a factor in common with the amount, 9 * 10^n or 10, comes back to no number too early
+    return [str(lowest + i * 61_803_397 % amount) for i in range(min(count, amount))]
 
 
 def fraction(random: int) -> float:
