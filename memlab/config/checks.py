@@ -11,9 +11,11 @@ from memlab.bounds import NonNegative
 from memlab.config import schema, trust
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
+from memlab.files import is_file_name
 from memlab.models import choices
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
+from memlab.terminal.plain import printable
 
 # a task's file may say how it is best trained, which is of no use to `memlab.show`
 NOT_SHOWN = ("optim", "trainer", "curriculum")
@@ -171,6 +173,7 @@ def check_model(values: dict[str, Any]) -> None:
             "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
             "memlab 0.1"
         )
+    _check_name("model", values.get("name"))
     for key, annotation in _OF_EVERY_MODEL.items():
         if key not in values:
             raise ConfigError(f"model.{key} is missing: every model has it")
@@ -245,6 +248,7 @@ def _check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing from configs/task/*.yaml: it names the class, and the task in reports"
             )
+    _check_name("task", values["name"])
     trust.check("task._target_", values["_target_"])
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
@@ -258,6 +262,19 @@ def _check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})"
             )
+
+
+def _check_name(group: str, name: Any) -> None:
+    """Check that a name, which is part of paths, is that of one directory, and shows as it is.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(name, str) and (not is_file_name(name) or printable(name) != name):
+        raise ConfigError(
+            f"{group}.name={printable(name)}: runs are in a directory of this name, so it has no / and no "
+            "control characters"
+        )
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:

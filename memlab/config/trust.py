@@ -147,7 +147,9 @@ def _lies_in(package: str, folders: Iterable[Path]) -> bool:
     places = {place.resolve() for folder in folders for place in (folder, folder.parent)}
     if not places or (spec := _find(package)) is None:
         return False
-    found = list(spec.submodule_search_locations or [spec.origin or ""])
+    found = list(spec.submodule_search_locations or ())
+    if not found and spec.has_location and spec.origin is not None:  # others are in Python itself
+        found = [spec.origin]
     return bool(found) and all(Path(place).absolute().parent.resolve() in places for place in found)
 
 

@@ -194,6 +194,7 @@ def show(
     Args:
         folder, trusted: of its trainings; see `--config-dir` and `trust`.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from memlab.terminal import tables
@@ -201,22 +202,23 @@ def show(
     console = tables.console()
     trials = result["trials"]
     console.print(
-        f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, "
-        f"{trials['failed']} failed"
+        f"\n[bold]sweep {escape(result['study'])}[/]: {trials['complete']} complete, "
+        f"{trials['pruned']} pruned, {trials['failed']} failed"
     )
     for name, own in (result.get("arms") or {"": result}).items():
         best = own["best"]
-        title = f"{name}: trial {best['trial']}" if name else f"best: trial {best['trial']}"
+        title = f"{escape(name)}: trial {best['trial']}" if name else f"best: trial {best['trial']}"
         table = Table(title=title, title_justify="left", show_header="final_default" in own)
         table.add_column("")
         table.add_column("best", justify="right")
         if "final_default" in own:
             table.add_column("without its parameters", justify="right")
         for key, value in best["parameters"].items():
-            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(escape(key), escape(shown))
         table.add_section()
         for key, value in best["values"].items():
-            table.add_row(f"{key}, seeds {', '.join(map(str, result['seeds']))}", f"{value:.6g}")
+            table.add_row(f"{escape(key)}, seeds {', '.join(map(str, result['seeds']))}", f"{value:.6g}")
         if "final" in own:
             seeds = f"seeds {', '.join(map(str, own['final']['seeds']))}"
             for key in ("val/score", "test/accuracy", "test/bits_per_byte"):

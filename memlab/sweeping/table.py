@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from memlab.sweeping.leases import LEASE
 from memlab.sweeping.order import Order
 from memlab.sweeping.study import Arm
 from memlab.terminal import tables
+from memlab.terminal.plain import printable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -140,9 +142,9 @@ class Shown:
             shown = f"[{_COLOURS.get(words, 'white')}]{words}[/]{again}"
             table.add_row(
                 str(trial.number),
-                *([str(arm)] if spec.arms else []),
+                *([escape(str(arm))] if spec.arms else []),
                 shown,
-                parameters(trial),
+                escape(parameters(trial)),
                 value(trial),
                 duration(seconds(trial)),
             )
@@ -186,4 +188,4 @@ class Shown:
                 line = f"{name}  {now[0]:<8}  {value(trial)}  {duration(seconds(trial))}{tail}"
                 if now[0] != "failed":
                     line += f"  [{ended} of {self.goal}{self._left(found, ended)}]"
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)

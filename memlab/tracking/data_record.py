@@ -9,6 +9,7 @@ from typing import Any
 
 from memlab.errors import UserError
 from memlab.files import write_whole
+from memlab.terminal.plain import printable
 from memlab.text.fingerprint import changes
 
 NAME = "data.json"
@@ -42,7 +43,7 @@ def check(directory: Path, data: dict[str, Any]) -> None:
 def warn(directory: Path, data: dict[str, Any]) -> None:
     """Say in a line if what is read to evaluate a run is not what it was trained on."""
     if data and (directory / NAME).exists() and (changed := _changed(directory, data)):
-        print(f"memlab: warning: {changed[0]}; figures may be of another text", file=sys.stderr)
+        print(f"memlab: warning: {printable(changed[0])}; figures may be of another text", file=sys.stderr)
 
 
 def _changed(directory: Path, data: dict[str, Any]) -> tuple[str, str] | None:

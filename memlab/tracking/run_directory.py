@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from memlab.config.sections import Config
 from memlab.errors import UserError
-from memlab.files import DamagedFileError, read_object, write_whole
+from memlab.files import DamagedFileError, read_object, refuse_links, write_whole
 from memlab.tracking.resume import LOCK
 
 
@@ -43,6 +43,7 @@ class RunDirectory:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            refuse_links(self.path, [LOCK, "metrics.jsonl"])
             self._lock.acquire(timeout=0)
             if not continues and self.config_file.exists():
                 self.release()
