@@ -38,6 +38,8 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
         return made
 
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
+    for layer in backbone.memories:
+        layer.check_among(backbone.memories)
     kind = _load("tokens", chosen.tokens, MemoryTokens)
     tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
     model = Encoder if tokens.bidirectional else Decoder

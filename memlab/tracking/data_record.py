@@ -40,6 +40,18 @@ def check(directory: Path, data: dict[str, Any]) -> None:
         raise UserError(f"{changed[0]}. {changed[1]}")
 
 
+def identity(text: str | None) -> str | None:
+    """What a run reads, from the content of its `data.json`: the same for the same text and tokenizer,
+    wherever the files are and whatever their names; None = not known.
+    """
+    try:
+        record = json.loads(text or "")
+        files = [[hashed or (Path(name).name, size)] for name, (size, _, hashed) in record["files"].items()]
+        return json.dumps([sorted(files, key=str), record["revision"], record["tokenizer"]])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def warn(directory: Path, data: dict[str, Any]) -> None:
     """Say in a line if what is read to evaluate a run is not what it was trained on."""
     if data and (directory / NAME).exists() and (changed := _changed(directory, data)):

@@ -9,7 +9,7 @@ from typing import Any
 from memlab.config.sections import Config, MLflowTracking
 from memlab.reports.summary import ratio, size
 from memlab.terminal.plain import markdown, printable
-from memlab.tracking import mlflow_store, provenance
+from memlab.tracking import data_record, mlflow_store, provenance
 from memlab.tracking.jsonl import read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.run_directory import RunDirectory
@@ -42,6 +42,8 @@ def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> 
     tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known, tracking.parent_run)
     directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
+    if (record := directory.path / data_record.NAME).exists():
+        tracker.log_artifact(record, "config")
     tracker.log_dataset(config.task)
     if directory.metrics.exists():
         tracker.log_lines(read_metrics(directory.metrics))
