@@ -5,7 +5,7 @@ See docs/API.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memlab.config.checks import check_policy
 from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import trained
@@ -170,6 +171,7 @@ def load(
     device: str | torch.device | None = None,
     uri: str = "sqlite:///mlflow.db",
     trust: str | Sequence[str] = (),
+    policy: Mapping[str, Any] | None = None,
 ) -> Run:
     """Open a trained run, with the weights of its best checkpoint.
 
@@ -179,14 +181,19 @@ def load(
         uri: of the MLflow store in which to look up a run id.
         trust: names of modules that the run may use. A run with a memory or a task of your own names its
             module, and to open the run is to import it (docs/SECURITY.md).
+        policy: reads layers with full attention through a bounded cache (docs/POLICIES.md), such as
+            `{"name": "h2o", "budget": 256}`; None = as trained.
 
     Raises:
+        ConfigError: there is no such policy or option, or no layer for a policy.
         UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version,
             the text of its task is missing, or it names a module that is not in `trust`.
     """
     found = finished_runs.find(str(run), uri)
     place = trained.choose_device("auto") if device is None else torch.device(device)
-    opened = trained.load(found, place, trusted=trust)
+    if policy is not None:
+        check_policy(policy)
+    opened = trained.load(found, place, trusted=trust, policy=policy)
     file = found.directory / "result.json"
     result = read_object(file) if file.is_file() else None
     return Run(

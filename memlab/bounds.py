@@ -13,3 +13,4 @@ PositiveFloat = Annotated[float, annotated_types.Gt(0)]
 NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
 Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
 Dropout = Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
+Share = Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)]  # of something that is not nothing

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from memlab.config import cli, launch, lifetime
+from memlab.config import cli, launch, lifetime, starter
 from memlab.config.checks import check
 from memlab.config.sections import Config
 from memlab.config.unexpected import kept_in
@@ -40,7 +40,7 @@ def job(config: Config) -> int:
 
 def main() -> None:
     lifetime.end_with_starter()
-    cli.run("train", check, job)
+    cli.run("train", check, job, imports=starter.TRAINING)
 
 
 if __name__ == "__main__":

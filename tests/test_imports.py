@@ -22,9 +22,10 @@ FLOORS = (
     ("config",),
     ("models", "tasks"),
     ("memories", "memory_tokens", "text"),
+    ("policies",),
     ("layers",),
     ("ops",),
-    ("files", "ram", "terminal"),
+    ("files", "gpus", "ram", "terminal"),
     ("errors", "bounds", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}

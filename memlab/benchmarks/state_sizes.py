@@ -90,7 +90,7 @@ def measure(name: str, model: Model) -> dict[str, Any]:
     before = model(tokens_BN[:, None].expand(-1, read, -1), model.init_state(1)).state
     state = model.segment(tokens_BN, before).state
     size = model.backbone.embed.weight.element_size()
-    cost = memory.weigh(model, state.nbytes, model.peak_bytes(tokens_BN, before), SEGMENTS * SEGMENT)
+    cost = memory.weigh(model, state, model.peak_bytes(tokens_BN, before), SEGMENTS * SEGMENT)
     return {
         "printed": PRINTED[name],
         "paper": numbers(*key_values(model.begin(state))) if name in _READ else numbers(state),

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from memlab.bounds import NonNegative
-from memlab.config import schema, trust
+from memlab.config import pretrained_keys, schema, trust
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
 from memlab.files import is_file_name
@@ -28,7 +28,10 @@ def check(composed: DictConfig, kind: type[RunT] = Config) -> RunT:  # type: ign
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
-    config = typed(OmegaConf.to_container(composed, resolve=True), kind)
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    if isinstance(plain.get("model"), dict):
+        plain["model"] = pretrained_keys.settle(plain["model"])
+    config = typed(with_policy(plain), kind)
     check_model(config.model)
     _check_task(config.task)
     _check_together(config, build_task(config))
@@ -161,6 +164,12 @@ def check_shares(config: Config, task: Task, size: int) -> None:
                 )
 
 
+def with_policy(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose group `policy` is in `model`, since it belongs to the model's layers."""
+    values, policy = {k: v for k, v in plain.items() if k != "policy"}, plain.get("policy")
+    return values if policy is None else {**values, "model": {**values["model"], "policy": policy}}
+
+
 def check_model(values: dict[str, Any]) -> None:
     """Whether each key is an option of a part that was chosen, and has a value that it accepts.
 
@@ -174,7 +183,8 @@ def check_model(values: dict[str, Any]) -> None:
             "memlab 0.1"
         )
     _check_name("model", values.get("name"))
-    for key, annotation in _OF_EVERY_MODEL.items():
+    fixed = _OF_EVERY_MODEL | (pretrained_keys.KEYS if values.get("backbone") == pretrained_keys.NAME else {})
+    for key, annotation in fixed.items():
         if key not in values:
             raise ConfigError(f"model.{key} is missing: every model has it")
         schema.check_value(f"model.{key}", values[key], annotation)
@@ -184,8 +194,9 @@ def check_model(values: dict[str, Any]) -> None:
             "model.context=full: it says what layers without a memory look at, and "
             f"layer_memory={values['layer_memory']} has none; use layer_memory=full"
         )
+    _check_policy(values)
     for key, value in values.items():
-        if key in _OF_EVERY_MODEL:
+        if key in fixed or key == "policy":
             continue
         if key not in options:
             parts = (
@@ -197,6 +208,43 @@ def check_model(values: dict[str, Any]) -> None:
     for key, option in options.items():
         if option.required and key not in values:
             raise ConfigError(f"model.{key} is missing: it has to be {option.words}")
+
+
+def _check_policy(values: dict[str, Any]) -> None:
+    """Whether a policy is given if layers have a bounded cache, and only then, with options that it has."""
+    chosen, policy = choices.choose(values), values.get("policy")
+    bounded = any("policy" in schema.parameters(memory) for memory in chosen.memories)
+    if policy is None:
+        if bounded:
+            raise ConfigError(
+                f"model.layer_memory={values['layer_memory']} needs a policy, policy=NAME; there are: "
+                f"{', '.join(choices.names('policy'))}"
+            )
+        return
+    if not bounded:
+        raise ConfigError(
+            f"policy={policy['name']}: none of the layers has a bounded cache (model.layer_memory="
+            f"{values['layer_memory']}); use layer_memory=cached"
+        )
+    check_policy(policy)
+
+
+def check_policy(values: Mapping[str, Any]) -> None:
+    """Whether each key is an option of the policy `name`, and has a value that it accepts.
+
+    Raises:
+        ConfigError: there is no such policy, or a key is none of its options.
+    """
+    if not isinstance(values.get("name"), str):
+        raise ConfigError("policy.name is missing: it is the policy, in a file of configs/policy")
+    found = schema.parameters(choices.target("policy", values["name"]))
+    options = {key: option for key, option in found.items() if key not in choices.GIVEN}
+    for key, value in values.items():
+        if key == "name":
+            continue
+        if key not in options:
+            raise unknown_key(f"policy.{key}", list(options))
+        schema.check_value(f"policy.{key}", value, options[key].annotation)
 
 
 def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:

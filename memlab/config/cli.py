@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -19,9 +21,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from memlab.config import composing, launch, lifetime, override_file, overrides, presets
+from memlab.config import composing, jobs, launch, lifetime, override_file, overrides, presets
 from memlab.config.composing import Check, compose_checked
-from memlab.config.jobs import Jobs, announce
+from memlab.config.jobs import Job, Jobs
 from memlab.config.paths import config_dir
 from memlab.config.unexpected import UnexpectedError, kept_in
 from memlab.errors import ConfigError, UserError
@@ -36,7 +38,12 @@ _MAY_BE_EMPTY = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
 
 
 def run(
-    command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str] = (), groups: bool = True
+    command: str,
+    check: Check,
+    job: Callable[[Any], int],
+    unused: Sequence[str] = (),
+    groups: bool = True,
+    imports: Sequence[str] = (),
 ) -> NoReturn:
     """Run a command and end the process.
 
@@ -50,17 +57,29 @@ def run(
             command does not read.
         groups: whether the command chooses files of `configs/*/`; False = its own keys may have the names of
             groups, such as `experiment` and `tokens`.
+        imports: modules that `job` imports, and that take long; the jobs of `--multirun` share them.
     """
     streams.guard(f"memlab.{command}")
     try:
-        _run(command, check, job, unused, groups)
+        _run(_Command(command, check, job, unused, groups, imports))
     finally:
         streams.release()
 
 
-def _run(
-    command: str, check: Check, job: Callable[[Any], int], unused: Sequence[str], groups: bool
-) -> NoReturn:
+@dataclass(frozen=True)
+class _Command:
+    """The arguments of `run`."""
+
+    name: str
+    check: Check
+    job: Callable[[Any], int]
+    unused: Sequence[str]
+    groups: bool
+    imports: Sequence[str]
+
+
+def _run(wanted: _Command) -> NoReturn:
+    command = wanted.name
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         print(f"memlab {__version__}")
         sys.exit(0)
@@ -69,39 +88,31 @@ def _run(
             del os.environ[name]
     leads = launch.rank() == 0
     _or_exit(command, lambda: overrides.check_surroundings(sys.argv[1:]), leads)
-    if not groups:
+    if not wanted.groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
     # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
     typed = sys.argv[1:]
     words = _or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
+    words = overrides.spelled(words)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
     folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir, command), leads)
     with _or_exit(command, lambda: composing.allowing(typed, folder), leads):
-        _compose(command, arguments, words, folder, leads, check, job, unused, groups)
+        _compose(wanted, arguments, words, folder, leads)
 
 
 def _compose(
-    command: str,
-    arguments: Any,
-    words: Sequence[str],
-    folder: str | None,
-    leads: bool,
-    check: Check,
-    job: Callable[[Any], int],
-    unused: Sequence[str],
-    groups: bool,
+    wanted: _Command, arguments: Any, words: Sequence[str], folder: str | None, leads: bool
 ) -> NoReturn:
+    command, groups = wanted.name, wanted.groups
     asks_hydra = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
     if asks_hydra:
         if folder is not None:
             _or_exit(command, lambda: _check_hydra(command, arguments, folder, groups), leads)
     else:
-        found = _or_exit(
-            command, lambda: _preflight(command, arguments, check, unused, folder, groups), leads
-        )
+        found = _or_exit(command, lambda: _preflight(wanted, arguments, folder), leads)
         if arguments.multirun and not arguments.cfg:
-            sys.exit(_multirun(command, words, folder, found))
+            sys.exit(_multirun(command, words, folder, found, wanted.imports))
 
     @hydra.main(version_base="1.3", config_path=config_dir() if groups else None, config_name=command)
     def main(composed: DictConfig) -> None:
@@ -109,10 +120,10 @@ def _compose(
 
         def work() -> int:
             composing.tell_folder(composed, folder)
-            config = check(presets.settle(composed, given))
+            config = wanted.check(presets.settle(composed, given))
             launch.alone()
             with kept_in(getattr(config, "run_dir", None), getattr(config, "run", None)):
-                return job(config)
+                return wanted.job(config)
 
         if status := _or_exit(command, work):
             sys.exit(status)
@@ -123,14 +134,18 @@ def _compose(
 
 
 def _multirun(
-    command: str, words: Sequence[str], folder: str | None, found: Sequence[Sequence[str]]
+    command: str,
+    words: Sequence[str],
+    folder: str | None,
+    found: tuple[Sequence[Job], int],
+    imports: Sequence[str],
 ) -> int | str:
-    """Run the jobs one after another; returns what the process is to end with."""
-    announce(command, words)  # they know that they belong together
-    jobs = Jobs(command, [] if folder is None else ["--config-dir", folder])
-    for job in found:
-        jobs.run(job)
-    return jobs.end()
+    """Run jobs, so many at a time; returns what the process is to end with."""
+    every, at_once = found
+    identity = jobs.announce(command, words)  # they know that they belong together
+    options = [] if folder is None else ["--config-dir", folder]
+    logs = Path("runs", "multirun", identity).absolute()
+    return Jobs(command, options, at_once, logs, imports).run(jobs.with_threads(every, at_once))
 
 
 def _is_override(word: str) -> bool:
@@ -154,14 +169,13 @@ def _check_hydra(command: str, arguments: Any, folder: str, groups: bool) -> Non
         composing.check_hydra(command, arguments.overrides)
 
 
-def _preflight(
-    command: str, arguments: Any, check: Check, unused: Sequence[str], folder: str | None, groups: bool
-) -> list[list[str]]:
-    """Compose and check every job of the command line; returns the words of each.
+def _preflight(wanted: _Command, arguments: Any, folder: str | None) -> tuple[list[Job], int]:
+    """Compose and check every job of the command line; returns them, and how many run at a time.
 
     Raises:
         ConfigError: for the first mistake.
     """
+    command, groups = wanted.name, wanted.groups
     if arguments.config_name or arguments.config_path:
         raise ConfigError(
             f"--config-name and --config-path: memlab.{command} has one root; add your own files with "
@@ -182,18 +196,21 @@ def _preflight(
             overrides.check_single(given)
         overrides.check_twice(given)
         for override in given:
-            if override.key_or_group.partition(".")[0] in unused:
+            if override.key_or_group.partition(".")[0] in wanted.unused:
                 raise ConfigError(
                     f"{override.input_line}: memlab.{command} does not train, so nothing reads this key"
                 )
+        at_once, given = jobs.at_once(given, arguments.multirun)
         if arguments.multirun and groups:
             given = composing.with_preset(command, given, folder)
-        found = list(overrides.jobs(given))
+        found: list[Job] = []
         named = any(o.key_or_group == "run_dir" for o in given)  # the default differs for each run
         directories: set[str] = set()
-        for job in found:
+        for job in overrides.jobs(given):
             composed = composing.compose_job(command, job, folder)
-            check(composed)
+            config = wanted.check(composed)
+            trainer = getattr(config, "trainer", None)
+            found.append(Job(job, {} if trainer is None else trainer.model_dump()))
             if not named:
                 continue
             directory = os.path.abspath(composed.run_dir)
@@ -203,4 +220,4 @@ def _preflight(
                     "run_dir='x/${seed}'"
                 )
             directories.add(directory)
-    return found
+    return found, at_once

@@ -16,8 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab.config.checks import check_model
+from memlab.config.checks import check_model, with_policy
 from memlab.config.composing import composing
+from memlab.config.overrides import spelled
+from memlab.config.pretrained_keys import settle
 from memlab.errors import ConfigError, suggestion
 
 
@@ -40,12 +42,14 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
     with _composing():
         try:
             also = [] if own is None else [f"hydra.searchpath=[file://{own.absolute()}]"]
-            composed = compose("train", [f"model={name}", *overrides, *also])
-            values: Any = OmegaConf.to_container(composed.model, resolve=True)
+            words = spelled([f"model={name}", *overrides])
+            composed = compose("train", [*words, *also])
+            plain: Any = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"model={name}: {str(error).splitlines()[0]}") from None
+    values: dict[str, Any] = settle(with_policy(plain)["model"])
     check_model(values)
-    return dict(values)
+    return values
 
 
 def model_names(own: Path | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from memlab.config import overrides, presets, trust
+from memlab.config import overrides, presets, pretrained_keys, trust
 from memlab.config.checks import unknown_key
 from memlab.config.paths import config_dir
 from memlab.errors import ConfigError, suggestion
@@ -95,6 +95,7 @@ def compose_checked(
     Raises:
         ConfigError: for the first mistake.
     """
+    words = overrides.spelled(words)
     with composing(folder), allowing(words if typed else (), folder):
         given = overrides.parse(words, loader())
         if swept := next((o for o in given if o.is_sweep_override()), None):
@@ -220,6 +221,13 @@ def _check_key(override: Override, chosen: DictConfig) -> None:
         if part not in node:
             if override.is_add() and depth == 1 and path == ["model"]:
                 return  # an option of a part that the chosen files do not list; `check` knows them all
+            if path[:depth] == ["model"] and chosen.model.get("backbone") == pretrained_keys.NAME:
+                pretrained_keys.refuse(part, override.input_line or "")
+            if not depth and last != part and (options := loader().get_group_options(part)):
+                raise ConfigError(
+                    f"{override.input_line}: no {part} is chosen; add {part}=NAME. There are: "
+                    f"{', '.join(sorted(options))}"
+                )
             known = [str(k) for k in node if not str(k).startswith("_")]
             raise unknown_key(".".join([*path[:depth], part]), known)
         node = node._get_node(part)

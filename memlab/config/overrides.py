@@ -33,6 +33,14 @@ _OURS = {
 }
 
 
+_BACKBONE = re.compile(r"^([+~]*)backbone\.")
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """The words with `backbone.KEY` as `model.KEY`: the keys of a backbone belong to `model`."""
+    return [_BACKBONE.sub(r"\1model.", word) for word in words]
+
+
 def check_surroundings(words: Sequence[str]) -> None:
     """Whether this process can read its command line and knows where it is.
 

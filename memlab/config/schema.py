@@ -15,7 +15,16 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from memlab.bounds import Dropout, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from memlab.bounds import (
+    Dropout,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Share,
+)
 from memlab.config import trust
 from memlab.errors import ConfigError
 from memlab.models import choices
@@ -34,6 +43,8 @@ _TYPES: dict[str, Any] = {
     "NonNegativeFloat": NonNegativeFloat,
     "Fraction": Fraction,
     "Dropout": Dropout,
+    "Seed": Seed,
+    "Share": Share,
     "Literal": Literal,
     "Any": Any,
 }

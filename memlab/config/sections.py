@@ -137,6 +137,7 @@ class Config(TrustingSection):
     run_dir: Place
     resume: Place = "never"
     experiment_file: str | None = None
+    jobs: Positive = 1
     model: dict[str, Any]
     task: dict[str, Any]
     trainer: TrainerConfig

@@ -81,7 +81,7 @@ class Watching:
     def __init__(self, model: Model, segments: int) -> None:
         self.model, self.segments = model, segments
         self.layers = {id(memory): layer for layer, memory in enumerate(model.backbone.memories, 1)}
-        self.samples, self.segment = 0, 0
+        self.samples, self.segment, self.queries = 0, 0, 0
         self.share: dict[tuple[str, int], Tensor] = {}  # by kind and layer: [S, H]
         self.between: dict[str, Tensor] = {}  # by what is compared: [S + 1, S + 1]
         self.by_slot: dict[str, Tensor] = {}  # of memory tokens: [M, S]
@@ -104,6 +104,7 @@ class Watching:
         ends = list(itertools.accumulate(batch.segment_lengths))
         for self.segment, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             tokens = np.ascontiguousarray(batch.tokens_BT[:, first:end])
+            self.queries = end - first + int(self.model.answers_once)
             with observing.by(self._see):
                 output = self.model.segment(torch.from_numpy(tokens).to(self.model.device), state)
             state = output.state
@@ -183,14 +184,16 @@ class Watching:
         )  # then the first row is the class token, which is a query and not a memory token
         queries_T = _tokens(where)
         queries_T[:once] = True
+        # A layer may read a segment in several calls, of which each counts by its queries.
+        part = int(queries_T.sum()) / self.queries
         spans = {"remembered": (0, remembered), MEMORY_TOKENS: (remembered + once, remembered - where.first)}
         for kind, (begin, end) in spans.items():
             # attention to values that are 1 in memory and 0 elsewhere is the part on memory
-            if end > begin:
+            if end > begin and part:
                 one_L1 = keys.new_zeros(keys.shape[2], 1)
                 one_L1[begin:end] = 1
                 mass_BHT1 = attend(one_L1.expand(*keys.shape[:2], -1, -1))
-                self._add(kind, memory, mass_BHT1[:, :, queries_T, 0])
+                self._add(kind, memory, mass_BHT1[:, :, queries_T, 0] * part)
 
     def _mix(
         self, memory: LayerMemory, where: Where, gate: Tensor, remembered: Tensor, local: Tensor

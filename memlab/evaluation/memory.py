@@ -21,12 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.models.base import Model
+from memlab.models.base import Model, ModelState
 
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Bytes for one document after `tokens` tokens; a ratio is None if nothing is held."""
+    """Bytes for one document after `tokens` tokens; a ratio is None if nothing is held.
+
+    `used_bytes` is the part of the state that is in use; the rest is padding, of which a bounded cache whose
+    heads keep sets of different sizes has some. Ratios count what is held.
+    """
 
     tokens: int
     kv_full_bytes: int
@@ -34,6 +38,7 @@ class MemoryCost:
     peak_bytes: int
     compression_carry: float | None
     compression_peak: float | None
+    used_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +75,7 @@ class Watch:
     def seen(self, state: Any, segment: int) -> None:
         """The segment has been read, and `state` is the state after it."""
         if segment in self.wanted:
-            cost = weigh(self.model, first_row(state).nbytes, self.peak, self.tokens[segment + 1])
+            cost = weigh(self.model, first_row(state), self.peak, self.tokens[segment + 1])
             self.curve.append({"segments": segment + 1, **cost.to_dict()})
 
 
@@ -79,9 +84,9 @@ def first_row(state: Any) -> Any:
     return state.map(lambda t: t[:1])
 
 
-def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> MemoryCost:
-    """The cost of these bytes, compared with a full cache."""
-    full = kv_full_bytes(model, tokens)
+def weigh(model: Model, state: ModelState, peak_bytes: int, tokens: int) -> MemoryCost:
+    """The cost of a state of one document and of a peak, compared with a full cache."""
+    full, state_bytes = kv_full_bytes(model, tokens), state.nbytes
     return MemoryCost(
         tokens,
         full,
@@ -89,6 +94,7 @@ def weigh(model: Model, state_bytes: int, peak_bytes: int, tokens: int) -> Memor
         peak_bytes,
         full / state_bytes if state_bytes else None,
         full / peak_bytes if peak_bytes else None,
+        0 if state.nothing_B0.is_meta else state.used_nbytes,
     )
 
 
@@ -111,7 +117,7 @@ def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
         peak = max(peak, model.peak_bytes(tokens_BN, first_row(state)))
         state = model.segment(tokens_BN, state).state
     model.train(was_training)
-    return weigh(model, state.nbytes, peak, sum(segment_lengths))
+    return weigh(model, state, peak, sum(segment_lengths))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from memlab.terminal.tables import is_live
+from memlab.terminal.times import duration
 
 EVERY = 15.0  # seconds between lines in a file
 _DRAWN = 0.2  # seconds between updates of a bar
@@ -76,10 +77,3 @@ class Meter:
             file=sys.stderr,
             flush=True,
         )
-
-
-def duration(seconds: float) -> str:
-    """As h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -14,32 +14,34 @@ Written whole after every measurement, so that nothing is computed twice.
       "inside": [ .. ]      one entry for each key
     }
 
-Every entry has "checkpoint" (file name), "step" (of the training, where that was written), "finished" (UTC,
-ISO 8601), "versions". Its key has everything that the figures depend on. Another key makes another entry; an
-entry with the same key is only measured again with `again=true`.
+Every entry has "policy" (null, or name and options of the policy that layers with full attention are read
+with, instead of as trained), "checkpoint" (file name), "step" (of the training, where that was written),
+"finished" (UTC, ISO 8601), "versions". Its key has everything that the figures depend on. Another key makes
+another entry; an entry with the same key is only measured again with `again=true`.
 
-    lengths   key: checkpoint, step, segments, length, samples                 by: `evaluation/lengths.py`
+    lengths   key: policy, checkpoint, step, segments, length, samples         by: `evaluation/lengths.py`
               accuracy (free-running), exact_match, accuracy_teacher_forced, loss
               intervals.{the first three}: [low, high], 95 %
               controls.{memory_off, shuffled}: the same figures under the requested controls
               depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands,
                 0 = beginning of the sample
-              memory: {tokens, kv_full_bytes, state_bytes, peak_bytes, compression_carry, compression_peak},
-                for one document at its end
+              memory: {tokens, kv_full_bytes, state_bytes, used_bytes (without padding), peak_bytes,
+                compression_carry, compression_peak}, for one document at its end
               memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
               tokens, batch_size, seconds, tokens_per_second, peak_memory.{kind: rss or gpu, bytes}, device
-    texts     key: checkpoint, step, documents, bytes (maximum of each)        by: `evaluation/documents.py`
+    texts     key: policy, checkpoint, step, documents, bytes (of each)        by: `evaluation/documents.py`
               loss, perplexity, bits_per_byte, bits_per_word, word_perplexity
               intervals.{loss, bits_per_byte}: over documents, or null
               by_position: [{from, tokens, loss}]
               controls.{..}: the same with tokens, loss, by_position
               documents_read, tokens, lost_bytes (that the tokenizer does not give back)
               memory, memory_curve, seconds, tokens_per_second, peak_memory, device
-    streams   key: checkpoint, step, tokens, segment_length, device, threads   by: `evaluation/streaming.py`
+    streams   key: policy, checkpoint, step, tokens, segment_length, device, threads
+                                                                               by: `evaluation/streaming.py`
               points: [{tokens, seconds, tokens_per_second (since the point before), peak_memory,
                 state_bytes}]
               at_32k, at_end: two of these; memory_ratio, speed_ratio: the end over 32K; memory_curve
-    inside    key: checkpoint, step, segments, length, samples                 by: `evaluation/inside.py`
+    inside    key: policy, checkpoint, step, segments, length, samples         by: `evaluation/inside.py`
               memory_share.{memory_tokens, remembered, gated}: {layers, values [segments][layers][heads]}:
                 means over samples and tokens
               similarity.{memory_tokens, layer1, layer2, ..}: {between [1 + segments][1 + segments],
@@ -53,8 +55,8 @@ entry with the same key is only measured again with `again=true`.
 Format 1 is that of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity
 and one retrieval.
 
-`best(..)` selects the entries that make a curve: those of the newest step of best.ckpt, and among several
-numbers of samples the largest.
+`best(..)` selects the entries that make a curve: those of one policy and of the newest step of best.ckpt, and
+among several numbers of samples the largest.
 """
 
 from __future__ import annotations
@@ -74,10 +76,10 @@ from memlab.tracking.checkpoint_file import BEST
 NAME = "evaluation.json"
 FORMAT = 2
 KEYS: dict[str, tuple[str, ...]] = {
-    "lengths": ("checkpoint", "step", "segments", "length", "samples"),
-    "texts": ("checkpoint", "step", "documents", "bytes"),
-    "streams": ("checkpoint", "step", "tokens", "segment_length", "device", "threads"),
-    "inside": ("checkpoint", "step", "segments", "length", "samples"),
+    "lengths": ("policy", "checkpoint", "step", "segments", "length", "samples"),
+    "texts": ("policy", "checkpoint", "step", "documents", "bytes"),
+    "streams": ("policy", "checkpoint", "step", "tokens", "segment_length", "device", "threads"),
+    "inside": ("policy", "checkpoint", "step", "segments", "length", "samples"),
 }
 
 
@@ -158,9 +160,9 @@ def read(file: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def best(entries: Sequence[dict[str, Any]], policy: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The entries of `lengths` for the best checkpoint, one per number of segments, with the most samples."""
-    own = [entry for entry in entries if entry["checkpoint"] == BEST]
+    own = [entry for entry in entries if entry["checkpoint"] == BEST and entry.get("policy") == policy]
     newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
     chosen: dict[int, dict[str, Any]] = {}
     for entry in sorted(newest, key=lambda e: e["samples"]):
@@ -169,4 +171,5 @@ def best(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _key(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry[name] for name in KEYS[kind])
+    """What makes an entry another one; entries from before there were policies have none."""
+    return tuple(entry.get(name) if name == "policy" else entry[name] for name in KEYS[kind])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from memlab.bounds import NonNegativeFloat, Positive, Seed
+from memlab.config.checks import check_policy
 from memlab.config.sections import Place, Section, StoreConfig, TrustingSection, typed
 from memlab.errors import ConfigError
 
@@ -28,6 +29,7 @@ class EvaluateConfig(TrustingSection):
     accelerator: Literal["cpu", "gpu", "auto"]
     threads: Positive | None
     tracking: StoreConfig
+    policy: dict[str, Any] | None = None
 
 
 class SamplingConfig(Section):
@@ -61,6 +63,8 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
         values = getattr(config, name) or []
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}={values}: one of them is given twice")
+    if config.policy is not None:
+        check_policy(config.policy)
     if config.stream is not None:
         _unused(
             composed,

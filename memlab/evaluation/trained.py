@@ -17,6 +17,7 @@ from memlab.config import foreign, trust
 from memlab.config.checks import build_task, check
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
+from memlab.models import choices
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.tasks.base import Task
@@ -30,6 +31,8 @@ class Trained:
     """A run that can be evaluated.
 
     Attributes:
+        policy: what its layers with full attention are read with, instead of how they were trained: the
+            policy's name and all of its options; None = as trained.
         task: prepared.
         model: in evaluation mode, on its device.
         step: optimizer steps before the checkpoint was written.
@@ -40,6 +43,7 @@ class Trained:
     task: Task
     model: Model
     step: int
+    policy: dict[str, Any] | None = None
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -58,6 +62,7 @@ def load(
     device: torch.device,
     changes: Mapping[str, Any] | None = None,
     trusted: str | Sequence[str] = (),
+    policy: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Open a run.
 
@@ -65,10 +70,13 @@ def load(
         changes: changed values of its task's configuration; values of None and keys that the task does not
             have are ignored.
         trusted: modules that the run may name, in addition to those that the command allows.
+        policy: reads layers with full attention through a bounded cache: `name` and options of a policy;
+            None = as trained.
 
     Raises:
         UserError: its checkpoint is damaged or of another version of memlab, what its task reads is missing,
-            or it names a module that nobody has allowed (see `memlab.config.trust`).
+            it names a module that nobody has allowed (see `memlab.config.trust`), or there is a policy and no
+            layer for it.
     """
     file = found.checkpoint
     try:
@@ -83,7 +91,8 @@ def load(
     task.prepare()
     if "data_dir" not in own:  # else the user asks for another text
         data_record.warn(found.directory, task.data())
-    model = compose(config.model, task.vocab_size, task.members)
+    values = config.model if policy is None else choices.bounded(config.model, policy)
+    model = compose(values, task.vocab_size, task.members)
     if config.trainer.precision == "64-true":
         model = model.double()
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -92,7 +101,10 @@ def load(
     except RuntimeError as error:
         wrong = " ".join(str(error).split()).partition(": ")[2][:200]
         raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
-    return Trained(found, config, task, model.to(device).eval(), int(checkpoint["global_step"]))
+    step = int(checkpoint["global_step"])
+    return Trained(
+        found, config, task, model.to(device).eval(), step, None if policy is None else dict(policy)
+    )
 
 
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:

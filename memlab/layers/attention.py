@@ -62,6 +62,9 @@ class MultiHead(nn.Module):
         together = (d.heads + 2 * d.kv_heads) * d.head_width
         self.qkv = nn.Linear(d.width, together, bias="qkv" in d.biases and not relative)
         self.out = nn.Linear(d.heads * d.head_width, d.width, bias="out" in d.biases)
+        # of the queries and keys of one head; not `d.new_norm`, which is for rows
+        self.q_norm = nn.RMSNorm(d.head_width, eps=d.norm_eps) if d.qk_norm else None
+        self.k_norm = nn.RMSNorm(d.head_width, eps=d.norm_eps) if d.qk_norm else None
         self.distance = nn.Linear(d.width, d.heads * d.head_width, bias=False) if relative else None  # W_r
 
     @torch.no_grad()
@@ -84,7 +87,7 @@ class MultiHead(nn.Module):
 
     def project(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, G, T, K]; queries and keys rotated if `turn` is given."""
-        return self._queries_keys_values(self.qkv(x_BTD), turn)
+        return self.split(self.qkv(x_BTD), turn)
 
     def keys_values(self, x_BTD: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor]:
         """Only keys and values, of rows that only other rows look at."""
@@ -98,18 +101,22 @@ class MultiHead(nn.Module):
         """`project` of norm(x), and `keys_values` of norm(SG(x)), where SG cuts x from the graph."""
         normalised, weight, bias = fold_norm(norm, x_BTD, self.qkv.weight, self.qkv.bias)
         y, again = project_twice(normalised, weight, bias, self.heads * self.head_width)
-        return self._queries_keys_values(y, turn), self._keys_values(again, turn)
+        return self.split(y, turn), self._keys_values(again, turn)
 
-    def _queries_keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, y: Tensor, turn: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `project` gives them, from the output of `qkv`."""
         both = self.heads + self.kv_heads
         queries_keys, values = y.split([both * self.head_width, self.kv_heads * self.head_width], dim=-1)
-        both_BHTK = rotate(self._heads(queries_keys), turn)  # one call for both
-        q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
+        both_BHTK = self._heads(queries_keys)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
+            both_BHTK = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = rotate(both_BHTK, turn).split([self.heads, self.kv_heads], dim=1)  # one call for both
         return q, k, self._heads(values)
 
     def _keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
         keys, values = self._heads(y).chunk(2, dim=1)
-        return rotate(keys, turn), values
+        return rotate(keys if self.k_norm is None else self.k_norm(keys), turn), values
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

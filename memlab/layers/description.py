@@ -30,6 +30,8 @@ class Description:
         biases: the linear layers with a bias. With positions=transformer_xl, u and v replace that of qkv.
         positions: see `positions.py`.
         rope_base: base of the frequencies of rotary positions.
+        qk_norm: whether the queries and keys of each head are normalised before they are rotated: by their
+            root mean square, with learned scales that all heads share (as in Qwen3).
     """
 
     layer: int
@@ -47,6 +49,7 @@ class Description:
     biases: Sequence[Bias] = ("qkv", "ffn", "head")
     positions: Positions = "rope"
     rope_base: float = 10_000.0
+    qk_norm: bool = False
 
     def new_norm(self) -> Norm:
         """A normalisation of this kind."""

@@ -25,6 +25,11 @@ Observer = Callable[[str, dict[str, Any]], None]
 _observer: Observer | None = None
 
 
+def watched() -> bool:
+    """Whether there is an observer, for values that would not be computed otherwise."""
+    return _observer is not None
+
+
 def offer(event: str, **values: Any) -> None:
     """Hand values to the observer, if there is one."""
     if _observer is not None:

@@ -74,6 +74,20 @@ class State:
         """Bytes of all tensors, as measured. Divide by the batch size for the bytes of one document."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
+    @property
+    def used_nbytes(self) -> int:
+        """`nbytes` without what is held empty, in states whose tensors have room for more than there is."""
+
+        def used(value: Any) -> int:
+            if isinstance(value, State):
+                return value.used_nbytes
+            if isinstance(value, tuple):
+                return sum(map(used, value))
+            return int(value.numel() * value.element_size())
+
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return sum(used(getattr(self, name)) for name in names)
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain containers of tensors, which `torch.load(weights_only=True)` can read back."""
 

@@ -57,6 +57,7 @@ class Where:
         rotary: rotary positions; None = positions are not rotary.
         relative: u and v of Transformer-XL's positions, for this layer.
         shared: results that layers of one kind share in this call.
+        losses: auxiliary losses of this layer, see `add_loss`; None = nobody needs them.
     """
 
     start: int
@@ -73,6 +74,17 @@ class Where:
     rotary: Rotary | None = None
     relative: Relative | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    losses: list[Tensor] | None = None
+
+    def add_loss(self, make: Callable[[], Tensor]) -> None:
+        """Add a loss of this layer to that of the training, if there is one (`has_auxiliary_loss`).
+
+        Args:
+            make: called if the loss is needed. Returns it with its weight, for each batch row: [B] of one
+                segment, [B, S] in the parallel form. The training adds its mean over batch rows and segments.
+        """
+        if self.losses is not None:
+            self.losses.append(make())
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """The result of `make`, computed by the first layer that asks for this key."""
@@ -142,12 +154,16 @@ class LayerMemory(nn.Module, abc.ABC):
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
         positions_go_on: whether positions continue over segments, from `offset`; otherwise they start at 0 in
             each segment.
+        only_causal: whether a row can look at no row after it, whatever `where.mask` allows.
+        has_auxiliary_loss: whether `segment` and `parallel` call `Where.add_loss`; may be a property.
     """
 
     parallel: ClassVar[Any] = None
-    sends_gradient: ClassVar[bool] = True
+    sends_gradient: bool = True
     stores_memory_tokens: ClassVar[bool] = False
     positions_go_on: ClassVar[bool] = False
+    only_causal: ClassVar[bool] = False
+    has_auxiliary_loss: bool = False
 
     def __init__(self, description: Description) -> None:
         super().__init__()

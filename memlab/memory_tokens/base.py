@@ -59,6 +59,14 @@ class MemoryTokens(nn.Module, abc.ABC):
         """
         return state
 
+    @torch.no_grad()
+    def begin_beside(self, embed_VD: Tensor) -> None:
+        """Begin at the scale of a pretrained embedding, as the code of RMT's authors for such models does:
+        vectors of its standard deviation. (Ours begin at 1, that of an embedding from scratch.)
+        """
+        for vectors in self.parameters():
+            vectors.mul_(embed_VD.std())
+
     def diagnose(self, before: Any, after: Any) -> dict[str, Tensor]:
         """Cheap detached scalars for logging, by name, from the states before and after a segment."""
         return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +39,35 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, form: Form, carried: Any, where: Where
-    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Output of the wanted rows in one form of the layer memory, what it hands on, and diagnostics."""
+    ) -> tuple[Tensor, Any, dict[str, Tensor], Tensor | None]:
+        """Output of the wanted rows in one form of the layer memory, and the rest of `Reading`."""
         # Here, because with trainer=fsdp a block's weights are only gathered within its `forward`.
         found = {} if form == "extend" else self.memory.diagnose()
+        if self.memory.has_auxiliary_loss and form != "extend" and torch.is_grad_enabled():
+            where = dataclasses.replace(where, losses=[])
         y_BTD, handed_on = getattr(self.memory, form)(x_BTD, carried, where)
+        loss = None if where.losses is None else torch.stack(where.losses).sum(0)
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found
+            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found, loss
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found, loss
+
+
+class Reading(NamedTuple):
+    """What a backbone returns.
+
+    Attributes:
+        top_BTD: the normalised outputs of the wanted rows.
+        handed_on: by each layer, as its memory's form returned it.
+        diagnostics: of all layers, scalars by name, such as `gate/layer2_head1` (counted from 1).
+        auxiliary: the sum of the layers' auxiliary losses, [B] or [B, S]; None = there are none.
+    """
+
+    top_BTD: Tensor
+    handed_on: tuple[Any, ...]
+    diagnostics: dict[str, Tensor]
+    auxiliary: Tensor | None
 
 
 class Backbone(nn.Module):
@@ -63,9 +82,12 @@ class Backbone(nn.Module):
         ffn_multiple: width of the feed-forward layer, as a multiple of `width`.
         ffn_width: the same as a number; None = from `ffn_multiple`.
         dropout: on the outputs of attention and feed-forward layers, during training.
-        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base: see `Description`.
+        norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base, rope_scaling, qk_norm: see
+            `Description`.
         max_positions: size of the table of learned positions; None = no table, for all other positions.
         tied_head: whether the head's weights are the embedding's.
+        sliding_window: how many tokens back pretrained layers look, including the token itself, so that a
+            context that is longer is refused; None = no limit.
         clamp_len: longer distances count as this one (only with Transformer-XL's positions); None = no limit.
         untie: whether every layer learns its own u and v (only with Transformer-XL's positions).
 
@@ -95,6 +117,9 @@ class Backbone(nn.Module):
         rope_base: PositiveFloat = 10_000.0,
         max_positions: Positive | None = None,
         tied_head: bool = False,
+        qk_norm: bool = False,
+        rope_scaling: dict[str, Any] | None = None,
+        sliding_window: Positive | None = None,
         clamp_len: Positive | None = None,
         untie: bool = False,
     ) -> None:
@@ -123,8 +148,8 @@ class Backbone(nn.Module):
                 f"model.positions={positions} {needs}; found model.max_positions={max_positions}"
             )
         self.width, self.heads, self.kv_heads = width, heads, kv_heads or heads
-        self.positions, self.clamp_len = positions, clamp_len
-        self.rotary = Rotary(self.head_width, rope_base) if positions == "rope" else None
+        self.positions, self.clamp_len, self.sliding_window = positions, clamp_len, sliding_window
+        self.rotary = Rotary.of(self.head_width, rope_base, rope_scaling) if positions == "rope" else None
         # whether the backward pass recomputes a block's activations, so that only its input is stored
         self.recompute = False
         self.embed = nn.Embedding(vocab_size, width)
@@ -152,9 +177,14 @@ class Backbone(nn.Module):
                 biases=tuple(biases),
                 positions=positions,
                 rope_base=rope_base,
+                qk_norm=qk_norm,
             )
             blocks.append(Block(description, memories(description)))
         self.blocks: Any = nn.ModuleList(blocks)
+        if positions == "transformer_xl" and all(m.attention.distance is None for m in self.memories):
+            raise ConfigError(
+                "model.positions=transformer_xl: no layer of this model.layer_memory looks at positions"
+            )
         # With post-normalisation, rows enter and leave the blocks normalised.
         post = norm_position == "post"
         self.embed_norm = description.new_norm() if post else None
@@ -184,58 +214,68 @@ class Backbone(nn.Module):
         """The input rows of tokens at positions `start` .. of their segment: [B, T, D].
 
         Raises:
-            ConfigError: the table of learned positions is too short.
+            ConfigError: the table of learned positions, or the sliding window, is too short.
         """
         x_BTD: Tensor = self.embed(tokens_BT)
+        again = where.segments if where.offset_B is None else 1  # how many times positions start over
+        count = tokens_BT.shape[1] // again
+        self._check_position(start + count - 1, where.offset_B)
         if self.learned_positions is not None:
-            again = where.segments if where.offset_B is None else 1  # how many times positions start over
-            count = tokens_BT.shape[1] // again
-            self._check_position(start + count - 1, where.offset_B)
             rows = self.learned_positions(where.positions(start, count))  # [T, D] or [B, T, D]
             x_BTD = x_BTD + torch.cat([rows] * again, dim=-2)
         return x_BTD
 
     def _check_position(self, last: int, offset_B: Tensor | None) -> None:
-        """Raise if the table of learned positions has no entry for the last token of a call."""
-        assert self.learned_positions is not None
+        """Raise if the table of learned positions has no entry for the last token of a call, or a token would
+        look back further than the sliding window.
+        """
+        table = self.learned_positions
+        if table is None and self.sliding_window is None:
+            return
         if offset_B is not None and not offset_B.is_meta:  # on the meta device there are no values
             last += int(offset_B.max())
-        size = self.learned_positions.num_embeddings
-        if last >= size:
-            raise ConfigError(f"a token stands at position {last}, and model.max_positions={size}")
+        if table is not None and last >= table.num_embeddings:
+            raise ConfigError(
+                f"a token stands at position {last}, and model.max_positions={table.num_embeddings}"
+            )
+        if self.sliding_window is not None and last >= self.sliding_window:
+            raise ConfigError(
+                f"a token stands at position {last}, and this model looks back over a window of "
+                f"{self.sliding_window} tokens (model.sliding_window); use shorter segments"
+            )
 
     def read(
         self, form: Form, x_BTD: Tensor, carried: Sequence[Any], where: Where, wanted: slice = ALL
-    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Tensor]]:
+    ) -> Reading:
         """Pass rows through all blocks.
 
         Args:
             form: the method of the layer memories that reads, see `memories/base.py`.
             carried: its second argument, one for each layer.
             wanted: the rows whose output is needed.
-
-        Returns:
-            The normalised outputs of the wanted rows; what each layer hands on; and the diagnostics of all
-            layers, scalars by name, such as `gate/layer2_head1` (counted from 1).
         """
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         handed_on = []
         diagnostics: dict[str, Tensor] = {}
+        auxiliary: Tensor | None = None
         for layer, (block, own) in enumerate(zip(self.blocks, carried, strict=True), 1):
             # below the top layer, the rows above look at all outputs
             here = self.at(where, layer, wanted if layer == len(self.blocks) else ALL)
             if self.recompute and torch.is_grad_enabled():
-                x_BTD, own, found = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
+                x_BTD, own, found, loss = checkpoint(block, x_BTD, form, own, here, use_reentrant=False)
             else:
-                x_BTD, own, found = block(x_BTD, form, own, here)
+                x_BTD, own, found, loss = block(x_BTD, form, own, here)
             handed_on.append(own)
+            if loss is not None:
+                auxiliary = loss if auxiliary is None else auxiliary + loss
             for name, value in found.items():
                 if value.dim():
                     diagnostics |= {f"{name}/layer{layer}_head{head}": v for head, v in enumerate(value, 1)}
                 else:
                     diagnostics[f"{name}/layer{layer}"] = value
-        return x_BTD if self.norm is None else self.norm(x_BTD), tuple(handed_on), diagnostics
+        top_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
+        return Reading(top_BTD, tuple(handed_on), diagnostics, auxiliary)
 
     def begin(self, states: Sequence[Any], where: Where) -> tuple[Any, ...]:
         """Open a segment in each layer."""

@@ -56,11 +56,14 @@ class Output:
             answer in case the document ends with the segment, [B, 1, V] or [B, S, 1, V].
         state: what the next segment needs.
         diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
+        auxiliary: a loss of the layer memories, to be added to that of the logits: [B] from one segment,
+            [B, S] from several. None = the memories have none, or no gradient is computed.
     """
 
     logits: Tensor
     state: ModelState
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class Model(nn.Module, abc.ABC):
         return self.memory != "off" and (self.tokens.carries or in_layers)
 
     @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether layer memories add losses of their own, in each segment."""
+        return any(m.has_auxiliary_loss for m in self.backbone.memories)
+
+    @property
     def state_grows(self) -> bool:
         """Whether the state grows with the document; otherwise its size is constant."""
         return self.memory != "off" and any(m.state_grows for m in self.backbone.memories)
@@ -197,7 +205,7 @@ class Model(nn.Module, abc.ABC):
             return dataclasses.replace(self._segment(tokens_BN, initial), state=initial)
         own = self._segment(tokens_BN, state)
         other = self._segment(tokens_BN, self._of_others(state))
-        return Output(other.logits, own.state, own.diagnostics)
+        return dataclasses.replace(own, logits=other.logits)
 
     def recurrent(self, tokens_BSN: Tensor, state: ModelState) -> Output:
         """Fold `segment` over S segments."""
@@ -205,7 +213,9 @@ class Model(nn.Module, abc.ABC):
         for tokens_BN in tokens_BSN.unbind(1):
             outputs.append(self.segment(tokens_BN, outputs[-1].state if outputs else state))
         diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]) for k in outputs[0].diagnostics}
-        return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics)
+        losses = [o.auxiliary for o in outputs if o.auxiliary is not None]
+        auxiliary = torch.stack(losses, 1) if losses else None
+        return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics, auxiliary)
 
     @property
     def parallel(self) -> Any:

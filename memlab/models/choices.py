@@ -2,6 +2,7 @@
 
     layer_memory   a file of `memlab/memories/`, or a list of them from the bottom layer to the top
     tokens         a file of `memlab/memory_tokens/`
+    policy         a file of `memlab/policies/`: what the layers with layer_memory=cached keep
 
 The class of a file is the one with the file's name: `TransformerXL` in `transformer_xl.py`. A class of your
 own is named with its module, `my_module.MyMemory`.
@@ -17,22 +18,30 @@ from typing import Any, Literal
 
 from memlab.errors import ConfigError, suggestion
 
-Group = Literal["layer_memory", "tokens"]
-_PACKAGES: dict[Group, str] = {"layer_memory": "memories", "tokens": "memory_tokens"}
+Group = Literal["layer_memory", "tokens", "policy"]
+_PACKAGES: dict[Group, str] = {
+    "layer_memory": "memories",
+    "tokens": "memory_tokens",
+    "policy": "policies",
+}
 BACKBONE = "memlab.models.backbone.Backbone"
-GIVEN = ("vocab_size", "memories", "description")  # constructor arguments that are not keys
+GIVEN = ("vocab_size", "memories", "description", "policy")  # constructor arguments that are not keys
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Dotted names of classes: one layer memory for each layer, from the bottom, and the memory tokens."""
+    """Dotted names of classes: one layer memory for each layer, from the bottom, and the memory tokens.
+
+    And the policy, None = the model has none.
+    """
 
     memories: tuple[str, ...]
     tokens: str
+    policy: str | None = None
 
 
 def choose(values: Mapping[str, Any]) -> Choices:
-    """The classes that the keys `layer_memory`, `tokens`, `context` and `layers` of a model name.
+    """The classes that the keys `layer_memory`, `tokens`, `policy`, `context` and `layers` of a model name.
 
     Raises:
         ConfigError: there is no such memory, or the layers cannot be divided among the list.
@@ -49,7 +58,36 @@ def choose(values: Mapping[str, Any]) -> Choices:
         pattern = ["full" if name == "attention" else name for name in pattern]
     each = layers // len(pattern)
     memories = tuple(target("layer_memory", name) for name in pattern for _ in range(each))
-    return Choices(memories, target("tokens", values["tokens"]))
+    policy = values.get("policy")
+    return Choices(
+        memories,
+        target("tokens", values["tokens"]),
+        None if policy is None else target("policy", policy["name"]),
+    )
+
+
+def bounded(values: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a model with a bounded cache instead of full attention; its weights are the same.
+
+    Args:
+        values: of `model`.
+        policy: its `name` and options; for layers that have a bounded cache already, another policy.
+
+    Raises:
+        ConfigError: no layer has full attention.
+    """
+    named = values["layer_memory"]
+    pattern = [named] if isinstance(named, str) else list(named)
+    whole = {"full", "cached"} | ({"attention"} if values.get("context") == "full" else set())
+    if not whole & set(pattern):
+        raise ConfigError(
+            f"policy={policy['name']} reads layers with full attention through a bounded cache, and this "
+            f"model has none: model.layer_memory={named}, model.context={values.get('context')}. Train it "
+            "with layer_memory=full or layer_memory=cached"
+        )
+    changed = ["cached" if name in whole else name for name in pattern]
+    others = {key: value for key, value in values.items() if key != "context" or "attention" in changed}
+    return {**others, "layer_memory": changed, "policy": dict(policy)}
 
 
 def target(group: Group, name: str) -> str:
@@ -66,9 +104,8 @@ def target(group: Group, name: str) -> str:
     if found is None:
         known = names(group)
         near = suggestion(name, known)
-        raise ConfigError(
-            f"model.{group}={name}: there is no such choice.{near} There are: {', '.join(known)}"
-        )
+        key = group if group == "policy" else f"model.{group}"
+        raise ConfigError(f"{key}={name}: there is no such choice.{near} There are: {', '.join(known)}")
     return f"memlab.{package}.{name}.{found}"
 
 

@@ -16,32 +16,54 @@ from memlab.models.backbone import Backbone
 from memlab.models.base import Model
 from memlab.models.decoder import Decoder
 from memlab.models.encoder import Encoder
+from memlab.policies.base import Policy
 
 
 def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Model:
     """Build the model that a configuration describes.
 
     Args:
-        values: the keys of `model`: `layer_memory`, `tokens`, the options of both and of `Backbone`, and
-            `memory`.
-        vocab_size: V of the task.
+        values: the keys of `model`: `layer_memory`, `tokens`, the options of both and of `Backbone`,
+            `memory`, and for layers with a bounded cache `policy`: its `name` and options.
+        vocab_size: V of the task; a pretrained backbone has at least its own `vocabulary`.
         members: of the task: how many neighbours in a batch share their content.
 
     Raises:
         ConfigError: the values do not go together, or a name is unknown.
     """
     chosen = choices.choose(values)
+    tokens_kind = _load("tokens", chosen.tokens, MemoryTokens)
 
     def memory(description: Description) -> LayerMemory:
         kind = _load("layer_memory", chosen.memories[description.layer - 1], LayerMemory)
-        made: LayerMemory = kind(description, **_options(kind, values))
+        options = _options(kind, values)
+        if "policy" in options:
+            options["policy"] = policy(description)
+        made: LayerMemory = kind(description, **options)
         return made
 
+    def policy(description: Description) -> Policy:
+        assert chosen.policy is not None
+        options = {key: value for key, value in values["policy"].items() if key != "name"}
+        found: Policy = _load("policy", chosen.policy, Policy)(description, **options)
+        if found.every is not None and tokens_kind.bidirectional:
+            raise ConfigError(
+                f"policy.every={found.every} drops tokens within a segment, and with "
+                f"tokens={values['tokens']} all tokens of a segment look at each other; use policy.every=null"
+            )
+        return found
+
+    vocab_size = max(vocab_size, values.get("vocabulary") or 0)
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
     for layer in backbone.memories:
         layer.check_among(backbone.memories)
-    kind = _load("tokens", chosen.tokens, MemoryTokens)
-    tokens = kind(backbone.width, **{k: v for k, v in _options(kind, values).items() if k != "width"})
+    options = {key: value for key, value in _options(tokens_kind, values).items() if key != "width"}
+    tokens = tokens_kind(backbone.width, **options)
+    if tokens.bidirectional and any(memory.only_causal for memory in backbone.memories):
+        raise ConfigError(
+            f"model.layer_memory={values['layer_memory']}: a row cannot look at rows after it, and "
+            f"model.tokens={values['tokens']} needs layers that read in both directions"
+        )
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)
 

@@ -32,10 +32,11 @@ class Decoder(Model):
             parts = [self.tokens.before(state.tokens, len(tokens_BN)), x]
             x = torch.cat([*parts, self.tokens.after(state.tokens)] if w else parts, dim=1)
         wanted = slice(m, None) if m else ALL
-        y, layers, found = self.backbone.read("segment", x, state.layers, where, wanted)
+        y, layers, found, loss = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y[:, n:]) if w else state.tokens
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
-        return Output(self.backbone.head(y[:, :n]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
+        after = ModelState(tokens, layers, state.nothing_B0)
+        return Output(self.backbone.head(y[:, :n]), after, diagnostics, loss)
 
     @property
     def parallel(self) -> Any:
@@ -58,17 +59,18 @@ class Decoder(Model):
         # A state that carries nothing may still count tokens, or have another size than before.
         last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
         after = self.init_state(b) if self.memory == "off" else last
-        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics)
+        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
+        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics, loss)
 
     def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:
         s, n = tokens_BSN.shape[1:]
         where = self._where(state, 0, n, ALL)
         where = dataclasses.replace(where, segments=s)
         x_BTD = self.backbone.embedded(tokens_BSN.flatten(1), where, 0)
-        y_BTD, layers, found = self.backbone.read("parallel", x_BTD, state.layers, where)
+        y_BTD, layers, found, loss = self.backbone.read("parallel", x_BTD, state.layers, where)
         diagnostics = {name: value.expand(s) for name, value in found.items()}
         after = ModelState(state.tokens, layers, state.nothing_B0)
-        return Output(self.backbone.head(y_BTD).unflatten(1, (s, n)), after, diagnostics)
+        return Output(self.backbone.head(y_BTD).unflatten(1, (s, n)), after, diagnostics, loss)
 
     def begin(self, state: ModelState) -> Open:
         """Open a segment."""
@@ -96,7 +98,7 @@ class Decoder(Model):
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
             where = self._where(open, open.read, w, NO_TOKENS, sees_all)
             after_BWD = self.tokens.after(tokens)
-            y_BWD, layers, _ = self.backbone.read("extend", after_BWD, layers, where)
+            y_BWD, layers, *_ = self.backbone.read("extend", after_BWD, layers, where)
             tokens = self.tokens.written(tokens, y_BWD)
         return ModelState(tokens, self.backbone.close(layers), open.state.nothing_B0)
 
@@ -106,7 +108,7 @@ class Decoder(Model):
         layers = self.backbone.begin(state.layers, where)
         if m:
             before_BMD = self.tokens.before(state.tokens, state.batch_size)
-            _, layers, _ = self.backbone.read("extend", before_BMD, layers, where)
+            _, layers, *_ = self.backbone.read("extend", before_BMD, layers, where)
         # `layers` has what is needed of the layers' states; a full context would otherwise be held twice
         return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
 
@@ -114,7 +116,7 @@ class Decoder(Model):
         n = tokens_Bn.shape[1]
         where = self._where(open, open.read, n, ALL)
         x_BnD = self.backbone.embedded(tokens_Bn, where, open.read)
-        y_BnD, layers, _ = self.backbone.read("extend", x_BnD, open.layers, where)
+        y_BnD, layers, *_ = self.backbone.read("extend", x_BnD, open.layers, where)
         return y_BnD, Open(open.state, layers, open.read + n, open.offset_B)
 
     def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:

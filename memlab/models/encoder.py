@@ -26,10 +26,12 @@ class Encoder(Model):
 
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
         x, where = self._rows(tokens_BN, state)
-        y, layers, found = self.backbone.read("segment", x, state.layers, where, slice(self.tokens.reads))
+        wanted = slice(self.tokens.reads)
+        y, layers, found, loss = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y)
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
-        return Output(self.backbone.head(y[:, :1]), ModelState(tokens, layers, state.nothing_B0), diagnostics)
+        after = ModelState(tokens, layers, state.nothing_B0)
+        return Output(self.backbone.head(y[:, :1]), after, diagnostics, loss)
 
     def _rows(self, tokens_BN: Tensor, state: ModelState) -> tuple[Tensor, Where]:
         m, n = self.tokens.reads, tokens_BN.shape[1]
@@ -47,5 +49,5 @@ class Encoder(Model):
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
         """As for decoders, what a segment's rows look at is counted, although an encoder needs no cache."""
         x, where = self._rows(tokens_BN, state)
-        _, layers, _ = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
+        _, layers, *_ = self.backbone.read("extend", x, self.backbone.begin(state.layers, where), where)
         return Open(dataclasses.replace(state, layers=()), layers, tokens_BN.shape[1]).nbytes

@@ -5,6 +5,7 @@ Only here the test is read.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import statistics
 import sys
@@ -15,14 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memlab.config.starter import TRAINING, Starter
 from memlab.errors import UserError
 from memlab.sweeping import labels, space
 from memlab.sweeping.ending import Asked
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan
 from memlab.sweeping.study import Arm
-from memlab.sweeping.table import duration
-from memlab.sweeping.training_process import Following
+from memlab.sweeping.training_process import Following, starts
+from memlab.terminal.times import duration
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -77,7 +79,7 @@ def train_final(
             words = order.words(arm, parameters, seed, run_dir, test=True)
             began = time.monotonic()
             training = Following(
-                order.command, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts
+                start, words, run_dir, run_dir.with_suffix(".log"), environment, order.restarts
             )
             ended = training.run(lambda: failed.is_set() or bool(asked.number), lambda step, metrics: False)
         finally:
@@ -97,7 +99,9 @@ def train_final(
         labels.label_final(order, run_dir, what, name)
         return ended.result
 
-    with ThreadPoolExecutor(len(shares)) as pool:
+    starter = Starter(TRAINING)
+    start = starts(order.command, starter)
+    with contextlib.closing(starter), ThreadPoolExecutor(len(shares)) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             results = [future.result() for future in futures]

@@ -4,7 +4,6 @@ input.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Order(BaseModel):
     environment: dict[str, str] = {}
     config_dir: str | None = None
     trust: list[str] = []
-    command: list[str] = [sys.executable, "-m", "memlab.train"]
+    command: list[str] | None = None
 
     def study_name(self, arm: Scalar) -> str:
         return self.study if arm is None else f"{self.study}/{arm}"

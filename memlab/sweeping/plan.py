@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from memlab.config.overrides import check_folder
 from memlab.config.paths import sweep_dir
 from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, TrustingSection, typed
 from memlab.errors import ConfigError, UserError, suggestion
+from memlab.gpus import visible
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
 from memlab.tasks.base import SyntheticTask
@@ -222,11 +222,7 @@ def gpus(config: SweepConfig) -> list[list[str]]:
     Raises:
         UserError: one worker needs more than there are.
     """
-    if config.gpus == "auto":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = [n.strip() for n in visible.split(",") if n.strip()] if visible is not None else _found()
-    else:
-        names = [str(n) for n in config.gpus]
+    names = visible() if config.gpus == "auto" else [str(n) for n in config.gpus]
     if not names:
         return [[] for _ in range(config.workers)]
     each = config.gpus_per_worker
@@ -235,25 +231,3 @@ def gpus(config: SweepConfig) -> list[list[str]]:
     return [
         [names[(worker * each + at) % len(names)] for at in range(each)] for worker in range(config.workers)
     ]
-
-
-def _found() -> list[str]:
-    """The GPUs of this machine, asked of the driver's own tool: torch takes seconds to import."""
-    import shutil
-    import subprocess
-
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    told = subprocess.run(
-        [tool, "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    return (
-        [line.strip() for line in told.stdout.splitlines() if line.strip().isdigit()]
-        if told.returncode == 0
-        else []
-    )

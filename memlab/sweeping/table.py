@@ -18,6 +18,7 @@ from memlab.sweeping.order import Order
 from memlab.sweeping.study import Arm
 from memlab.terminal import tables
 from memlab.terminal.plain import printable
+from memlab.terminal.times import duration
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -65,13 +66,6 @@ def seconds(trial: FrozenTrial) -> float:
     if trial.datetime_start is None:
         return 0.0
     return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
-
-
-def duration(amount: float) -> str:
-    """`1:02:03` or `2:03`."""
-    whole = round(amount)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 class Shown:

@@ -17,6 +17,7 @@ from typing import Any
 
 from memlab.config import lifetime
 from memlab.config.lifetime import DIES_WITH
+from memlab.config.starter import TRAINING, Running, Starter
 
 _ENDED = [128 + number for number in lifetime.ENDING if number != signal.SIGINT]  # it saved, and can go on
 LAST_LINES = 5  # of its log, kept as the error of a training that failed
@@ -33,11 +34,49 @@ class Ended:
     error: str | None = None
 
 
+# starts a training: its overrides, a file that its output is appended to, and its environment
+Start = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
+
+
+def starts(command: Sequence[str] | None, starter: Starter | None = None) -> Start:
+    """Trainings by a program; None = memlab's own, which share their imports.
+
+    Args:
+        starter: of them; None = another one.
+    """
+    return _forked(starter or Starter(TRAINING)) if command is None else program(command)
+
+
+def _forked(starter: Starter) -> Start:
+    def start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Running:
+        return starter.start("train", words, out=log, environment=environment, session=True)
+
+    return start
+
+
+def program(command: Sequence[str]) -> Start:
+    """Trainings by another program than memlab's own."""
+
+    def start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Running:
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                [*command, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**environment, DIES_WITH: str(os.getpid())},
+                start_new_session=True,
+            )
+
+    return start
+
+
 class Following:
     """A training that runs, and its validations.
 
     Args:
-        command: the program, such as [python, -m, memlab.train].
+        start: starts it in a session of its own: Ctrl-C of the terminal reaches the sweep, which ends its
+            trainings in its own way.
         words: its overrides, with `run_dir` and `resume=auto`.
         run_dir: the same directory.
         log: where its output goes, behind what is there.
@@ -48,17 +87,17 @@ class Following:
 
     def __init__(
         self,
-        command: Sequence[str],
+        start: Start,
         words: Sequence[str],
         run_dir: Path,
         log: Path,
         environment: Mapping[str, str],
         restarts: int = 3,
     ) -> None:
-        self.command = [*command, *words]
+        self.start, self.words = start, words
         self.run_dir, self.log, self.restarts = run_dir, log, restarts
         self.environment = {**os.environ, **environment}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Running | None = None
         self._read = (-1, -1)
 
     def run(
@@ -110,17 +149,7 @@ class Following:
     ) -> int | None:
         """Its exit status, or None if it was told to end."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C of the terminal reaches the sweep, which ends its trainings in its
-            # own way
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**self.environment, DIES_WITH: str(os.getpid())},
-                start_new_session=True,
-            )
+        self.process = self.start(self.words, self.log, self.environment)
         self._read = (-1, -1)
         try:
             while True:

@@ -17,12 +17,13 @@ from types import FrameType
 from typing import Any
 
 from memlab.config import lifetime
+from memlab.config.starter import TRAINING, Starter
 from memlab.errors import UserError
 from memlab.sweeping.labels import Labels
 from memlab.sweeping.leases import Beats, Lease, Leases, Nothing, TooManyFailedError
 from memlab.sweeping.order import Order
 from memlab.sweeping.store import Store
-from memlab.sweeping.training_process import Ended, Following
+from memlab.sweeping.training_process import Ended, Following, starts
 
 STOPPED, FAILED = 3, 4  # exit status: too many trials failed; this worker cannot go on
 _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
@@ -36,8 +37,9 @@ _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
 class Worker:
     """Works on a sweep until all its trials have ended, or until SIGTERM asks it to end."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, starter: Starter | None = None) -> None:
         self.order = order
+        self.start = starts(order.command, starter)
         self.store = Store(order.storage, order.study)
         arms = self.store.patiently(lambda: order.arms(self.store))
         self.leases = Leases(
@@ -75,7 +77,7 @@ class Worker:
                 run_dir = place / f"seed_{seed}"
                 words = order.words(lease.arm.value, lease.parameters, seed, run_dir)
                 training = Following(
-                    order.command,
+                    self.start,
                     words,
                     run_dir,
                     place / f"seed_{seed}.log",
@@ -169,6 +171,7 @@ def aggregate(metric: str, results: Sequence[dict[str, Any]], how: str) -> float
 
 def main() -> int:
     lifetime.end_with_starter()
+    starter = Starter(TRAINING)  # it imports what trainings need, while this process does the same for itself
     import optuna.samplers  # what the first trial needs
     import optuna.storages  # noqa: F401
 
@@ -178,7 +181,7 @@ def main() -> int:
     order = Order.model_validate_json(given)
     os.environ.update(order.environment)
     try:
-        worker = Worker(order)
+        worker = Worker(order, starter)
 
         def end(number: int, frame: FrameType | None) -> None:
             worker.ending = True
@@ -193,6 +196,8 @@ def main() -> int:
     except UserError as error:
         print(f"memlab.sweep: {error}", flush=True)
         return FAILED
+    finally:
+        starter.close()
 
 
 if __name__ == "__main__":

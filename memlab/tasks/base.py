@@ -36,6 +36,7 @@ class Batch:
         answer_BT: True where the target counts in loss and accuracy.
         segment_lengths: lengths of the segments that the T tokens are cut into.
         members: how many neighbours share their content, see `Task.members`.
+        depth_B: where the fact in question stands, from 0 (earliest place) to 1 (latest), if the task notes it.
     """
 
     tokens_BT: Ints
@@ -43,6 +44,7 @@ class Batch:
     answer_BT: NDArray[np.bool_]
     segment_lengths: tuple[int, ...]
     members: int = 1
+    depth_B: NDArray[np.float64] | None = None
 
 
 class Task(abc.ABC):
@@ -112,6 +114,8 @@ class SyntheticTask(Task):
 
     chance: float  # accuracy of guessing among the possible symbols
     stage_threshold = 0.99
+    lengths_in: ClassVar[Literal["segments", "tokens"]] = "segments"  # what `lengths` of an evaluation count
+    whole_answers: ClassVar[bool] = False  # whether a table by depth counts whole answers, not their tokens
 
     def __init__(
         self,
@@ -186,12 +190,17 @@ class SyntheticTask(Task):
         answer[:, self.answer_positions()] = True
         return Batch(sequence[:, :-1], sequence[:, 1:], answer, self.segment_lengths, self.members)
 
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the last segment alone says nothing about the answer."""
+        return self.num_segments > 1
+
     def depths(self, batch: Batch) -> NDArray[np.float64] | None:
         """Where the fact in question stands in each sample [B], from 0 (earliest place) to 1 (latest).
 
         None = this task has no such place, or only one.
         """
-        return None
+        return batch.depth_B
 
     def word(self, token: int) -> str:
         """A token as text."""
@@ -238,6 +247,14 @@ class SyntheticTask(Task):
             )
         lengths = self._in_parts(self.tokens_for(length), max(self.segment_lengths))
         return self.resized(length, lengths, **self.options_at(length))
+
+    def sized(self, size: int) -> Self:
+        """This task at one of the `lengths` of an evaluation.
+
+        Raises:
+            ConfigError: it has no such sample.
+        """
+        return self.at(size) if self.lengths_in == "segments" else self.at_length(size)
 
     def stretched(self, length: int) -> Self:
         """This task at another length, in the same number of segments, which are longer or shorter.

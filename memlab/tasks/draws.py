@@ -46,14 +46,17 @@ def draw(
     group, member = index // members, index % members
     first, groups = int(group[0]), int(group[-1] - group[0]) + 1
     found = np.zeros((groups, random_numbers), dtype=np.uint64)
+    rows: Ints | None = None  # of the first of each group
     missing = np.arange(groups)
     for attempt in range(_MAX_DRAWS):
         drawn = _draw_numbers(seed, split, attempt, first, groups, random_numbers)[missing]
-        fits = _split_of(sequences(drawn, np.zeros(len(drawn), dtype=np.int64))) == split
-        found[missing[fits]] = drawn[fits]
+        made = sequences(drawn, np.zeros(len(drawn), dtype=np.int64))
+        fits = _split_of(made) == split
+        rows = np.empty((groups, made.shape[1]), dtype=np.int64) if rows is None else rows
+        found[missing[fits]], rows[missing[fits]] = drawn[fits], made[fits]
         missing = missing[~fits]
         if not missing.size:
-            return sequences(found[group - first], member)
+            return rows if members == 1 else sequences(found[group - first], member)
     raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
 
 

@@ -19,7 +19,7 @@ import copy
 import math
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from memlab.splits import Split
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.draws import Ints, RandomNumbers, choose
 from memlab.tasks.filler import Filler, GeneratedFiller, TextFiller, text_files
+from memlab.tasks.sized import SizedTask
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 PERSONS = ("Daniel", "John", "Mary", "Sandra")
@@ -69,7 +70,7 @@ def _text_filler(noise_dir: str, noise_words: int, files: tuple[tuple[Path, int,
     )
 
 
-class FactTask(SyntheticTask):
+class FactTask(SizedTask):
     """Base of the fact tasks. A subclass makes stories: facts and their places, a question, its answer.
 
     Args:
@@ -81,32 +82,12 @@ class FactTask(SyntheticTask):
 
     chance = 1 / len(PLACES)
 
-    def __init__(
-        self,
-        *,
-        segment_length: Positive | None,
-        length: Positive | None,
-        num_segments: Positive,
-        noise_dir: str | None,
-        noise_words: Positive,
-        **sizes: Any,
-    ) -> None:
-        if (segment_length is None) == (length is None):
-            wrong = (
-                "neither is given"
-                if length is None
-                else f"both are given ({segment_length} and {length}); set one to null"
-            )
-            raise ConfigError(
-                f"task.segment_length and task.length both set the size of a sample, and {wrong}"
-            )
+    def __init__(self, *, noise_dir: str | None, noise_words: Positive, **sizes: Any) -> None:
         self.noise_dir, self.noise_words = noise_dir, noise_words
         self.filler = _filler(noise_dir, noise_words)
         self.vocab_size = FIRST_FILLER + noise_words
         self.split: Split = "train"  # the split whose filler `sequences` uses, see `_draw`
-        super().__init__(
-            length=length or num_segments * (segment_length or 0), num_segments=num_segments, **sizes
-        )
+        super().__init__(**sizes)
 
     @property
     @abc.abstractmethod
@@ -145,9 +126,6 @@ class FactTask(SyntheticTask):
     def _room(self, segment_lengths: tuple[int, ...]) -> int:
         return self.length - (segment_lengths[-1] if len(segment_lengths) > 1 else self.question_length)
 
-    def tokens_for(self, length: int) -> int:
-        return length
-
     @property
     def answer_tokens(self) -> int:
         return 1
@@ -174,7 +152,7 @@ class FactTask(SyntheticTask):
         return self._names[token]
 
     def options(self) -> dict[str, Any]:
-        return {"segment_length": None, "noise_dir": self.noise_dir, "noise_words": self.noise_words}
+        return super().options() | {"noise_dir": self.noise_dir, "noise_words": self.noise_words}
 
     def sequences(self, random_BW: RandomNumbers, member_B: Ints) -> Ints:
         rows_B1 = np.arange(len(random_BW))[:, None]
@@ -184,18 +162,6 @@ class FactTask(SyntheticTask):
             tokens_BT[rows_B1, begin_B[:, None] + np.arange(fact_Bn.shape[1])] = fact_Bn
         tokens_BT[:, self.length - self.question_length :] = question_Bq
         return np.concatenate([tokens_BT, answer_B[:, None]], axis=1)
-
-    def at(self, num_segments: int) -> Self:
-        """More or fewer segments of the same length."""
-        if num_segments == self.num_segments:
-            return self
-        if len(set(self.segment_lengths)) > 1:
-            raise ConfigError(
-                f"task.segment_lengths={list(self.segment_lengths)} are not equal, so their number cannot "
-                "change"
-            )
-        segment = self.segment_lengths[0]
-        return self.resized(num_segments * segment, [segment] * num_segments)
 
     def _cut(self, num_segments: int, segment_lengths: list[int] | None) -> tuple[int, ...]:
         lengths = super()._cut(num_segments, segment_lengths)

@@ -15,23 +15,24 @@ from typing import Any, ClassVar, Self
 from memlab import ram
 from memlab.bounds import Positive
 from memlab.errors import ConfigError, UserError
-from memlab.files import expanded, why_no_file
 from memlab.splits import Held
 from memlab.tasks.base import Task
 from memlab.text import corpus as corpora
+from memlab.text import pretrained_tokenizer
 from memlab.text.amounts import Amounts, count
 from memlab.text.batches import StreamBatch
 from memlab.text.bpe import bpe
 from memlab.text.corpus import Corpus
 from memlab.text.fingerprint import fingerprints
 from memlab.text.streams import TrainingReader, evaluation_batches
-from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, SavedTokenizer, Tokenizer
+from memlab.text.tokenizers import BYTES, ByteTokenizer, Ids, Tokenizer
 
 # tokens of a document after which the size of the memory is measured; more would take longer than they are
 # worth
 _WEIGHED_TOKENS = 65_536
 # a training split up to this size is read once before the run, so that a broken file is reported at the start
 _CHECKED_BYTES = 64 << 20
+_OWN = ("bytes", "bpe")  # tokenizers that are no files
 _ROW_BYTES = 1000  # that a reader holds for each batch row, in addition to its tokens
 
 
@@ -44,8 +45,8 @@ class TextTask(Task):
         source_folder: the folder of the dataset to read; None = all.
         source_revision: commit, branch or tag of the dataset; None = its main branch as it is now.
         text_column: key of JSON lines and column of parquet files with the text.
-        tokenizer: `bytes`, `bpe` (trained on the training split and cached) or the path of a saved
-            `tokenizer.json`.
+        tokenizer: `bytes`, `bpe` (trained on the training split and cached), the path of a saved
+            `tokenizer.json`, or a pretrained model's: its directory, .gguf file or id on the hub.
         bpe_size: ids of a trained BPE, without BEGIN.
         cache_dir: for trained tokenizers; the environment variable MEMLAB_CACHE takes precedence.
         segment_length: N, tokens in a segment.
@@ -88,11 +89,8 @@ class TextTask(Task):
                 f"task.bpe_size={bpe_size}: the {BYTES} bytes are ids of their own, so it is at least "
                 f"{BYTES + 1}"
             )
-        given = None if tokenizer in ("bytes", "bpe") else expanded(tokenizer, "task.tokenizer")
-        if given is not None and (wrong := why_no_file(given)) is not None:
-            raise ConfigError(
-                f"task.tokenizer={tokenizer}: {wrong}; bytes, bpe, or the path of a saved tokenizer.json"
-            )
+        if tokenizer not in _OWN:
+            pretrained_tokenizer.check(tokenizer, _OWN)
         if not 0 <= workers <= batch_size:
             raise ConfigError(
                 f"task.workers={workers}: from 0 to task.batch_size={batch_size}, as a worker makes whole "
@@ -143,7 +141,7 @@ class TextTask(Task):
                 file=sys.stderr,
             )
         self.tokenizer = self._tokenizer()
-        self.vocab_size = self.tokenizer.size + 1
+        self.vocab_size = max(self.tokenizer.size, self.begin + 1)
         if not self.tokenizer.lossless and (read := self.amounts("validation")).lost_bytes:
             print(
                 f"memlab: warning: task.tokenizer={self.tokenizer_name} does not give back "
@@ -155,7 +153,7 @@ class TextTask(Task):
     @property
     def begin(self) -> int:
         """BEGIN, the id before a document."""
-        return self.vocab_size - 1
+        return self.tokenizer.begin
 
     def at(self, num_segments: int) -> Self:
         """The same text, with another number of segments in a training step.
@@ -248,7 +246,7 @@ class TextTask(Task):
             return ByteTokenizer()
         if self.tokenizer_name == "bpe":
             return bpe(self.corpus, self.bpe_size, corpora.cache_directory(self.cache_dir))
-        return SavedTokenizer(self.tokenizer_name)
+        return pretrained_tokenizer.opened(self.tokenizer_name, corpora.cache_directory(self.cache_dir))
 
     def _read(self, split: Held) -> list[bytes]:
         """The documents that an evaluation reads, shortened; empty ones are left out."""

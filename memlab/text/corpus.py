@@ -181,7 +181,7 @@ def _list(source: str, revision: str | None, advice: str) -> tuple[list[tuple[st
             f"task.source={source} is on the Hugging Face hub, and HF_HUB_OFFLINE is set. {advice}"
         )
     try:
-        info = _within(
+        info = within(
             _HUB_SECONDS,
             lambda: HfApi().dataset_info(
                 source, revision=revision, timeout=_HUB_SECONDS, files_metadata=True
@@ -207,7 +207,7 @@ def _list(source: str, revision: str | None, advice: str) -> tuple[list[tuple[st
     return sorted((s.rfilename, s.size or 0) for s in info.siblings or []), str(info.sha)
 
 
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
+def within(seconds: float, work: Callable[[], Any]) -> Any:
     """The result of `work`. The library's own time limit does not cover the search for the hub's address."""
     outcome: list[tuple[Any, Exception | None]] = []
 

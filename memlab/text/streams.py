@@ -73,7 +73,7 @@ class TrainingReader:
     def batches(self, segment_lengths: tuple[int, ...]) -> Iterator[StreamBatch]:
         """Batch after batch, without end."""
         while True:
-            batch = StreamBatch.empty(len(self.rows), segment_lengths, self.tokenizer.size)
+            batch = StreamBatch.empty(len(self.rows), segment_lengths, self.tokenizer.begin)
             for at, row in enumerate(self.rows):
                 row.fill(batch, at)
             batch.position.extend(row.position for row in self.rows)

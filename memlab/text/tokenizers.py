@@ -1,7 +1,7 @@
 """Bytes or subwords: how a document becomes token ids.
 
-After a tokenizer's own ids comes one more, BEGIN, which stands before each document; no text is encoded to
-it.
+BEGIN stands before each document, and no text is encoded to it. It is one more id after a tokenizer's own,
+except for the tokenizer of a pretrained model, which has such a token (`pretrained_tokenizer.py`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Tokenizer(Protocol):
     """Turns documents into ids and back.
 
     Attributes:
-        size: number of its ids; BEGIN is the next.
+        size: number of its ids.
+        begin: BEGIN; the next id, or one of its own.
         lossless: whether it is sure to give back every byte of every text.
         digest: changes with what it does; None = it is always the same.
     """
 
     size: int
+    begin: int
     digest: str | None
     lossless: bool
 
@@ -63,7 +65,7 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Every byte is a token."""
 
-    size = BYTES
+    size = begin = BYTES
     lossless = True
     digest: str | None = None
 
@@ -96,10 +98,13 @@ class SavedTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
+        file = expanded(str(path), "task.tokenizer")
+        self._read(f"task.tokenizer={path}", file)
+
+    def _read(self, name: str, file: Path) -> None:
         import tokenizers
 
-        self.name = f"task.tokenizer={path}"
-        file = expanded(str(path), "task.tokenizer")
+        self.name = name
         if (wrong := why_no_file(file)) is not None:
             raise UserError(f"{self.name}: {wrong}; bytes, bpe, or a saved tokenizer.json are possible")
         try:
@@ -114,6 +119,7 @@ class SavedTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.begin = self.size
         self.dtype = np.uint16 if self.size <= 1 << 16 else np.uint32
         self.digest: str | None = hashlib.sha256(saved.encode()).hexdigest()
         content = json.loads(saved)
@@ -171,9 +177,14 @@ class SavedTokenizer:
 
 def _keeps_words_apart(saved: dict[str, Any]) -> bool:
     """Whether no token can span `_WORD_END`, so that the words of a text can be encoded one by one:
-    byte-level BPE as GPT-2's.
+    byte-level BPE as GPT-2's, of which SmolLM's also keeps digits apart.
     """
     first = saved.get("pre_tokenizer") or {}
+    if first.get("type") == "Sequence" and [p["type"] for p in first["pretokenizers"]] == [
+        "Digits",
+        "ByteLevel",
+    ]:
+        first = first["pretokenizers"][1]
     byte_level = (
         first.get("type") == "ByteLevel"
         and first.get("use_regex") is True

@@ -28,7 +28,7 @@ _PROCESSES = {
     "trainer.num_nodes",
     "trainer.accumulate",
 }
-NEVER = {"run_dir", "resume", "experiment_file", "trainer.test"}
+NEVER = {"run_dir", "resume", "experiment_file", "jobs", "trainer.test"}
 FREE = {
     *NEVER,
     "trainer.threads",

@@ -219,10 +219,14 @@ def _evaluated(file: Path) -> dict[int, dict[str, float]]:
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Of `evaluation.json`: of the best checkpoint at its newest step, and of several sample sizes the
-    largest.
+    """Of `evaluation.json`: of the best checkpoint at its newest step, read as trained, and of several sample
+    sizes the largest.
     """
-    entries = [e for e in evaluation.get("lengths", []) if e.get("checkpoint", "best.ckpt") == "best.ckpt"]
+    entries = [
+        e
+        for e in evaluation.get("lengths", [])
+        if e.get("checkpoint", "best.ckpt") == "best.ckpt" and not e.get("policy")
+    ]
     newest = max((e.get("step", 0) for e in entries), default=0)
     found = {}
     for entry in sorted(

@@ -1,6 +1,7 @@
 """Training on samples with an answer: the loss of the answer's tokens, and two kinds of accuracy.
 
-Metrics, by their names in the log: `train/loss`, `train/accuracy` (teacher-forced, this batch);
+Metrics, by their names in the log: `train/loss`, `train/accuracy` (teacher-forced, this batch),
+`train/auxiliary_loss` (see `parts.py`);
 `val/` and `test/` `accuracy` (free-running), `accuracy_teacher_forced`, `exact_match` (free-running, whole
 answers), `loss`.
 """
@@ -72,6 +73,8 @@ class AnswerObjective(Objective):
         # worth (65 us to update MulticlassAccuracy, 7 us for this; and a synchronisation of 24 ms per step of
         # two processes). Diagnostics are [S]; their means are computed only when they are logged.
         found = {"train/loss": loss.detach(), "train/accuracy": right_BA.float().mean(), **kept.diagnostics}
+        if kept.auxiliary is not None:
+            loss = loss + self.auxiliary(kept.auxiliary, found)
         self.read.append({name: value * share for name, value in found.items()})
         return loss * share
 
@@ -92,7 +95,8 @@ class AnswerObjective(Objective):
                 targets_Ba = batch.targets_BT[:, now][:, answer_T[now]]
             return nats(logits_BnV, targets_Ba), logits_BnV.detach().argmax(-1) == targets_Ba
 
-        wanted = None if self.depth is None else batch.answer_segments
+        every = self.depth is None or self.model.has_auxiliary_loss
+        wanted = None if every else batch.answer_segments
         lengths = batch.segment_lengths
         calls = truncation.plan(lengths, self.depth, wanted, recompute=self.recompute)
         return truncation.run(self.model, batch.tokens_BT.split(list(lengths), 1), calls, keep)

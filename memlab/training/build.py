@@ -24,6 +24,8 @@ from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
 from memlab.models.base import Model
 from memlab.models.compose import compose
+from memlab.models.pretrained.describing import identity_of
+from memlab.models.pretrained.loading import check_room, load
 from memlab.tasks import growth
 from memlab.tasks.base import Task
 from memlab.training import answers, random_state, sharding, text
@@ -69,8 +71,13 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
+    pretrained = identity_of(config.model) is not None
+    if pretrained:
+        _check_pretrained(config)
     model = compose(config.model, task.vocab_size, task.members)
     _check_room(config, task, model, processes)
+    if pretrained:
+        load(model, config.model)
     if config.bptt_depth is not None and not model.sends_gradient:
         what = (
             "carries nothing between segments" if not model.carries else "cuts the gradient between segments"
@@ -103,6 +110,20 @@ def _maker(task: Task) -> Callable[..., Training]:
         trust.check("trained_by", task.trained_by)
     found: Callable[..., Training] = schema.load(task.trained_by)
     return found
+
+
+def _check_pretrained(config: Config) -> None:
+    """Refuse pretrained weights that cannot be trained as configured, before they are read.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if config.model["dtype"] != "float32":
+        raise ConfigError(
+            f"backbone.dtype={config.model['dtype']}: weights that are trained are float32; "
+            "trainer.precision=bf16-mixed computes in a narrower type, 64-true in a wider one"
+        )
+    check_room(config.model, copies=4)
 
 
 def _check_room(config: Config, task: Task, model: Model, processes: Processes) -> None:

@@ -10,6 +10,10 @@
 A batch is an object with `tokens_BT` and a method `to(device)`. What a checkpoint stores of a part are plain
 containers of tensors and numbers, of all processes together: every process calls `state_dict` at the same
 time and gets the same result, and any number of processes may continue from it, each with its own batch rows.
+
+A layer memory may have a loss of its own (`Where.add_loss`). Its mean over batch rows and segments is added
+to the objective's loss. It is logged as `train/auxiliary_loss` and is no part of `train/loss`, so that
+`train/loss` means the same for every model.
 """
 
 from __future__ import annotations
@@ -63,6 +67,12 @@ class Objective(abc.ABC):
 
         Metrics with several numbers are averaged when they are logged.
         """
+
+    def auxiliary(self, losses_BS: Tensor, found: dict[str, Tensor]) -> Tensor:
+        """The auxiliary loss of the batch rows that have been read, which is also added to their metrics."""
+        loss = losses_BS.mean()
+        found["train/auxiliary_loss"] = loss.detach()
+        return loss
 
     @property
     def progress(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
+from memlab.config import jobs
 from memlab.config.sections import Config, MLflowTracking
 from memlab.errors import UserError
 from memlab.reports.summary import print_summary
@@ -88,6 +89,7 @@ def train(
             data = processes.first(lambda: known_data(parts.task, origin))
             directory = claim(config, origin.directory is not None, processes)
             if processes.leads:
+                jobs.note_directory(directory.path)
                 data_record.write(directory.path, data)
             if processes.leads and arguments and origin.directory is None:
                 directory.note(

@@ -3,9 +3,9 @@
 The state is reset in exactly the batch rows and segments where a document begins, and its gradient is cut
 between steps. A document gives the same numbers in any batch row and together with any other documents.
 
-Metrics, by their names in the log: `train/loss` (nats per token of this batch); `val/` and `test/` `loss`
-(nats per token), `perplexity`, `bits_per_byte`, `bits_per_word` and `word_perplexity`, over everything that
-is read of the split.
+Metrics, by their names in the log: `train/loss` (nats per token of this batch), `train/auxiliary_loss` (see
+`parts.py`); `val/` and `test/` `loss` (nats per token), `perplexity`, `bits_per_byte`, `bits_per_word` and
+`word_perplexity`, over everything that is read of the split.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ class TextObjective(Objective):
         # Gradients are averaged over the processes, which has to give the mean over the tokens of all of them
         loss = kept.values[0].sum() * self.processes.size / self.counted
         share = len(rows) / len(self.batch.tokens_BT)
-        diagnostics = {name: value * share for name, value in kept.diagnostics.items()}
-        self.read.append({"train/loss": loss.detach(), **diagnostics})
+        found = {"train/loss": loss.detach()}
+        means = dict(kept.diagnostics)
+        if kept.auxiliary is not None:
+            loss = loss + self.auxiliary(kept.auxiliary, means) * share
+        self.read.append(found | {name: value * share for name, value in means.items()})
         return loss
 
     def end(self) -> dict[str, Tensor]:

@@ -75,11 +75,13 @@ class Kept:
         values: what `Keep` made of their logits.
         state: after the last of them.
         diagnostics: [S] each.
+        auxiliary: losses of the layer memories, [B, S], or None; see `Output`.
     """
 
     values: tuple[Tensor, ...]
     state: ModelState
     diagnostics: dict[str, Tensor]
+    auxiliary: Tensor | None = None
 
 
 def together(model: Model, wish: int | None = None) -> int:
@@ -104,8 +106,8 @@ def plan(
     Args:
         segment_lengths: tokens of each of the S segments.
         depth: k, see above; None = full depth.
-        wanted: [S], whether the loss needs the logits of a segment; None = all. The others have no gradient
-            where that saves work.
+        wanted: [S], whether the loss needs the logits of a segment, or its auxiliary loss; None = all. The
+            others have no gradient where that saves work.
         resets: [S], whether a document begins with a segment, in any batch row; None = nowhere.
         recompute: this many segments at a time (see `together`) are read in a call whose activations are
             computed again in the backward pass; 0 = all activations are kept.
@@ -147,6 +149,7 @@ def run(
     saved: dict[int, ModelState] = {}
     values: list[tuple[Tensor, ...]] = []
     diagnostics: list[dict[str, Tensor]] = []
+    losses: list[Tensor] = []
     for call in calls:
         with torch.set_grad_enabled(call.graph and torch.is_grad_enabled()):
             if call.cut:
@@ -161,11 +164,14 @@ def run(
         if kept.values:
             values.append(kept.values)
             diagnostics.append(kept.diagnostics)
+            if kept.auxiliary is not None:
+                losses.append(kept.auxiliary)
         if call.saves:
             saved[call.end] = carried.detach()
     joined = tuple(torch.cat(parts, dim=1) for parts in zip(*values, strict=True))
     measured = {name: torch.cat([found[name] for found in diagnostics]) for name in diagnostics[0]}
-    return Kept(joined, saved.get(len(segments), carried), measured)
+    auxiliary = torch.cat(losses, dim=1) if losses else None
+    return Kept(joined, saved.get(len(segments), carried), measured, auxiliary)
 
 
 def read(
@@ -189,7 +195,7 @@ def read(
     resets = None if begins_BS is None else resets_of(begins_BS)
     calls = plan(segment_lengths, depth, wanted, resets, recompute)
     kept = run(model, tokens_BT.split(list(segment_lengths), dim=1), calls, _everything, state, begins_BS)
-    return Output(kept.values[0], kept.state, kept.diagnostics)
+    return Output(kept.values[0], kept.state, kept.diagnostics, kept.auxiliary)
 
 
 def resets_of(begins_BS: Tensor) -> list[bool]:
@@ -234,7 +240,9 @@ def _call(model: Model, keep: Keep, tokens_BSN: Tensor, state: ModelState, skip:
     """Read segments, and keep what is needed of all but the first `skip`, from token `start`."""
     output = model(tokens_BSN, state)
     values = keep(output.logits[:, skip:].flatten(1, 2), start) if skip < tokens_BSN.shape[1] else ()
-    return Kept(values, output.state, {name: value[skip:] for name, value in output.diagnostics.items()})
+    diagnostics = {name: value[skip:] for name, value in output.diagnostics.items()}
+    auxiliary = None if output.auxiliary is None else output.auxiliary[:, skip:]
+    return Kept(values, output.state, diagnostics, auxiliary)
 
 
 def _everything(logits_BnV: Tensor, start: int) -> tuple[Tensor, ...]:

@@ -90,7 +90,11 @@ def test_chance_is_what_the_best_constant_guess_scores(file: Path) -> None:
 
 @each
 def test_the_last_segment_alone_gives_nothing_away(case: Case) -> None:
-    promises.check_last_segment(case.make())
+    task = case.make()
+    if task.needs_memory:
+        promises.check_last_segment(task)
+    else:  # an option may let the answer stand there, but not the file as it is
+        assert case.changes and Case(case.file).make().needs_memory
 
 
 @each

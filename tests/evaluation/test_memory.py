@@ -89,6 +89,7 @@ def test_ratios_are_a_full_cache_over_what_is_held(name: str, lengths: list[int]
         "peak_bytes": cost.peak_bytes,
         "compression_carry": cost.compression_carry,
         "compression_peak": cost.compression_peak,
+        "used_bytes": cost.state_bytes,
     }
 
 

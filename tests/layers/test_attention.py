@@ -125,10 +125,10 @@ def test_a_backbone_read_in_pieces_equals_the_backbone_at_once(layer_memory: str
         )
 
     opened = backbone.begin(states, where(0, 0))
-    whole, kept, _ = backbone.read("extend", x_BTD, opened, where(0, 7))
+    whole, kept, *_ = backbone.read("extend", x_BTD, opened, where(0, 7))
     outputs, so_far, start = [], opened, 0
     for x in x_BTD.split(pieces, 1):
-        y, so_far, _ = backbone.read("extend", x, so_far, where(start, x.shape[1]))
+        y, so_far, *_ = backbone.read("extend", x, so_far, where(start, x.shape[1]))
         start += x.shape[1]
         outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, 1), whole, **TOLERANCE)
@@ -159,8 +159,8 @@ def test_rows_that_are_wanted_are_those_of_all_rows(
         rotary=backbone.rotary,
         offset_B=backbone.offset(states),
     )
-    all_rows, kept, _ = backbone.read("segment", x_BTD, states, where)
-    few, kept_of_few, _ = backbone.read(
+    all_rows, kept, *_ = backbone.read("segment", x_BTD, states, where)
+    few, kept_of_few, *_ = backbone.read(
         "segment", x_BTD, states, dataclasses.replace(where, shared={}), wanted
     )
     torch.testing.assert_close(few, all_rows[:, wanted], **TOLERANCE)

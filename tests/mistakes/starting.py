@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memlab.config import cli
+from memlab.config.jobs import Job
 
 
 class Begun(BaseException):
@@ -32,8 +33,10 @@ class Start:
     ) -> None:
         self.place, self.monkeypatch, self.capsys = place, monkeypatch, capsys
 
-        def jobs(command: str, words: object, folder: object, found: Sequence[Sequence[str]]) -> int:
-            raise Begun(jobs=found)
+        def jobs(
+            command: str, words: object, folder: object, found: tuple[Sequence[Job], int], imports: object
+        ) -> int:
+            raise Begun(jobs=[job.words for job in found[0]])
 
         monkeypatch.setattr(cli, "_multirun", jobs)
         monkeypatch.chdir(place)

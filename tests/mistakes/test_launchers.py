@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from lightning.fabric.utilities import rank_zero
 
-from memlab.config import launch, lifetime
-from memlab.config.jobs import Jobs
+from memlab.config import launch
+from memlab.config.jobs import Job, Jobs
 from memlab.config.sections import OptimConfig, ShowConfig, TrainerConfig
 from memlab.errors import ConfigError
 from memlab.sweeping.ending import Asked
-from memlab.sweeping.training_process import Following
+from memlab.sweeping.training_process import Following, program
 from memlab.training.build import trainer
 from memlab.training.signals import Ended, Signals
+from tests.config.test_jobs import Run, Runs
 from tests.mistakes.starting import Start
 
 RANKS = {"RANK": "3", "LOCAL_RANK": "2", "SLURM_PROCID": "5", "JSM_NAMESPACE_RANK": "1"}
@@ -161,38 +162,26 @@ def test_a_sweep_is_asked_to_end(number: signal.Signals, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("number", SAVING)
 def test_multirun_passes_a_signal_on(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(128 + number, number)
+    monkeypatch.setattr("memlab.config.jobs.Starter", Runs(run))
     jobs = Jobs("train")
-    passed: list[int] = []
-
-    class Program:
-        def __init__(self, words: list[str]) -> None:
-            assert jobs._before.keys() == set(lifetime.ENDING)
-
-        def wait(self) -> int:
-            os.kill(os.getpid(), number)
-            return 128 + number
-
-        def send_signal(self, sent: int) -> None:
-            passed.append(sent)
-
-    monkeypatch.setattr("memlab.config.jobs.subprocess.Popen", Program)
-    jobs.run(["seed=1"])
-    jobs.run(["seed=2"])
-    assert jobs.end() == 128 + number
-    assert passed == [number] and jobs.waiting == ["seed=1", "seed=2"]
+    assert jobs.run([Job(["seed=1"]), Job(["seed=2"])]) == 128 + number
+    assert run.received == [number] and jobs.waiting == ["seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize("number", SAVING)
 def test_a_trials_training_that_was_asked_to_end_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     """A scheduler's signal reaches all processes of a job; the training has saved."""
-    program = (
+    text = (
         "import json, pathlib, sys\n"
         "place = pathlib.Path('again')\n"
         f"if not place.exists(): place.touch(); sys.exit(128 + {int(number)})\n"
         "pathlib.Path('result.json').write_text(json.dumps({'status': 'finished'}))\n"
     )
-    (tmp_path / "run.py").write_text(f"import os; os.chdir({str(tmp_path)!r})\n{program}")
-    following = Following([sys.executable], [str(tmp_path / "run.py")], tmp_path, tmp_path / "log", {})
+    (tmp_path / "run.py").write_text(f"import os; os.chdir({str(tmp_path)!r})\n{text}")
+    following = Following(
+        program([sys.executable]), [str(tmp_path / "run.py")], tmp_path, tmp_path / "log", {}
+    )
     assert following.run(lambda: False, lambda step, metrics: False, every=0.01).result == {
         "status": "finished"
     }

@@ -17,10 +17,17 @@ from tests.models import naive
 
 Heads = list[list[Tensor]]  # [head][token], each [K]
 Attend = Callable[[int, Heads, Heads, Heads], Heads]  # (layer, queries, keys, values) -> heads' outputs
+Beside = Callable[
+    [int, list[Tensor], Heads], list[Tensor]
+]  # (layer, normalised rows, queries) -> rows to add
 
 
-def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
-    """Pre-LN blocks over one segment of one document, with a reference's own attention: logits [N, V]."""
+def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend, beside: Beside | None = None) -> Tensor:
+    """Pre-LN blocks over one segment of one document, with a reference's own attention: logits [N, V].
+
+    Args:
+        beside: what is added to the output of attention, row by row.
+    """
     weights = dict(model.named_parameters())
     heads, groups = model.backbone.heads, model.backbone.kv_heads
 
@@ -32,14 +39,14 @@ def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend) -> Tensor:
         block = f"backbone.blocks.{layer}"
         # none with Transformer-XL's positions
         bias = weights.get(f"{block}.memory.attention.qkv.bias", torch.zeros(()))
-        projected = [
-            weights[f"{block}.memory.attention.qkv.weight"] @ normed(f"{block}.memory.norm", x) + bias
-            for x in rows
-        ]
+        entered = [normed(f"{block}.memory.norm", x) for x in rows]
+        projected = [weights[f"{block}.memory.attention.qkv.weight"] @ x + bias for x in entered]
         parts = [p.view(heads + 2 * groups, -1) for p in projected]
         by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
         attended = attend(layer, by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :])
+        added = [torch.zeros(())] * len(rows) if beside is None else beside(layer, entered, by_head[:heads])
         for i, x in enumerate(rows):
+            x = x + added[i]
             x = x + weights[f"{block}.memory.attention.out.weight"] @ torch.cat(
                 [head[i] for head in attended]
             )

@@ -22,7 +22,12 @@ import memlab.ops
 FILES = sorted(file for file in Path(memlab.ops.__path__[0]).glob("*.py") if file.stem != "__init__")
 Case = tuple[Any, ...]  # arguments; those of float64 get gradients unless they are named in NO_GRADIENT
 # Arguments whose gradient an operation leaves out on purpose, as its docstring says.
-NO_GRADIENT = {"rotate": {"cos", "sin"}, "attend_nearest": {"keys_BGPK", "values_BGPK"}}
+NO_GRADIENT = {
+    "rotate": {"cos", "sin"},
+    "attend_nearest": {"keys_BGPK", "values_BGPK"},
+    "received": {"q_BHTK", "k_BGLK", "weight_T"},
+}
+SUMS = {"received"}  # fp32 or wider, whatever the inputs are
 
 
 def operations() -> dict[str, Path]:
@@ -114,6 +119,34 @@ def attend_nearest() -> list[Case]:
     return found
 
 
+def gated_delta_rule() -> list[Case]:
+    found: list[Case] = []
+    shapes = [
+        (2, 4, 2, 37, 3, 5),
+        (1, 1, 1, 1, 2, 2),
+        (2, 3, 1, 65, 4, 2),
+        (3, 2, 2, 32, 1, 1),
+        (2, 2, 1, 0, 3, 4),
+    ]
+    for i, (b, h, g, t, k, v) in enumerate(shapes):
+        keys = torch.nn.functional.normalize(normal(b, g, t, k, seed=1), dim=-1)
+        decay, beta = -normal(b, g, t, seed=3).abs(), normal(b, g, t, seed=4).sigmoid()
+        start = normal(b, g, k, v, seed=5)
+        found.append((normal(b, h, t, k), keys, normal(b, g, t, v, seed=2), decay, beta, start, i != 3))
+    return found
+
+
+def received() -> list[Case]:
+    found: list[Case] = []
+    for heads, groups in [(4, 4), (4, 2), (3, 1)]:
+        for queries, keys in [(5, 9), (1, 1), (4, 4), (0, 3)]:
+            q, k = normal(2, heads, queries, 6), normal(2, groups, keys, 6, seed=1)
+            causal = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            by_head = causal & (normal(2, groups, 1, keys, seed=2) > 0) | (torch.arange(keys) == 0)
+            found += [(q, k, causal[None, None], None), (q, k, by_head, normal(queries, seed=3))]
+    return found
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     make.__name__: make
     for make in (
@@ -122,6 +155,8 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         project_twice,
         distance_attention,
         attend_nearest,
+        gated_delta_rule,
+        received,
     )
 }
 EACH = pytest.mark.parametrize("name", OPERATIONS)
@@ -270,8 +305,9 @@ def test_outputs_have_the_inputs_type(name: str, dtype: torch.dtype) -> None:
     fast, _ = load(name)
     case = CASES[name]()[0]
     arguments = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in case]
+    expected = torch.promote_types(dtype, torch.float32) if name in SUMS else dtype
     for y in tensors(fast(*arguments)):
-        assert y.dtype == dtype and y.isfinite().all()
+        assert y.dtype == expected and y.isfinite().all()
 
 
 def test_rotated_rows_keep_their_type_under_angles_of_fp32() -> None:

@@ -62,6 +62,21 @@ def test_a_winner_needs_seeds(tmp_path: Path) -> None:
     assert "It is better than transformer" in table.verdict and "not significant" not in table.verdict
 
 
+def test_a_saturated_validation_is_said_everywhere(tmp_path: Path) -> None:
+    found = {"since_step": 400, "validations": 3}
+    for seed in range(2):
+        run(tmp_path / f"rmt{seed}", "rmt", seed, 1.0)
+        run(tmp_path / f"plain{seed}", "transformer", seed, 0.1)
+    result = tmp_path / "rmt0" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"saturated": found}))
+    comparison = compared(tmp_path)
+    (note,) = comparison.tables[0].notes
+    assert "saturated" in note and "rmt (1 of 2)" in note and "transformer" not in note
+    assert note in tables.to_markdown(comparison)
+    (row, other) = csv.DictReader(io.StringIO(tables.groups_csv(comparison)))
+    assert (row["saturated"], other["saturated"]) == ("1", "0")
+
+
 def test_groups_are_called_by_what_differs(tmp_path: Path) -> None:
     run(tmp_path / "a", "infini", 0, 0.9)
     run(tmp_path / "b", "infini", 0, 0.1, model__memory="off")

@@ -84,9 +84,10 @@ def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dic
     start = None if state is None else state.map(leaf)
     kept = read(model, tokens(), LENGTHS, start, begins(), **how)
     wants = [t for t in kept.state.tensors() if t.requires_grad]
+    losses = [] if kept.auxiliary is None else [kept.auxiliary]
     weighed = sum(
         (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sum()
-        for t in [kept.values[0], *wants]
+        for t in [kept.values[0], *losses, *wants]
     )
     parameters = dict(model.named_parameters())
     inputs = [*parameters.values(), *leaves]
@@ -98,6 +99,7 @@ def outcome(model: Model, state: State | None, seed: int = 5, **how: Any) -> dic
     states = {f"state {i}": t.detach() for i, t in enumerate(kept.state.tensors())}
     return {
         "values": kept.values[0].detach(),
+        **{f"auxiliary {i}": loss.detach() for i, loss in enumerate(losses)},
         "right": kept.values[1],
         **states,
         **kept.diagnostics,

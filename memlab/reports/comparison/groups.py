@@ -64,6 +64,11 @@ class Group:
         return None if any(v is None for v in values) else sum(values) / len(values)
 
     @property
+    def saturated(self) -> int:
+        """Seeds whose last validations were all about 1.000."""
+        return sum(bool(run.result.get("saturated")) for run in self.runs)
+
+    @property
     def parameters(self) -> int:
         return int(self.runs[0].result.get("parameters", 0))
 
@@ -179,6 +184,18 @@ class Table:
                     "each could."
                 )
         return said
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know, in sentences."""
+        saturated = [f"{g.label} ({g.saturated} of {len(g.runs)})" for g in self.groups if g.saturated]
+        if not saturated:
+            return ()
+        return (
+            f"Validation is saturated (about 1.000 in its last validations) in runs of {listed(saturated)}: "
+            "it no longer distinguishes their checkpoints. Equal scores here may differ on longer samples; "
+            "trainer.val_segments=[..] validates on those.",
+        )
 
 
 @dataclass(frozen=True)

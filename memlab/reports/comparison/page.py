@@ -74,6 +74,7 @@ def _table_section(table: Table, directory: Path, prefix: str) -> str:
     return f"""<section>
 <h2>{escape(heading(table))}</h2>
 <p class="verdict">{escape(table.verdict)}</p>
+{"".join(f'<p class="note">{escape(said)}</p>' for said in table.notes)}
 {_grid(columns(table), rows, text={"model", "each seed", "not as the others"})}
 <p class="note">{escape(SAID)}{_pareto_note(table)}</p>
 <ul class="legend" aria-label="groups of the figures">{legend}</ul>

@@ -107,7 +107,7 @@ def _print(table: Table, console: Console) -> None:
         grid.add_row(*(escape(row[head]) for head in shown))
     notes = [f"* {group.label}: {'; '.join(group.differs)}" for group in table.groups if group.differs]
     tables.show(console, grid)
-    console.print(Text("\n".join([*notes, table.verdict]) + "\n"))
+    console.print(Text("\n".join([*notes, table.verdict, *table.notes]) + "\n"))
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -116,7 +116,8 @@ def to_markdown(comparison: Comparison) -> str:
     parts = [f"# {markdown(comparison.name)}\n\n```bash\n{command}\n```\n"]
     for table in comparison.tables:
         grid = _markdown(columns(table), [cells(table, g) for g in table.groups])
-        parts.append(f"## {markdown(heading(table))}\n\n{grid}\n\n{markdown(table.verdict)}\n")
+        said = "\n\n".join(map(markdown, [table.verdict, *table.notes]))
+        parts.append(f"## {markdown(heading(table))}\n\n{grid}\n\n{said}\n")
     parts.append(f"{SAID}\n")
     if comparison.left_out:
         parts.append(
@@ -154,7 +155,7 @@ def groups_csv(comparison: Comparison) -> str:
         "compression_carry",
         "compression_peak",
     ]
-    heads += ["parameters", "steps", "train_seconds", "on_pareto_front", "differs"]
+    heads += ["parameters", "steps", "train_seconds", "on_pareto_front", "saturated", "differs"]
     rows = [
         [
             table.title,
@@ -172,6 +173,7 @@ def groups_csv(comparison: Comparison) -> str:
             group.mean(lambda r: r.result["steps"]),
             group.mean(lambda r: r.result["timing"].get("train_seconds")),
             group.label in table.front,
+            group.saturated,
             "; ".join(group.differs),
         ]
         for table in comparison.tables

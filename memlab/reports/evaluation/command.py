@@ -21,6 +21,7 @@ from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
 from memlab.files import refuse_links
+from memlab.models.compose import compose
 from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
@@ -46,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     found = finished_runs.find(config.run, config.tracking.uri)
     _check_links(found)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust)
+    run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
@@ -109,8 +110,8 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
             new = True
         elif entry is not None:
             entries.append(entry)
-    whole = record.whole()
-    drawn = _draw_lengths(run, whole, best(whole["lengths"]) or entries)
+    whole = _whole(record, run)
+    drawn = _draw_lengths(run, whole, best(whole["lengths"], run.policy) or entries)
     return Done(
         record, new, drawn, lambda console: tables.print_lengths(console, whole, entries, task.test_size)
     )
@@ -129,11 +130,11 @@ def _text(config: EvaluateConfig, run: Trained, task: TextTask) -> Done:
             ]
         _track(config, run, points)
         new = True
-    folder, title = run.found.directory / "figures", _title(run)
+    folder, title = _folder(run), _title(run)
     drawn = [folder / "evaluation_loss_by_position.png", folder / "memory_by_tokens.png"]
     figures.loss_by_position(entry, title, drawn[0])
     figures.memory_by_tokens(entry["memory_curve"], title, drawn[1])
-    whole = record.whole()
+    whole = _whole(record, run)
     return Done(record, new, drawn, lambda console: tables.print_text(console, whole, entry))
 
 
@@ -160,9 +161,9 @@ def _stream(tokens: int, config: EvaluateConfig, run: Trained) -> Done:
                 for name in names
             ],
         )
-    drawn = [run.found.directory / "figures" / "streaming.png"]
+    drawn = [_folder(run) / "streaming.png"]
     figures.streaming(entry, _title(run), drawn[0])
-    whole = record.whole()
+    whole = _whole(record, run)
     return Done(record, new, drawn, lambda console: tables.print_stream(console, whole, entry))
 
 
@@ -184,8 +185,10 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
                 True,
             )
         entries.append(entry)
-        drawn += inside_figures.draw(entry, _title(run), run.found.directory / "figures")
-    return Done(record, new, drawn, lambda console: tables.print_inside(console, record.whole(), entries))
+        drawn += inside_figures.draw(entry, _title(run), _folder(run))
+    return Done(
+        record, new, drawn, lambda console: tables.print_inside(console, _whole(record, run), entries)
+    )
 
 
 def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] | None:
@@ -202,6 +205,12 @@ def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] 
 def _record(run: Trained) -> Record:
     task = run.task
     synthetic = isinstance(task, SyntheticTask)
+    model = run.model
+    if (
+        run.policy is not None
+    ):  # the costs in the record are those of the run as trained; no weights are needed
+        with torch.device("meta"):
+            model = compose(run.config.model, task.vocab_size, task.members)
     facts = {
         "run": str(run.found.directory),
         "model": run.config.model["name"],
@@ -209,13 +218,18 @@ def _record(run: Trained) -> Record:
         "seed": run.config.seed,
         "trained_segments": task.num_segments if synthetic else None,
         "chance": task.chance if isinstance(task, SyntheticTask) else None,
-        "cost": cost.of(run.model, task.segment_lengths),
+        "cost": cost.of(model, task.segment_lengths),
     }
     return Record(run.found.directory, facts)
 
 
+def _whole(record: Record, run: Trained) -> dict[str, Any]:
+    """Everything that has been measured; `policy` is the one of this reading."""
+    return {**record.whole(), "policy": None if run.policy is None else _label(run)}
+
+
 def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
-    folder, title, chance = run.found.directory / "figures", _title(run), whole["chance"]
+    folder, title, chance = _folder(run), _title(run), whole["chance"]
     drawn = [folder / "accuracy_by_segments.png", folder / "memory_by_tokens.png"]
     figures.accuracy_by_segments(entries, whole["trained_segments"], chance, title, drawn[0])
     figures.memory_by_tokens(max(entries, key=lambda e: int(e["tokens"]))["memory_curve"], title, drawn[1])
@@ -267,8 +281,13 @@ def _track(
             file=sys.stderr,
         )
         return
+    if run.policy is not None:
+        points = [(name.replace("eval/", f"eval/{_label(run)}/", 1), v, step) for name, v, step in points]
     finished_runs.add(
-        uri, finished_runs.mlflow_run_id(run.found.directory), points, [(file, "figures") for file in drawn]
+        uri,
+        finished_runs.mlflow_run_id(run.found.directory),
+        points,
+        [(file, str(file.parent.relative_to(run.found.directory))) for file in drawn],
     )
 
 
@@ -300,7 +319,7 @@ _SAMPLES = "has samples, not documents; lengths and samples set what is read"
 
 
 def _origin(run: Trained) -> dict[str, Any]:
-    return {"checkpoint": run.found.checkpoint.name, "step": run.step}
+    return {"policy": run.policy, "checkpoint": run.found.checkpoint.name, "step": run.step}
 
 
 def _about(run: Trained) -> dict[str, Any]:
@@ -308,4 +327,17 @@ def _about(run: Trained) -> dict[str, Any]:
 
 
 def _title(run: Trained) -> str:
-    return f"{run.config.model['name']} on {run.config.task['name']}, seed {run.config.seed}"
+    name = f"{run.config.model['name']} on {run.config.task['name']}, seed {run.config.seed}"
+    return name if run.policy is None else f"{name}, policy {_label(run)}"
+
+
+def _label(run: Trained) -> str:
+    """A policy and its budget in one word. Readings with other options have the same figures' names."""
+    assert run.policy is not None
+    return "_".join(str(run.policy[key]) for key in ("name", "budget") if key in run.policy)
+
+
+def _folder(run: Trained) -> Path:
+    """Where figures go."""
+    folder = run.found.directory / "figures"
+    return folder if run.policy is None else folder / _label(run)

@@ -35,6 +35,8 @@ def accuracy_by_segments(
     axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
     axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
+    if {e["segments"] for e in entries} == {trained}:  # a single place on the axis has no width
+        axes.set_xlim(trained / 2, trained * 2)
     _plain_numbers(axes, [e["segments"] for e in entries])
     axes.set(
         ylim=(0, 1.03),

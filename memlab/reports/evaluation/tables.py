@@ -53,7 +53,10 @@ def print_lengths(
         "held while a "
     )
     said += "segment is read; memory: the peak of this process"
-    cost = _table("cost", ["segments", "tokens", "state", "carried", "peak", "tokens/s", "memory"])
+    padded = any(_used(e["memory"]) < e["memory"]["state_bytes"] for e in entries)
+    said += "; used: the state without padding" * padded
+    columns = ["segments", "tokens", "state", *["used"] * padded, "carried", "peak", "tokens/s", "memory"]
+    cost = _table("cost", columns)
     for e in entries:
         m = e["memory"]
         ratios = (ratio(m["compression_carry"]), ratio(m["compression_peak"]))
@@ -62,6 +65,7 @@ def print_lengths(
             f"{e['segments']:,}",
             f"{e['tokens']:,}",
             size(m["state_bytes"]),
+            *[size(_used(m))] * padded,
             *ratios,
             speed,
             size(e["peak_memory"]["bytes"]),
@@ -173,6 +177,11 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
         console.print(f"not shown: {escape(sentence)}", style="dim", soft_wrap=True)
 
 
+def _used(memory: dict[str, Any]) -> int:
+    """Bytes of a state without padding; entries from before there were bounded caches have none."""
+    return int(memory.get("used_bytes", memory["state_bytes"]))
+
+
 def interval(bounds: Sequence[float]) -> str:
     """Two bounds, such as 0.981–0.994."""
     return f"{bounds[0]:.3f}–{bounds[1]:.3f}"
@@ -191,6 +200,8 @@ def _depths(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def _print_cost(console: Console, record: dict[str, Any]) -> None:
+    if record.get("policy"):  # the record has the costs of the model as trained
+        return
     cost = record["cost"]
     flops = cost["flops_per_token"]
     console.print(
@@ -201,7 +212,8 @@ def _print_cost(console: Console, record: dict[str, Any]) -> None:
 
 
 def _title(record: dict[str, Any]) -> str:
-    return escape(f"{record['model']} on {record['task']}, seed {record['seed']}")
+    name = f"{record['model']} on {record['task']}, seed {record['seed']}"
+    return escape(f"{name}, policy {record['policy']}" if record.get("policy") else name)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
