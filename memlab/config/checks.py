@@ -237,7 +237,9 @@ def check_policy(values: Mapping[str, Any]) -> None:
     """
     if not isinstance(values.get("name"), str):
         raise ConfigError("policy.name is missing: it is the policy, in a file of configs/policy")
-    found = schema.parameters(choices.target("policy", values["name"]))
+    target = choices.target("policy", values["name"])
+    trust.check("policy.name", target)
+    found = schema.parameters(target)
     options = {key: option for key, option in found.items() if key not in choices.GIVEN}
     for key, value in values.items():
         if key == "name":

@@ -1,7 +1,7 @@
 """Which modules a file may name.
 
-Configurations name classes: a task's `_target_`, a layer memory, memory tokens. To import a module is to run
-its code, and a run, a checkpoint, a sweep or a preset may come from anybody. So a name leads into memlab, or
+Configurations name classes: a task's `_target_`, a layer memory, memory tokens, a policy. To import a module
+is to run its code, and a run, a checkpoint, a sweep or a preset may come from anybody. So a name leads into memlab, or
 into a module that the user of this command has allowed:
 
     trust=[my_module]              on the command line; in Python, memlab.load(.., trust=["my_module"])
@@ -30,7 +30,7 @@ from memlab.errors import ConfigError
 
 KEY = "trust"
 PLUGINS = "memlab.plugins"
-CLASSES = ("task._target_", "model.layer_memory", "model.tokens")  # whose values are names of classes
+CLASSES = ("task._target_", "model.layer_memory", "model.tokens", "policy.name")  # whose values are names of classes
 _NAME = r"[^\W\d]\w*"
 _DOTTED = re.compile(rf"{_NAME}(?:\.{_NAME})+")
 _MODULE = re.compile(rf"{_NAME}(?:\.{_NAME})*")

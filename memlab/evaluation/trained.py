@@ -21,6 +21,7 @@ from memlab.models import choices
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.tasks.base import Task
+from memlab.terminal.plain import printable
 from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
 from memlab.version import __version__
@@ -87,6 +88,9 @@ def load(
         config = _configuration(found, checkpoint)
     own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
     config = config.model_copy(update={"task": {**config.task, **own}})
+    saved, step = checkpoint.get("state_dict"), checkpoint.get("global_step")
+    if not isinstance(saved, Mapping) or not isinstance(step, int):
+        raise UserError(f"{file} is damaged (it has no weights, or does not say of which step they are)")
     task = build_task(config)
     task.prepare()
     if "data_dir" not in own:  # else the user asks for another text
@@ -95,13 +99,12 @@ def load(
     model = compose(values, task.vocab_size, task.members)
     if config.trainer.precision == "64-true":
         model = model.double()
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    weights = {str(name).removeprefix("model."): value for name, value in saved.items()}
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         wrong = " ".join(str(error).split()).partition(": ")[2][:200]
         raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
-    step = int(checkpoint["global_step"])
     return Trained(
         found, config, task, model.to(device).eval(), step, None if policy is None else dict(policy)
     )
@@ -143,5 +146,5 @@ def _read(file: Path) -> Any:
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:
     version = checkpoint["memlab"].get("version")
-    written = "an earlier memlab" if version is None else f"memlab {version}"
+    written = "an earlier memlab" if version is None else f"memlab {printable(str(version))}"
     return f"{file} was written by {written}, this is memlab {__version__}"

@@ -18,7 +18,7 @@ import yaml
 
 from memlab.config.override_file import word
 from memlab.errors import UserError
-from memlab.files import write_whole
+from memlab.files import DamagedFileError, read_object, write_whole
 from memlab.sweeping import figures, labels, space
 from memlab.sweeping.ending import Asked
 from memlab.sweeping.final import train_final
@@ -36,7 +36,10 @@ def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
     file = plan.run_dir / "result.json"
     if not file.exists():
         return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        result = read_object(file)
+    except DamagedFileError:
+        return None
     if result.get("trials_asked") != plan.trials or (
         plan.spec.final.seeds and result.get("final_seeds") != plan.spec.final.seeds
     ):

@@ -77,7 +77,7 @@ class Shown:
         self.began = time.monotonic()
         self.console = tables.console(stderr=True)
         self.live: Live | None = None
-        self._told: dict[tuple[Any, int], tuple[str, int]] = {}
+        self._shown: dict[tuple[Any, int], tuple[str, int]] = {}
         self._ended_before: int | None = None
 
     def __enter__(self) -> Self:
@@ -158,10 +158,10 @@ class Shown:
     def _lines(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> None:
         for arm, trial in found:
             key, now = (arm, trial.number), (state(trial), int(trial.user_attrs.get("taken_over", 0)))
-            if self._told.get(key) == now or (now[0] == "running" and LEASE not in trial.user_attrs):
+            if self._shown.get(key) == now or (now[0] == "running" and LEASE not in trial.user_attrs):
                 continue
-            first = not self._told.get(key)
-            self._told[key] = now
+            first = not self._shown.get(key)
+            self._shown[key] = now
             if (
                 first
                 and now[0] != "running"

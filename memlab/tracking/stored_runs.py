@@ -117,7 +117,7 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
         )
     except _UnusableError as why:
         return LeftOut(str(directory), str(why), config=config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return LeftOut(str(directory), f"cannot be read: {type(error).__name__} {error}", config=config)
 
 
@@ -158,7 +158,7 @@ def from_mlflow(client: Any, run: Any) -> StoredRun | LeftOut:
         )
     except _UnusableError as why:
         return LeftOut(f"{name} ({run.info.run_name})", str(why), status == "FAILED", config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return LeftOut(
             f"{name} ({run.info.run_name})", f"cannot be read: {type(error).__name__} {error}", config=config
         )
@@ -176,11 +176,17 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     score = metrics.get("test/accuracy", metrics.get("test/bits_per_byte"))
     if score is None:
         raise _UnusableError("has neither test/accuracy nor test/bits_per_byte")
-    numbers = (config["seed"], result["memory"]["state_bytes"], result["steps"], result.get("parameters", 0))
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise _UnusableError("has a damaged result (where numbers belong, there are none)")
-    if not isinstance(result["timing"], Mapping):
-        raise _UnusableError("has a damaged result (its timing)")
+    memory, timing = result["memory"], result["timing"]
+    numbers = [config["seed"], memory["state_bytes"], result["steps"], result.get("parameters", 0)]
+    numbers += [memory.get("compression_carry", 0), memory.get("compression_peak", 0)]
+    numbers += [timing.get("train_seconds", 0)]
+    texts = [result.get("versions") or {}, result.get("hardware") or {}]
+    if not (
+        all(number is None or isinstance(number, int | float) for number in numbers)
+        and None not in numbers[:4]
+        and all(isinstance(text, Mapping) for text in texts)
+    ):
+        raise _UnusableError("has a damaged result")
     if not math.isfinite(score):
         raise _UnusableError(f"has a test score that is no number ({score})")
 

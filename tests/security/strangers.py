@@ -19,6 +19,7 @@ _MARK = "import pathlib\npathlib.Path({canary!r}).touch()\n"
 _PARTS = """
 from memlab.memories.transformer_xl import TransformerXL
 from memlab.memory_tokens.rmt import RMT
+from memlab.policies.streaming import Streaming
 from memlab.tasks.copy import Copy
 
 
@@ -31,6 +32,10 @@ class Memory(TransformerXL):
 
 
 class Tokens(RMT):
+    pass
+
+
+class Policy(Streaming):
     pass
 
 

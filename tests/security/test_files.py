@@ -32,6 +32,7 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # file, content, message
     "a nested module": ("task", TASK.format(f"{EVIL}.Task"), rf"trust=\[{EVIL}\]"),
     "a memory": ("model", f"defaults: [rmt]\nlayer_memory: {EVIL}.Memory\n", REFUSED),
     "tokens": ("tokens", f"# @package model\ntokens: {OTHER}.Tokens\n", REFUSED),
+    "a policy": ("policy", f"# @package policy\nname: {EVIL}.Policy\nbudget: 4\n", f"policy.name=.*{REFUSED}"),
     "a callback": ("experiment", CALLBACK, f"hydra.callbacks {NO_HYDRA}"),
     "a launcher": (
         "experiment",
@@ -63,7 +64,8 @@ def preset(start: Start, name: str) -> tuple[list[str], str]:
     place = start.place / "theirs" / group
     place.mkdir(parents=True)
     (place / ("mine.yaml" if group else "train.yaml")).write_text(content)
-    return ["--config-dir", "theirs", *([f"{group}=mine"] if group else [])], message
+    more = ["layer_memory=cached"] if group == "policy" else []
+    return ["--config-dir", "theirs", *([f"{group}=mine"] if group else []), *more], message
 
 
 @pytest.mark.parametrize("name", PRESETS)

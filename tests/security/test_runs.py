@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -34,6 +35,10 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "a memory": ({"model__layer_memory": f"{EVIL}.Memory"}, f"model.layer_memory={EVIL}.Memory {REFUSED}"),
     "a list": ({"model__layer_memory": [f"{OTHER}.Memory"]}, f"model.layer_memory={OTHER}.Memory {REFUSED}"),
     "tokens": ({"model__tokens": f"{EVIL}.Tokens"}, f"model.tokens={EVIL}.Tokens {REFUSED}"),
+    "a policy": (
+        {"model__layer_memory": "cached", "model__policy": {"name": f"{EVIL}.Policy", "budget": 4}},
+        f"policy.name={EVIL}.Policy {REFUSED}",
+    ),
     "a path to tokens": ({"model__tokens": "../../../code/x.y"}, "is not a class in a module"),
     "a function of memlab": ({"task___target_": "memlab.files.write_whole"}, "has no class 'write_whole'"),
     "a class of memlab": ({"task___target_": "memlab.tasks.draws.Ints"}, "has no class 'Ints'"),
@@ -188,3 +193,30 @@ def test_results_in_mlflow_are_only_text(start: Start, canary: Path, tmp_path: P
     found = stored_runs.from_mlflow(client, stored)
     assert isinstance(found, stored_runs.LeftOut) and found.reason == "has a damaged config.yaml"
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("changes", [{"state_dict": None}, {"state_dict": {"x": "y"}}, {"global_step": "x"}])
+def test_a_checkpoint_with_other_things(changes: dict[str, Any], whole: Path, start: Start) -> None:
+    file = run(whole, start.place / "run") / "checkpoints" / "best.ckpt"
+    torch.save({**torch.load(file, weights_only=True), **changes}, file)
+    found = start.message("evaluate", "run=run", job=True)
+    assert f"{file} is damaged" in found or "its weights do not fit" in found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("memory", {"state_bytes": "x"}),
+        ("memory", 3),
+        ("timing", []),
+        ("versions", "x"),
+        ("parameters", None),
+    ],
+)
+def test_a_result_with_other_things(key: str, value: object, whole: Path, tmp_path: Path) -> None:
+    file = run(whole, tmp_path / "run") / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    found = stored_runs.from_directory(tmp_path / "run")
+    assert isinstance(found, stored_runs.LeftOut) and re.match(
+        "cannot be read|has a damaged result", found.reason
+    )
