@@ -132,7 +132,7 @@ def _check_together(config: Config, task: Task) -> None:
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many
+    """Check that the rows of a batch, and the samples of validation and test, can be divided among this many
     processes, and read in parts.
 
     Raises:
@@ -171,7 +171,7 @@ def with_policy(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_model(values: dict[str, Any]) -> None:
-    """Whether each key is an option of a part that was chosen, and has a value that it accepts.
+    """Check that each key is an option of a part that was chosen, and has a value that it accepts.
 
     Raises:
         ConfigError: it is not, or a key is missing.
@@ -254,7 +254,7 @@ def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
     accepts.
 
     Raises:
-        ConfigError: there is no such choice, or the layers cannot be shared out among the memories.
+        ConfigError: there is no such choice, or the layers cannot be divided among the memories.
     """
     backbone = schema.parameters(choices.BACKBONE)
     if isinstance(values.get("layers"), int):
@@ -280,7 +280,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-# The keys of a model that are no options of its parts.
+# The keys of a model that are not options of its parts.
 _OF_EVERY_MODEL: dict[str, Any] = {
     "name": str,
     "backbone": str,

@@ -35,7 +35,7 @@ def composing(folder: Folder = None, groups: bool = True) -> Iterator[None]:
     """Hydra ready to compose, as it is once a command has begun.
 
     Args:
-        folder: of further YAML files of the user's, looked through after memlab's own; see `--config-dir`.
+        folder: of further YAML files of the user's, searched after memlab's own; see `--config-dir`.
         groups: whether the command chooses files of `configs/*/`.
     """
     # a command may be composing its own configuration: Hydra has one at a time
@@ -188,7 +188,7 @@ def _check_hydra(command: str, composed: DictConfig) -> None:
 
 
 def _hydra(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's settings, but for those that differ between command lines."""
+    """Hydra's settings, except for those that differ between command lines."""
     settings: Any = OmegaConf.to_container(composed.hydra, resolve=False)
     for name in ("overrides", "runtime"):
         settings.pop(name)

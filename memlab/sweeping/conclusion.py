@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: the best, `best.yaml`, its training with fresh seeds and a test, figures,
+"""What a sweep produces: the best, `best.yaml`, its training with fresh seeds and a test, figures,
 `trials.csv`, and `result.json`.
 """
 
@@ -48,7 +48,7 @@ def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
 
 
 def counts(arms: Sequence[Arm]) -> dict[str, int]:
-    """How many trials ended how."""
+    """The number of trials by how they ended."""
     states = [state(trial) for arm in arms for trial in arm.study.get_trials(deepcopy=False)]
     return {name: states.count(name) for name in ("complete", "pruned", "failed")}
 
@@ -56,7 +56,7 @@ def counts(arms: Sequence[Arm]) -> dict[str, int]:
 def conclude(
     plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked
 ) -> dict[str, Any]:
-    """Do everything that follows the last trial, and write it down; it may be done again.
+    """Do and record everything that follows the last trial; it may be done again.
 
     Raises:
         UserError: no trial is complete, or a final training failed.

@@ -69,7 +69,7 @@ def seconds(trial: FrozenTrial) -> float:
 
 
 class Shown:
-    """Shows the trials while it is entered; `update` looks at them anew."""
+    """Shows the trials while it is entered; `update` looks at them again."""
 
     def __init__(self, order: Order, arms: Sequence[Arm], workers: int) -> None:
         self.order, self.arms, self.workers = order, arms, workers

@@ -32,7 +32,11 @@ PRESETS: dict[str, tuple[str, str, str]] = {  # file, content, message
     "a nested module": ("task", TASK.format(f"{EVIL}.Task"), rf"trust=\[{EVIL}\]"),
     "a memory": ("model", f"defaults: [rmt]\nlayer_memory: {EVIL}.Memory\n", REFUSED),
     "tokens": ("tokens", f"# @package model\ntokens: {OTHER}.Tokens\n", REFUSED),
-    "a policy": ("policy", f"# @package policy\nname: {EVIL}.Policy\nbudget: 4\n", f"policy.name=.*{REFUSED}"),
+    "a policy": (
+        "policy",
+        f"# @package policy\nname: {EVIL}.Policy\nbudget: 4\n",
+        f"policy.name=.*{REFUSED}",
+    ),
     "a callback": ("experiment", CALLBACK, f"hydra.callbacks {NO_HYDRA}"),
     "a launcher": (
         "experiment",
