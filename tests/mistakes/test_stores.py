@@ -258,7 +258,8 @@ def test_a_damaged_result_is_made_anew(how: str, run: Path, capsys: pytest.Captu
     assert (origin.directory, origin.result) == (run, None)
     told = capsys.readouterr().err
     assert told == (
-        f"memlab: {run / 'result.json'} is empty or damaged; it is made again from the run's last checkpoint\n"
+        f"memlab: {run / 'result.json'} is empty or damaged; it is made again from the run's last "
+        "checkpoint\n"
     )
     directory = RunDirectory(run, asked(run), continues=True)
     directory.release()

@@ -87,6 +87,23 @@ def test_a_preset_that_is_only_looked_at(name: str, flag: str, start: Start, can
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (f"{{task._target_: '{EVIL}.Task,memlab.tasks.copy.Copy'}}", REFUSED),
+        (f"{{trust: '[{OTHER}]'}}", "trust is set in a file"),
+        ("{hydra.callbacks: x}", "memlab does not read Hydra's own settings"),
+    ],
+)
+def test_what_a_preset_goes_through(params: str, message: str, start: Start, canary: Path) -> None:
+    (start.place / "theirs" / "experiment").mkdir(parents=True)
+    content = OF_HYDRA.format(f"{{sweeper: {{params: {params}}}}}")
+    (start.place / "theirs" / "experiment" / "mine.yaml").write_text(content)
+    found = start.message("train", "-m", "--config-dir", "theirs", "experiment=mine", "task=copy")
+    assert re.search(message, found), found
+    assert not canary.exists()
+
+
 def test_a_preset_of_other_commands(start: Start, canary: Path) -> None:
     words, message = preset(start, "a class")
     for command in ("show", "bench"):
