@@ -24,6 +24,7 @@ from memlab.models.compose import compose
 from memlab.models.pretrained import loading as pretrained
 from memlab.models.pretrained.describing import identity_of
 from memlab.tasks.base import Task
+from memlab.terminal.plain import printable
 from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
 from memlab.version import __version__
@@ -92,6 +93,9 @@ def load(
         config = _configuration(found, checkpoint)
     own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
     config = config.model_copy(update={"task": {**config.task, **own}})
+    saved, step = checkpoint.get("state_dict"), checkpoint.get("global_step")
+    if not isinstance(saved, Mapping) or not isinstance(step, int):
+        raise UserError(f"{file} is damaged (it has no weights, or does not say of which step they are)")
     task = build_task(config)
     task.prepare()
     check_vocabulary(config, task)
@@ -102,16 +106,15 @@ def load(
     _begin(model, config, file, backbone)
     if config.trainer.precision == "64-true":
         model = model.double()
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    weights = {str(name).removeprefix("model."): value for name, value in saved.items()}
     base = model.state_dict()
     weights |= {name: base[name] for name in trainable.left_out(model, config.model)}
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         wrong = " ".join(str(error).split()).partition(": ")[2][:200]
         raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
     low_rank.merge(model)  # so that nothing that reads the model has to know of adapters
-    step = int(checkpoint["global_step"])
     return Trained(
         found, config, task, model.to(device).eval(), step, None if policy is None else dict(policy)
     )
@@ -167,5 +170,5 @@ def _read(file: Path) -> Any:
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:
     version = checkpoint["memlab"].get("version")
-    written = "an earlier memlab" if version is None else f"memlab {version}"
+    written = "an earlier memlab" if version is None else f"memlab {printable(str(version))}"
     return f"{file} was written by {written}, this is memlab {__version__}"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -222,6 +222,16 @@ class LayerMemory(nn.Module, abc.ABC):
         """Read a whole segment: the output of the wanted rows, and the state that the next segment needs."""
         y_BTD, open = self.extend(x_BTD, self.begin(state, where), where)
         return y_BTD, self.close(open)
+
+    def check_among(self, memories: Sequence[LayerMemory]) -> None:
+        """Check that the options fit the layer memories of the whole model.
+
+        Args:
+            memories: of all layers, from the bottom; this one is among them.
+
+        Raises:
+            ConfigError: they do not.
+        """
 
     def offset(self, state: Any) -> Tensor:
         """int [B]: tokens so far in each batch row's document; only called if `positions_go_on`."""
