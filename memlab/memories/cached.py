@@ -200,7 +200,7 @@ class Cached(LayerMemory):
         place_BGC = filled_BGC.cumsum(-1) - 1 - filled_BGC.sum(-1, keepdim=True)
         dtype = torch.promote_types(q.dtype, torch.float32)
         cos, sin = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
-        shape = *place_BGC.shape, self.description.head_width
+        shape = (*place_BGC.shape, cos.shape[-1])  # named: of an empty cache, -1 could be any number
         cached = rotate(keys_BGLK[:, :, :size], (cos.view(shape), sin.view(shape)))
         turn = dataclasses.replace(where, offset_B=None).turn(-open.first, own, q.dtype)
         assert turn is not None
