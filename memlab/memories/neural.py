@@ -91,7 +91,7 @@ class NeuralMemory(LayerMemory):
         persistent_rows: learned rows that attention sees in front of each segment (3.3).
 
     Raises:
-        ConfigError: `momentum` or `forgetting` is 1.
+        ConfigError: `momentum` or `forgetting` is 1, or the kind cannot do with this backbone (`check`).
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class NeuralMemory(LayerMemory):
         forgetting: Fraction = 0.01,
         persistent_rows: NonNegative = 4,
     ) -> None:
+        self.check(description)
         super().__init__(description)
         if 1 in (momentum, forgetting):
             name = "momentum" if momentum == 1 else "forgetting"
@@ -125,6 +126,14 @@ class NeuralMemory(LayerMemory):
         self.persistent_PD = nn.Parameter(torch.randn(persistent_rows, d.width))
         # "learnable vector-valued weights" of both sides of the gate (4.2)
         self.local_norm, self.memory_norm = (nn.RMSNorm(d.width, eps=1e-5) for _ in range(2))
+
+    @classmethod
+    def check(cls, description: Description) -> None:
+        """Check that the memory can do with this backbone.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def init_state(self, batch_size: int) -> NeuralState:
         initial_HF = self.initial_HF

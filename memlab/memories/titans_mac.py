@@ -20,7 +20,6 @@ No parallel form: what a segment writes depends on its attention, and attention 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,8 +53,8 @@ class TitansMAC(NeuralMemory):
         ConfigError: positions are Transformer-XL's.
     """
 
-    def __init__(self, description: Description, **options: Any) -> None:
-        super().__init__(description, **options)
+    @classmethod
+    def check(cls, description: Description) -> None:
         if description.positions == "transformer_xl":
             raise ConfigError(
                 "model.positions=transformer_xl: rows of context stand at the positions of their tokens, "
