@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "let a run on text continue a prompt",
     "sweep": "search hyperparameters; the search survives kills and runs on many machines",
     "evolve": "evolve a policy that says what a key-value cache keeps",
+    "claims": "test published claims by their own rules, and write a page about each",
     "compare": "put runs over seeds into tables, figures and one HTML page",
     "bench": "measure speed and memory, interleaved and with spread",
     "show": "print a few samples of a task as text",

@@ -172,6 +172,7 @@ def load(
     uri: str = "sqlite:///mlflow.db",
     trust: str | Sequence[str] = (),
     policy: Mapping[str, Any] | None = None,
+    backbone: str | Path | None = None,
 ) -> Run:
     """Open a trained run, with the weights of its best checkpoint.
 
@@ -183,17 +184,19 @@ def load(
             module, and to open the run is to import it (docs/SECURITY.md).
         policy: reads layers with full attention through a bounded cache (docs/POLICIES.md), such as
             `{"name": "h2o", "budget": 256}`; None = as trained.
+        backbone: where the pretrained weights are, beside which a memory was trained (trainer.train=memory
+            or lora); None = where they were then.
 
     Raises:
         ConfigError: there is no such policy or option, or no layer for a policy.
         UserError: there is no such run, it has not finished, its checkpoint is damaged or of another version,
-            the text of its task is missing, or it names a module that is not in `trust`.
+            the text of its task or its backbone is missing, or it names a module that is not in `trust`.
     """
     found = finished_runs.find(str(run), uri)
     place = trained.choose_device("auto") if device is None else torch.device(device)
     if policy is not None:
         check_policy(policy)
-    opened = trained.load(found, place, trusted=trust, policy=policy)
+    opened = trained.load(found, place, trusted=trust, policy=policy, backbone=backbone)
     file = found.directory / "result.json"
     result = read_object(file) if file.is_file() else None
     return Run(

@@ -14,6 +14,7 @@ from memlab.config import cli
 from memlab.config.checks import check
 from memlab.errors import ConfigError, suggestion
 from memlab.files import check_place
+from memlab.models import choices
 from memlab.sweeping.spec import find
 
 
@@ -27,6 +28,9 @@ def check_bench(composed: DictConfig) -> BenchConfig:
     check_place(f"run_dir={config.run_dir}", Path(config.run_dir).absolute())
     if config.suite in ("peers", "all"):
         _check_peers(config)
+    if config.suite == "policies":
+        for name in config.policies.names or ():
+            choices.target("policy", name)
     if config.suite == "sweep":
         find(config.sweep.name)
     return config
@@ -56,7 +60,17 @@ def job(config: BenchConfig) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
-    from memlab.benchmarks import forms, memory, overhead, peers, roofline, state_sizes, streaming, sweep
+    from memlab.benchmarks import (
+        forms,
+        memory,
+        overhead,
+        peers,
+        policies,
+        roofline,
+        state_sizes,
+        streaming,
+        sweep,
+    )
     from memlab.benchmarks.report import ALL
 
     if config.trainer.threads is not None:
@@ -69,6 +83,7 @@ def job(config: BenchConfig) -> int:
         "peers": peers,
         "roofline": roofline,
         "streaming": streaming,
+        "policies": policies,
         "sweep": sweep,
     }
     for suite in ALL if config.suite == "all" else (config.suite,):

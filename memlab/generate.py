@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from memlab.config import cli
 from memlab.evaluation.settings import GenerateConfig, check_generate
+from memlab.terminal.plain import printable
 
 
 def job(config: GenerateConfig) -> int:
@@ -27,10 +28,12 @@ def job(config: GenerateConfig) -> int:
     pieces = run.write(
         config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
     )
-    print(config.prompt, end="", flush=True)
+    # a model may have learned to write what a terminal obeys
+    shown = printable if sys.stdout.isatty() else str
+    print(shown(config.prompt), end="", flush=True)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
     except KeyboardInterrupt:
         print("\nmemlab.generate: interrupted", file=sys.stderr)
         return 130

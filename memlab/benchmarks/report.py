@@ -18,7 +18,7 @@ from memlab.terminal import tables
 from memlab.tracking.versions import versions
 
 # the parts of the page, in this order
-PAGE = ("peers", "roofline", "streaming", "forms", "overhead", "sweep")
+PAGE = ("peers", "roofline", "streaming", "policies", "forms", "overhead", "sweep")
 # suite=all; streaming comes first, since it reports the peak memory of the process
 ALL = ("streaming", "peers", "roofline", "forms", "overhead")
 
@@ -103,8 +103,8 @@ def _join(directory: Path, last: dict[str, Any]) -> Path:
     found = [name for name in PAGE if (directory / f"{name}.md").exists()]
     made = ", ".join(f"`{name}`" for name in found)
     how = (
-        f"Made by `python -m memlab.bench suite=SUITE` ({made}), or `suite=all` for all but `sweep`, on "
-        f"{date.today()}."
+        f"Made by `python -m memlab.bench suite=SUITE` ({made}), or `suite=all` for all but `policies` and "
+        f"`sweep`, on {date.today()}."
     )
     head = ["# Performance", "", how, f"Machine: {where}. Versions: {packages}.", ""]
     parts = [(directory / f"{name}.md").read_text(encoding="utf-8") for name in found]

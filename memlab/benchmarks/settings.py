@@ -59,6 +59,18 @@ class StreamingConfig(Section):
     heads: Positive
 
 
+class PoliciesConfig(Section):
+    names: Annotated[list[str], Field(min_length=1)] | None
+    quick: bool
+    tokens: Annotated[int, Field(ge=1024)]
+    segment_length: Positive
+    budget: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+    kv_heads: Positive
+
+
 class SweepOverheadConfig(Section):
     name: str
     trials: Positive
@@ -69,7 +81,16 @@ class BenchConfig(Config):
     """A measurement of speed or memory: the configuration of a run, suites and their sizes."""
 
     suite: Literal[
-        "overhead", "forms", "memory", "state_sizes", "peers", "roofline", "streaming", "sweep", "all"
+        "overhead",
+        "forms",
+        "memory",
+        "state_sizes",
+        "peers",
+        "roofline",
+        "streaming",
+        "policies",
+        "sweep",
+        "all",
     ]
     repeats: Positive
     steps: Annotated[int, Field(ge=20)]
@@ -78,4 +99,5 @@ class BenchConfig(Config):
     peers: PeersConfig
     roofline: RooflineConfig
     streaming: StreamingConfig
+    policies: PoliciesConfig
     sweep: SweepOverheadConfig

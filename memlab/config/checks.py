@@ -9,12 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from memlab.bounds import NonNegative
 from memlab.config import pretrained_keys, schema, trust
-from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, ShowConfig, typed
+from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, LoraConfig, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
+from memlab.files import is_file_name
 from memlab.models import choices
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
+from memlab.terminal.plain import printable
 
+PRETRAINED = "pretrained"  # a task's tokenizer
 # a task's file may say how it is best trained, which is of no use to `memlab.show`
 NOT_SHOWN = ("optim", "trainer", "curriculum")
 RunT = TypeVar("RunT", bound=Config)
@@ -68,13 +71,43 @@ def check_compare(composed: DictConfig) -> CompareConfig:
 
 
 def build_task(config: Config | ShowConfig) -> Task:
-    """The task of a configuration.
+    """The task of a configuration. With `tokenizer: pretrained`, it has that of the model's backbone.
 
     Raises:
         ConfigError: the task's values do not go together, or its class is not a task.
     """
+    arguments = config.arguments("task")
+    if isinstance(config, Config) and arguments.get("tokenizer") == PRETRAINED:
+        arguments["tokenizer"] = config.model.get("path") or PRETRAINED
+        if config.model.get("family") == "memlab":
+            raise ConfigError(
+                f"task.tokenizer=pretrained: backbone.path={config.model['path']} is a run of memlab; name "
+                "the tokenizer of its task: bytes, or the path of its tokenizer.json"
+            )
     kind: type[Task] = schema.load(config.task["_target_"], Task)
-    return kind(**config.arguments("task"))
+    return kind(**arguments)
+
+
+def check_vocabulary(config: Config, task: Task) -> None:
+    """Whether a pretrained backbone has an embedding for each token of a text.
+
+    Args:
+        task: prepared.
+
+    Raises:
+        ConfigError: it has not; the tokenizer is another model's.
+    """
+    tokenizer, own = config.task.get("tokenizer"), config.model.get("vocabulary")
+    if tokenizer is None or own is None:
+        return
+    path, family = config.model["path"], config.model["family"]
+    own_words = tokenizer in ("bytes", "bpe", "words") and family != "memlab"
+    if own_words or task.vocab_size > own:
+        ids = f"{task.vocab_size:,} token ids of its own" if own_words else f"{task.vocab_size:,} token ids"
+        raise ConfigError(
+            f"task.tokenizer={tokenizer} has {ids}, and the embedding of backbone.path={path} {own:,} rows "
+            "for those of another tokenizer; use task.tokenizer=pretrained"
+        )
 
 
 def _check_together(config: Config, task: Task) -> None:
@@ -84,6 +117,11 @@ def _check_together(config: Config, task: Task) -> None:
         raise ConfigError(
             f"trainer.recompute_together={trainer.recompute_together} counts segments, and "
             f"trainer.recompute={trainer.recompute} has none; use null, or trainer.recompute=segment"
+        )
+    if trainer.train != "lora" and config.lora != LoraConfig():
+        raise ConfigError(
+            f"lora.{_first_changed(config.lora)}: there are adapters only with trainer.train=lora; found "
+            f"trainer.train={trainer.train}"
         )
     if trainer.patience and trainer.stop_at_accuracy is None:
         raise ConfigError(
@@ -129,8 +167,14 @@ def _check_together(config: Config, task: Task) -> None:
         )
 
 
+def _first_changed(lora: LoraConfig) -> str:
+    """The first key that differs from its default, with its value."""
+    values, defaults = lora.model_dump(), LoraConfig().model_dump()
+    return next(f"{key}={value}" for key, value in values.items() if value != defaults[key])
+
+
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many
+    """Check that the rows of a batch, and the samples of validation and test, can be divided among this many
     processes, and read in parts.
 
     Raises:
@@ -169,7 +213,7 @@ def with_policy(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_model(values: dict[str, Any]) -> None:
-    """Whether each key is an option of a part that was chosen, and has a value that it accepts.
+    """Check that each key is an option of a part that was chosen, and has a value that it accepts.
 
     Raises:
         ConfigError: it is not, or a key is missing.
@@ -180,6 +224,7 @@ def check_model(values: dict[str, Any]) -> None:
             "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
             "memlab 0.1"
         )
+    _check_name("model", values.get("name"))
     fixed = _OF_EVERY_MODEL | (pretrained_keys.KEYS if values.get("backbone") == pretrained_keys.NAME else {})
     for key, annotation in fixed.items():
         if key not in values:
@@ -234,7 +279,9 @@ def check_policy(values: Mapping[str, Any]) -> None:
     """
     if not isinstance(values.get("name"), str):
         raise ConfigError("policy.name is missing: it is the policy, in a file of configs/policy")
-    found = schema.parameters(choices.target("policy", values["name"]))
+    target = choices.target("policy", values["name"])
+    trust.check("policy.name", target)
+    found = schema.parameters(target)
     options = {key: option for key, option in found.items() if key not in choices.GIVEN}
     for key, value in values.items():
         if key == "name":
@@ -249,7 +296,7 @@ def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
     accepts.
 
     Raises:
-        ConfigError: there is no such choice, or the layers cannot be shared out among the memories.
+        ConfigError: there is no such choice, or the layers cannot be divided among the memories.
     """
     backbone = schema.parameters(choices.BACKBONE)
     if isinstance(values.get("layers"), int):
@@ -275,7 +322,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-# The keys of a model that are no options of its parts.
+# The keys of a model that are not options of its parts.
 _OF_EVERY_MODEL: dict[str, Any] = {
     "name": str,
     "backbone": str,
@@ -297,6 +344,7 @@ def check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing from configs/task/*.yaml: it names the class, and the task in reports"
             )
+    _check_name("task", values["name"])
     trust.check("task._target_", values["_target_"])
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
@@ -310,6 +358,19 @@ def check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})"
             )
+
+
+def _check_name(group: str, name: Any) -> None:
+    """Check that a name, which is part of paths, is that of one directory, and shows as it is.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(name, str) and (not is_file_name(name) or printable(name) != name):
+        raise ConfigError(
+            f"{group}.name={printable(name)}: runs are in a directory of this name, so it has no / and no "
+            "control characters"
+        )
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:

@@ -2,7 +2,7 @@
 work.
 
 Hydra's own messages name neither the valid keys nor a near one, it takes the last of two contradicting
-overrides in silence, and `+key=value` adds keys that nothing reads. Here each of these is one line, and
+overrides silently, and `+key=value` adds keys that nothing reads. Here each of these is one line, and
 nothing has been written when it appears.
 """
 
@@ -80,7 +80,7 @@ class _Command:
 
 def _run(wanted: _Command) -> NoReturn:
     command = wanted.name
-    if "--version" in sys.argv[1:]:  # Hydra would say its own
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(f"memlab {__version__}")
         sys.exit(0)
     for name in _MAY_BE_EMPTY:
@@ -90,7 +90,7 @@ def _run(wanted: _Command) -> NoReturn:
     _or_exit(command, lambda: overrides.check_surroundings(sys.argv[1:]), leads)
     if not wanted.groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
-    # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
+    # argparse needs flags before overrides; users add `--multirun` wherever the cursor is
     typed = sys.argv[1:]
     words = _or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
     words = overrides.spelled(words)
@@ -140,7 +140,7 @@ def _multirun(
     found: tuple[Sequence[Job], int],
     imports: Sequence[str],
 ) -> int | str:
-    """Run jobs, so many at a time; returns what the process is to end with."""
+    """Run jobs, so many at a time; returns the exit status, or a message for a failure."""
     every, at_once = found
     identity = jobs.announce(command, words)  # they know that they belong together
     options = [] if folder is None else ["--config-dir", folder]
@@ -152,14 +152,14 @@ def _is_override(word: str) -> bool:
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
-def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
+def _or_exit(command: str, work: Callable[[], Any], report: bool = True) -> Any:
     """The result of `work`; a mistake of the user's ends the process with one message and no traceback."""
     try:
         return work()
     except (UserError, UnexpectedError) as error:
         if os.environ.get("MEMLAB_TRACEBACK"):
             raise
-        if told:
+        if report:
             print(f"memlab.{command}: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_UNEXPECTED)
 
@@ -200,7 +200,9 @@ def _preflight(wanted: _Command, arguments: Any, folder: str | None) -> tuple[li
                 raise ConfigError(
                     f"{override.input_line}: memlab.{command} does not train, so nothing reads this key"
                 )
-        at_once, given = jobs.at_once(given, arguments.multirun)
+        at_once = 1
+        if groups:  # else the command has a key of this name itself
+            at_once, given = jobs.at_once(given, arguments.multirun)
         if arguments.multirun and groups:
             given = composing.with_preset(command, given, folder)
         found: list[Job] = []

@@ -11,6 +11,7 @@ from memlab.bounds import Fraction, NonNegative, NonNegativeFloat, Positive, Pos
 from memlab.config import launch
 from memlab.config.trust import module_names
 from memlab.errors import ConfigError
+from memlab.models.choices import Target, Train
 from memlab.tasks import growth
 
 
@@ -46,8 +47,8 @@ class TrustingSection(Section):
 
 
 class TrainerConfig(Section):
-    """Where and how long. Keys with a default here are younger than some runs,
-    whose `config.yaml` is to be read all the same.
+    """Where and how long. Keys with a default here are newer than some runs,
+    whose `config.yaml` must still be readable.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"]
@@ -68,13 +69,14 @@ class TrainerConfig(Section):
     test: bool = True
     recompute: Literal["none", "segment", "block"] = "none"
     recompute_together: Positive | None = None
+    train: Train = "all"
 
     @property
     def known_size(self) -> int | None:
         """How many processes train together; None = that depends on the GPUs of this machine.
 
         Raises:
-            ConfigError: it is another number than torchrun started.
+            ConfigError: torchrun started a different number.
         """
         name = f"trainer={self.accelerator if self.strategy == 'single' else self.strategy}"
         return launch.known_size(name, self.strategy, self.devices, self.num_nodes)
@@ -85,11 +87,11 @@ class TrainerConfig(Section):
         return min(self.val_every, self.max_steps)
 
     def validates_after(self, step: int) -> bool:
-        """Whether a regular validation comes behind this step."""
+        """Whether a regular validation follows this step."""
         return step % self.val_interval == 0
 
     def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint comes behind this step, and behind its validation if there is one."""
+        """Whether a checkpoint follows this step, and its validation if there is one."""
         every = self.checkpoint_every or self.val_interval
         return step % every == 0 or step == self.max_steps
 
@@ -97,11 +99,26 @@ class TrainerConfig(Section):
 class OptimConfig(Section):
     lr: PositiveFloat
     gate_lr: PositiveFloat
+    memory_lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     warmup_steps: NonNegative
     schedule: Literal["constant", "cosine"]
     gradient_clip: PositiveFloat | None
+
+
+def _each_once(targets: list[Target]) -> list[Target]:
+    if len(set(targets)) < len(targets):
+        raise ValueError("each once")
+    return targets
+
+
+class LoraConfig(Section):
+    """Low-rank adapters, with trainer.train=lora."""
+
+    rank: Positive = 8
+    alpha: PositiveFloat = 16.0
+    targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_each_once)] = ["q", "v"]
 
 
 class NoCurriculum(Section):
@@ -142,6 +159,7 @@ class Config(TrustingSection):
     task: dict[str, Any]
     trainer: TrainerConfig
     optim: OptimConfig
+    lora: LoraConfig = LoraConfig()
     curriculum: Annotated[NoCurriculum | GrowingCurriculum, Field(discriminator="grow")]
     tracking: Annotated[NoTracking | MLflowTracking, Field(discriminator="mlflow")]
 
@@ -214,4 +232,6 @@ def _readable(error: ValidationError, values: Any) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict) and first["type"] == "value_error":  # about a section as a whole
+        return f"{key}: {message}" if key else message
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"

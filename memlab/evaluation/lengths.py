@@ -83,6 +83,7 @@ def by_depth(answers: Answers, depths: Sequence[float], bins: int = DEPTHS) -> l
                 "to": float((index + 1) / bins),
                 "samples": len(right),
                 "accuracy": float(right.mean() / answers.tokens),
+                "exact_match": float((right == answers.tokens).mean()),
                 "interval": token_share(right.tolist(), answers.tokens),
             }
         )

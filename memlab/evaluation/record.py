@@ -5,10 +5,12 @@ Written whole after every measurement, so that nothing is computed twice.
     {
       "format": 2,
       "run": its directory,  "model", "task": names,  "seed": of the training,
-      "trained_segments": its longest samples (text: null),
+      "trained_segments", "trained_tokens": its longest samples (text, or never trained: null),
+      "lengths_in": "segments" or "tokens", what `lengths` counts for this task (text: null),
+      "score": "accuracy" or "exact_match", what figures and tables by depth show (text: null),
       "chance": accuracy of guessing (text: null),
       "cost": {"parameters": n, "flops_per_token": {"inference": n, "training": n}}, see evaluation/cost.py
-      "lengths": [ .. ]     one entry for each number of segments and key (below), in the order of segments
+      "lengths": [ .. ]     one entry for each length and key (below), in the order of lengths
       "texts": [ .. ]       text tasks: one entry for each key
       "streams": [ .. ]     one entry for each key
       "inside": [ .. ]      one entry for each key
@@ -23,8 +25,8 @@ another entry; an entry with the same key is only measured again with `again=tru
               accuracy (free-running), exact_match, accuracy_teacher_forced, loss
               intervals.{the first three}: [low, high], 95 %
               controls.{memory_off, shuffled}: the same figures under the requested controls
-              depth: [{from, to, samples, accuracy, interval}] or null: accuracy by where the fact stands,
-                0 = beginning of the sample
+              depth: [{from, to, samples, accuracy, exact_match, interval (of accuracy)}] or null: by where
+                the fact stands, 0 = beginning of the sample
               memory: {tokens, kv_full_bytes, state_bytes, used_bytes (without padding), peak_bytes,
                 compression_carry, compression_peak}, for one document at its end
               memory_curve: [{segments, .. as memory}] after 1, 2, 4, .. segments
@@ -128,7 +130,7 @@ class Record:
                 found = self.whole()
                 found[kind] = [other for other in found[kind] if _key(kind, other) != _key(kind, new)] + [new]
                 if kind == "lengths":
-                    found[kind].sort(key=lambda e: (e["segments"], e["samples"]))
+                    found[kind].sort(key=lambda e: (e["segments"], e["length"], e["samples"]))
                 text = json.dumps(found, indent=2, allow_nan=False)
                 write_whole(self.file, text + "\n")
         except OSError as error:
@@ -161,13 +163,13 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def best(entries: Sequence[dict[str, Any]], policy: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The entries of `lengths` for the best checkpoint, one per number of segments, with the most samples."""
+    """The entries of `lengths` for the best checkpoint, one per length, with the most samples."""
     own = [entry for entry in entries if entry["checkpoint"] == BEST and entry.get("policy") == policy]
     newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
-    chosen: dict[int, dict[str, Any]] = {}
+    chosen: dict[tuple[int, int], dict[str, Any]] = {}
     for entry in sorted(newest, key=lambda e: e["samples"]):
-        chosen[entry["segments"]] = entry
-    return [chosen[segments] for segments in sorted(chosen)]
+        chosen[entry["segments"], entry["length"]] = entry
+    return [chosen[size] for size in sorted(chosen)]
 
 
 def _key(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:

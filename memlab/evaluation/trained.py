@@ -14,13 +14,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memlab.config import foreign, trust
-from memlab.config.checks import build_task, check
+from memlab.config.checks import build_task, check, check_vocabulary
 from memlab.config.sections import Config
 from memlab.errors import ConfigError, UserError, first_line
-from memlab.models import choices
+from memlab.layers import low_rank
+from memlab.models import choices, trainable
 from memlab.models.base import Model
 from memlab.models.compose import compose
+from memlab.models.pretrained import loading as pretrained
+from memlab.models.pretrained.describing import identity_of
 from memlab.tasks.base import Task
+from memlab.terminal.plain import printable
 from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
 from memlab.version import __version__
@@ -63,6 +67,7 @@ def load(
     changes: Mapping[str, Any] | None = None,
     trusted: str | Sequence[str] = (),
     policy: Mapping[str, Any] | None = None,
+    backbone: str | Path | None = None,
 ) -> Trained:
     """Open a run.
 
@@ -72,11 +77,12 @@ def load(
         trusted: modules that the run may name, in addition to those that the command allows.
         policy: reads layers with full attention through a bounded cache: `name` and options of a policy;
             None = as trained.
+        backbone: where the pretrained weights are, beside which the run was trained; None = where they were.
 
     Raises:
         UserError: its checkpoint is damaged or of another version of memlab, what its task reads is missing,
-            it names a module that nobody has allowed (see `memlab.config.trust`), or there is a policy and no
-            layer for it.
+            it names a module that nobody has allowed (see `memlab.config.trust`), there is a policy and no
+            layer for it, or its pretrained backbone is missing or another one.
     """
     file = found.checkpoint
     try:
@@ -87,24 +93,45 @@ def load(
         config = _configuration(found, checkpoint)
     own = {key: value for key, value in (changes or {}).items() if key in config.task and value is not None}
     config = config.model_copy(update={"task": {**config.task, **own}})
+    saved, step = checkpoint.get("state_dict"), checkpoint.get("global_step")
+    if not isinstance(saved, Mapping) or not isinstance(step, int):
+        raise UserError(f"{file} is damaged (it has no weights, or does not say of which step they are)")
     task = build_task(config)
     task.prepare()
+    check_vocabulary(config, task)
     if "data_dir" not in own:  # else the user asks for another text
         data_record.warn(found.directory, task.data())
     values = config.model if policy is None else choices.bounded(config.model, policy)
     model = compose(values, task.vocab_size, task.members)
+    _begin(model, config, file, backbone)
     if config.trainer.precision == "64-true":
         model = model.double()
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    weights = {str(name).removeprefix("model."): value for name, value in saved.items()}
+    base = model.state_dict()
+    weights |= {name: base[name] for name in trainable.left_out(model, config.model)}
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         wrong = " ".join(str(error).split()).partition(": ")[2][:200]
         raise UserError(f"{_version(file, checkpoint)}, and its weights do not fit: {wrong}") from None
-    step = int(checkpoint["global_step"])
+    low_rank.merge(model)  # so that nothing that reads the model has to know of adapters
     return Trained(
         found, config, task, model.to(device).eval(), step, None if policy is None else dict(policy)
     )
+
+
+def _begin(model: Model, config: Config, file: Path, backbone: str | Path | None) -> None:
+    """Prepare a model for the weights of a checkpoint: adapters, and the backbone that it leaves out."""
+    train, identity = config.trainer.train, identity_of(config.model)
+    if train != "all" and identity is not None:
+        try:
+            pretrained.load(model, {**config.model, "path": str(backbone or identity.path)})
+        except ConfigError as error:
+            raise UserError(
+                f"{file} holds what was trained beside a pretrained backbone ({identity.family}, "
+                f"{identity.identity}): {error}"
+            ) from None
+    trainable.choose(model, train, **config.lora.model_dump())
 
 
 def _configuration(found: Found, checkpoint: dict[str, Any]) -> Config:
@@ -143,5 +170,5 @@ def _read(file: Path) -> Any:
 
 def _version(file: Path, checkpoint: dict[str, Any]) -> str:
     version = checkpoint["memlab"].get("version")
-    written = "an earlier memlab" if version is None else f"memlab {version}"
+    written = "an earlier memlab" if version is None else f"memlab {printable(str(version))}"
     return f"{file} was written by {written}, this is memlab {__version__}"

@@ -19,7 +19,8 @@ segment so far, L keys, D width, H heads, G key-value heads, K head width.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -130,6 +131,21 @@ class Where:
             remembered_BTC = remembered_BTC & (memory_T1 | (row_T1 - before_C < reach))
         return torch.cat([remembered_BTC, own_TL.expand(len(filled_BC), -1, -1)], dim=2)[:, None]
 
+    def part(self, rows: slice) -> Where:
+        """The same for some of a call's rows, all of them wanted; what comes after them is not there yet."""
+        tokens = [row - rows.start for row in range(self.count)[self.tokens] if rows.start <= row < rows.stop]
+        count = rows.stop - rows.start
+        some = slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
+        keys = self.start - self.first + rows.stop
+        return dataclasses.replace(
+            self,
+            start=self.start + rows.start,
+            count=count,
+            tokens=ALL if len(tokens) == count else some,
+            mask=None if self.mask is None else self.mask[rows, :keys],
+            wanted=ALL,
+        )
+
     def readers(self) -> Tensor:
         """bool [T]: the rows that look at what the layer remembers."""
         readers_T = torch.zeros(self.count, dtype=torch.bool, device=self.device)
@@ -207,6 +223,16 @@ class LayerMemory(nn.Module, abc.ABC):
         y_BTD, open = self.extend(x_BTD, self.begin(state, where), where)
         return y_BTD, self.close(open)
 
+    def check_among(self, memories: Sequence[LayerMemory]) -> None:
+        """Check that the options fit the layer memories of the whole model.
+
+        Args:
+            memories: of all layers, from the bottom; this one is among them.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
     def offset(self, state: Any) -> Tensor:
         """int [B]: tokens so far in each batch row's document; only called if `positions_go_on`."""
         raise TypeError(f"positions of {type(self).__name__} start over in each segment")
@@ -275,11 +301,9 @@ class LayerMemory(nn.Module, abc.ABC):
 
     def zeros(self, *shape: int, accumulate: bool = False) -> Tensor:
         """Zeros on the parameters' device, of their type, or of the type for sums (`accumulate`)."""
-        weight = self.attention.out.weight
-        dtype = accumulator(weight.dtype) if accumulate else weight.dtype
-        return torch.zeros(
-            shape, dtype=dtype, device=weight.device
-        )  # not `new_zeros`: the weight may be sharded
+        own = self._parameter
+        dtype = accumulator(own.dtype) if accumulate else own.dtype
+        return torch.zeros(shape, dtype=dtype, device=own.device)  # not `new_zeros`: it may be sharded
 
     def no_rows(self, batch_size: int, rows: int = 0) -> KeyValues:
         """Keys and values of no rows, or of some rows, all zeros."""
@@ -288,4 +312,9 @@ class LayerMemory(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.attention.out.weight.device
+        return self._parameter.device
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        """A parameter of the projections. (With an adapter, `out.weight` would be computed for each use.)"""
+        return next(self.attention.out.parameters())

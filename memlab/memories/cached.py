@@ -27,9 +27,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from memlab.errors import ConfigError
+from memlab.layers import ragged
 from memlab.layers.attention import ALL, KeyValues
 from memlab.layers.description import Description
 from memlab.layers.positions import rotate
@@ -122,15 +122,13 @@ class Cached(LayerMemory):
         length_B = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         of_document = self.policy.init_document(lambda *more: self.zeros(batch_size, *more, accumulate=True))
         rows = self.no_rows(batch_size, size).map(torch.clone)  # keys and values in memory of their own
-        return CachedState(rows, position_BGC, length_B, self._new_numbers(batch_size, size), of_document)
+        return CachedState(rows, position_BGC, length_B, self._numbers(batch_size, size), of_document)
 
     def offset(self, state: CachedState) -> Tensor:
         return state.length_B
 
     def begin(self, state: CachedState, where: Where) -> CachedOpen:
-        q_BHwK = self.zeros(where.batch_size, self.description.heads, 0, self.description.head_width)
-        look_wR = torch.ones(0, 0, dtype=torch.bool, device=self.device)
-        return CachedOpen(state, self.no_rows(where.batch_size), -where.first, 0, q_BHwK, look_wR)
+        return self._open(state, self.no_rows(where.batch_size), -where.first)
 
     def extend(self, x_BTD: Tensor, open: CachedOpen, where: Where) -> tuple[Tensor, CachedOpen]:
         turn = None if self.policy.rerotates else where.turn(where.start, where.count, x_BTD.dtype)
@@ -141,7 +139,7 @@ class Cached(LayerMemory):
             return self.merge(y), open
         outputs = []
         for rows, decides in parts:
-            y, open = self._read(q[:, :, rows], k[:, :, rows], v[:, :, rows], open, _some(where, rows))
+            y, open = self._read(q[:, :, rows], k[:, :, rows], v[:, :, rows], open, where.part(rows))
             outputs.append(y)
             if decides:
                 open = self._decide(open)
@@ -167,23 +165,24 @@ class Cached(LayerMemory):
         look_TR = _look_within(where, open.own.keys_BGLK.shape[2])
         mask = None  # plainly causal
         if size or where.mask is not None or look_TR.shape[1] > where.count:
-            back_BGTC = _look_back(cache, where, look_TR.shape[1])
+            back_BGTC = _look_back(cache, where)
             back_BGTC = back_BGTC if self.policy.by_head else back_BGTC[:, :1]
             mask = torch.cat([back_BGTC, look_TR.expand(*back_BGTC.shape[:2], -1, -1)], dim=-1)
             if 1 < mask.shape[1] < (heads := self.description.heads):
                 mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-        seen = cache.rows.then(own.keys_BGLK, own.values_BGLK)
-        turned_q, turned_k = (
-            self._rerotated(q, seen.keys_BGLK, open, where) if self.policy.rerotates else (q, seen.keys_BGLK)
+        seen = cache.rows.then(*own.tensors())
+        keys_BGLK = seen.keys_BGLK
+        turned, keys_BGLK = (
+            self._rerotated(q, keys_BGLK, open, where) if self.policy.rerotates else (q, keys_BGLK)
         )
-        y = self.attend(turned_q, turned_k, seen.values_BGLK, where, mask, remembered=size)
+        y = self.attend(turned, keys_BGLK, seen.values_BGLK, where, mask, remembered=size)
         q_BHwK, look_wR = open.q_BHwK, open.look_wR
         if (wanted := self.policy.queries) != 0:
             q_BHwK = torch.cat([q_BHwK, self.stored(q, where, 2)], dim=2)
             look_wR = F.pad(look_wR, (0, look_TR.shape[1] - look_wR.shape[1]))
             look_wR = torch.cat([look_wR, self.stored(look_TR, where, 0)])
-            if wanted is not None:
-                q_BHwK, look_wR = q_BHwK[:, :, -wanted:], look_wR[-wanted:]
+            if wanted is not None and len(look_wR) > wanted:  # copies, so that the others are freed
+                q_BHwK, look_wR = q_BHwK[:, :, -wanted:].clone(), look_wR[-wanted:].clone()
         read = open.read + len(range(where.count)[where.tokens])
         return y, CachedOpen(cache, own, open.first, read, q_BHwK, look_wR)
 
@@ -200,8 +199,9 @@ class Cached(LayerMemory):
         size, own = filled_BGC.shape[2], keys_BGLK.shape[2] - filled_BGC.shape[2]
         place_BGC = filled_BGC.cumsum(-1) - 1 - filled_BGC.sum(-1, keepdim=True)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        by_head = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
-        cached = rotate(keys_BGLK[:, :, :size], tuple(t.view(*place_BGC.shape, -1) for t in by_head))  # type: ignore[arg-type]
+        cos, sin = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
+        shape = (*place_BGC.shape, cos.shape[-1])  # named: of an empty cache, -1 could be any number
+        cached = rotate(keys_BGLK[:, :, :size], (cos.view(shape), sin.view(shape)))
         turn = dataclasses.replace(where, offset_B=None).turn(-open.first, own, q.dtype)
         assert turn is not None
         cos, sin = turn
@@ -210,94 +210,67 @@ class Cached(LayerMemory):
             [cached, rotate(keys_BGLK[:, :, size:], turn)], dim=2
         )
 
-    @torch.no_grad()
-    def _choose(self, open: CachedOpen, rows: KeyValues) -> tuple[Tensor, Tensor, Any, Any]:
-        """The policy's decision on [cache ; tokens since the last one], with the rows' positions."""
-        cache, size, n = open.cache, open.cache.position_BGC.shape[2], open.read
-        new_Bn = cache.length_B[:, None] + torch.arange(n, device=self.device)
-        new_BGn = new_Bn[:, None].expand(-1, cache.position_BGC.shape[1], -1).to(cache.position_BGC.dtype)
-        position_BGR = torch.cat([cache.position_BGC, new_BGn], dim=2)
-        keys_BGLK = cache.rows.then(*open.own.tensors()).keys_BGLK
-        within = F.pad(open.look_wR, (0, keys_BGLK.shape[2] - size - open.look_wR.shape[1]))
-        back_BG1C = (cache.position_BGC != EMPTY)[:, :, None]
-        looked = torch.cat(
-            [
-                back_BG1C.expand(-1, -1, len(within), -1),
-                within.expand(*back_BG1C.shape[:2], -1, -1),
-            ],
-            dim=-1,
-        )
-        tokens = slice(size + open.first, size + open.first + n)
-        attention = Attention(
-            open.q_BHwK,
-            keys_BGLK,
-            looked,
-            lambda columns: torch.cat([columns[..., :size], columns[..., tokens]], dim=-1),
-        )
-        decision = self.policy.decide(
-            Rows(
-                keys_BGRK=rows.keys_BGLK.detach(),
-                values_BGRK=rows.values_BGLK.detach(),
-                position_BGR=position_BGR,
-                length_B=cache.length_B + n,
-                new=n,
-                of_rows=_joined(cache.of_rows, self._new_numbers(len(new_Bn), n)),
-                of_document=cache.of_document,
-                attention=attention,
-            )
-        )
-        return (
-            decision.keep_BGR & (position_BGR != EMPTY),
-            position_BGR,
-            decision.of_rows,
-            decision.of_document,
-        )
-
     def _decide(self, open: CachedOpen) -> CachedOpen:
         """Let the policy decide on the tokens since the last decision, and drop what it does not keep."""
         if not open.read:
             return open
         cache, first, n = open.cache, open.first, open.read
         rows = cache.rows.then(*open.own.rows(slice(first, first + n)).tensors())
-        keep_BGR, position_BGR, of_rows, of_document = self._choose(open, rows)
-        size = self.policy.capacity
-        if size is None:
-            size = keep_BGR.shape[2] if keep_BGR.is_meta else int(keep_BGR.sum(-1).max())
-        order_BGC = (~keep_BGR).to(torch.uint8).argsort(dim=-1, stable=True)[..., :size]
-        position_BGC = position_BGR.masked_fill(~keep_BGR, EMPTY).gather(-1, order_BGC)
+        new_Bn = cache.length_B[:, None] + torch.arange(n, device=self.device)
+        new_BGn = new_Bn[:, None].expand(-1, self.description.kv_heads, -1).to(cache.position_BGC.dtype)
+        position_BGR = torch.cat([cache.position_BGC, new_BGn], dim=2)
+        with torch.no_grad():
+            decision = self.policy.decide(
+                Rows(
+                    keys_BGRK=rows.keys_BGLK.detach(),
+                    values_BGRK=rows.values_BGLK.detach(),
+                    position_BGR=position_BGR,
+                    length_B=cache.length_B + n,
+                    new=n,
+                    of_rows=ragged.joined(cache.of_rows, self._numbers(len(new_Bn), n)),
+                    of_document=cache.of_document,
+                    attention=_attention(open, rows.keys_BGLK),
+                )
+            )
+        keep_BGR = decision.keep_BGR & (position_BGR != EMPTY)
+        order_BGC = ragged.order(keep_BGR, self.policy.capacity)
         after = CachedState(
-            rows=rows.map(lambda t: _gather(t, order_BGC)),
-            position_BGC=position_BGC,
+            rows=rows.map(lambda t: ragged.gather(t, order_BGC)),
+            position_BGC=position_BGR.masked_fill(~keep_BGR, EMPTY).gather(-1, order_BGC),
             length_B=cache.length_B + n,
-            of_rows=of_rows.map(lambda t: _gather(t, order_BGC)),
-            of_document=of_document,
+            of_rows=decision.of_rows.map(lambda t: ragged.gather(t, order_BGC)),
+            of_document=decision.of_document,
         )
-        # memory tokens before the segment stay until its end; their columns come first
-        own = open.own.rows(slice(0, first))
-        return CachedOpen(after, own, first, 0, open.q_BHwK[:, :, :0], open.look_wR[:0, :first])
+        # memory tokens before the segment stay until its end; copies, so that the others are freed
+        return self._open(after, open.own.rows(slice(0, first)).map(torch.clone), first)
 
-    def _new_numbers(self, batch_size: int, rows: int) -> Any:
+    def _open(self, cache: CachedState, own: KeyValues, first: int) -> CachedOpen:
+        """An open segment without tokens since the last decision."""
+        description = self.description
+        q_BHwK = self.zeros(len(cache.length_B), description.heads, 0, description.head_width)
+        look_wR = torch.ones(0, own.keys_BGLK.shape[2], dtype=torch.bool, device=self.device)
+        return CachedOpen(cache, own, first, 0, q_BHwK, look_wR)
+
+    def _numbers(self, batch_size: int, rows: int) -> Any:
         """The policy's numbers of rows that it has not decided on yet."""
-        groups = self.description.kv_heads
-        return self.policy.init_rows(
-            lambda *more: self.zeros(batch_size, groups, rows, *more, accumulate=True)
-        )
+        shape = batch_size, self.description.kv_heads, rows
+        return self.policy.init_rows(lambda *more: self.zeros(*shape, *more, accumulate=True))
 
 
-def _some(where: Where, rows: slice) -> Where:
-    """`where` of some rows of a call, all of which are wanted."""
-    tokens = range(rows.stop)[rows.start :]
-    held = [row - rows.start for row in tokens if row in range(where.count)[where.tokens]]
-    among = slice(held[0], held[-1] + 1) if held else slice(0, 0)
-    mask = where.mask if where.mask is None else where.mask[rows, : where.start - where.first + rows.stop]
-    return dataclasses.replace(
-        where,
-        start=where.start + rows.start,
-        count=len(tokens),
-        tokens=ALL if len(held) == len(tokens) else among,
-        mask=mask,
-        wanted=ALL,
-    )
+def _attention(open: CachedOpen, keys_BGRK: Tensor) -> Attention:
+    """What the tokens since the last decision looked at: the cache, memory tokens, and each other."""
+    size, first = open.cache.position_BGC.shape[2], open.first
+    only_tokens = open.own.keys_BGLK.shape[2] == open.read
+    keys_BGLK = keys_BGRK if only_tokens else open.cache.rows.then(*open.own.tensors()).keys_BGLK
+    within_wR = F.pad(open.look_wR, (0, keys_BGLK.shape[2] - size - open.look_wR.shape[1]))
+    back_BGwC = (open.cache.position_BGC != EMPTY)[:, :, None].expand(-1, -1, len(within_wR), -1)
+    look = torch.cat([back_BGwC, within_wR.expand(*back_BGwC.shape[:2], -1, -1)], dim=-1)
+    tokens = slice(size + first, size + first + open.read)
+
+    def of_rows(x: Tensor) -> Tensor:
+        return torch.cat([x[..., :size], x[..., tokens]], dim=-1)
+
+    return Attention(open.q_BHwK.detach(), keys_BGLK.detach(), look, of_rows)
 
 
 def _look_within(where: Where, before: int) -> Tensor:
@@ -312,7 +285,7 @@ def _look_within(where: Where, before: int) -> Tensor:
     return where.mask if not gone else torch.cat([where.mask[:, :memory], where.mask[:, memory + gone :]], 1)
 
 
-def _look_back(cache: CachedState, where: Where, own: int) -> Tensor:
+def _look_back(cache: CachedState, where: Where) -> Tensor:
     """bool [B, G, T, C]: which rows of the cache each row of a call looks at.
 
     Memory tokens that do not look at what the layer remembers still look at the tokens of their own segment,
@@ -325,16 +298,3 @@ def _look_back(cache: CachedState, where: Where, own: int) -> Tensor:
     assert where.offset_B is not None
     of_segment = position_BG1C >= where.offset_B.view(-1, 1, 1, 1)
     return look & (where.readers()[:, None] | of_segment)
-
-
-def _gather(x_BGR: Tensor, order_BGC: Tensor) -> Tensor:
-    """Some rows of a tensor [B, G, R, ..], each head its own: [B, G, C, ..]."""
-    b, g, rows = x_BGR.shape[:3]
-    first = torch.arange(b * g, device=x_BGR.device).view(b, g, 1) * rows
-    chosen = x_BGR.flatten(0, 2).index_select(0, (order_BGC + first).flatten())
-    return chosen.unflatten(0, order_BGC.shape)
-
-
-def _joined(before: Any, after: Any) -> Any:
-    """Two states of rows, one after the other."""
-    return pytree.tree_map(lambda *both: torch.cat(both, dim=2), before, after)

@@ -23,7 +23,7 @@ class MemoryTokens(nn.Module, abc.ABC):
     """Base of all kinds. The constructor takes the width D and then options, which are keys of `model`.
 
     Attributes:
-        bidirectional: whether all rows look at all rows, and the model answers once per sample (an encoder).
+        bidirectional: whether rows look in both directions, and the model answers once (an encoder).
         carries: whether anything passes a segment boundary.
     """
 

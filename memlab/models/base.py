@@ -220,7 +220,24 @@ class Model(nn.Module, abc.ABC):
     @property
     def parallel(self) -> Any:
         """A method (tokens_BSN, state) -> Output that reads all segments at once; None = no parallel form."""
-        return None
+        return self._apart if self.segments_are_independent else None
+
+    @property
+    def segments_are_independent(self) -> bool:
+        """Whether no segment is read with anything of an earlier one."""
+        in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
+        return not self.tokens.carries and not in_layers
+
+    def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
+        """Independent segments, folded into the batch."""
+        b, s = tokens_BSN.shape[:2]
+        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
+        diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
+        # A state that carries nothing may still count tokens, or have another size than before.
+        last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
+        after = self.init_state(b) if self.memory == "off" else last
+        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
+        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics, loss)
 
     @abc.abstractmethod
     def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:

@@ -25,6 +25,8 @@ _PACKAGES: dict[Group, str] = {
     "policy": "policies",
 }
 BACKBONE = "memlab.models.backbone.Backbone"
+Target = Literal["q", "k", "v", "out", "ffn"]  # projections of a block that can have an adapter
+Train = Literal["all", "memory", "lora"]  # what is trained of a model
 GIVEN = ("vocab_size", "memories", "description", "policy")  # constructor arguments that are not keys
 
 

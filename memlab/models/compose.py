@@ -55,6 +55,8 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
 
     vocab_size = max(vocab_size, values.get("vocabulary") or 0)
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
+    for layer in backbone.memories:
+        layer.check_among(backbone.memories)
     options = {key: value for key, value in _options(tokens_kind, values).items() if key != "width"}
     tokens = tokens_kind(backbone.width, **options)
     if tokens.bidirectional and any(memory.only_causal for memory in backbone.memories):

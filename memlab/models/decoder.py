@@ -45,22 +45,11 @@ class Decoder(Model):
         Without such memory tokens, no layer depends on a higher layer of an earlier segment. So the fold runs
         over layers, and each layer reads all segments.
         """
-        in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
-        if not self.tokens.carries and not in_layers:
+        if self.segments_are_independent:
             return self._apart
         in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
-        return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None
-
-    def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
-        """`_parallel` where segments are independent: they are folded into the batch."""
-        b, s = tokens_BSN.shape[:2]
-        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
-        diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
-        # A state that carries nothing may still count tokens, or have another size than before.
-        last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
-        after = self.init_state(b) if self.memory == "off" else last
-        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
-        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics, loss)
+        by_layers = self.memory == "on" and not self.tokens.carries and not self.tokens.reads
+        return self._parallel if by_layers and in_all_layers else None
 
     def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:
         s, n = tokens_BSN.shape[1:]

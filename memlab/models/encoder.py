@@ -1,6 +1,6 @@
 """Models that read in both directions and answer once per sample.
 
-    [ class token and memory tokens (M) | segment (N) ]     rows of the backbone; every row looks at all
+    [ class token and memory tokens (M) | segment (N) ]     rows of the backbone
 
 There are no open segments: `segment` gives logits [B, 1, V], the answer in case the document ends here.
 

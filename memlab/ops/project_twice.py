@@ -37,8 +37,15 @@ class _ProjectTwice(torch.autograd.Function):
         return y, y[..., first:].detach()
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dagain: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, dy: Tensor, dagain: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad  # weights may be frozen
         parts = [d.flatten(0, 1) for d in (dy[..., : ctx.first], dy[..., ctx.first :] + dagain)]
-        dweight = torch.cat([d.t() @ x.flatten(0, 1) for d in parts])
-        return dy @ weight, dweight, torch.cat([d.sum(0) for d in parts]), None
+        return (
+            dy @ weight if needs_x else None,
+            torch.cat([d.t() @ x.flatten(0, 1) for d in parts]) if needs_weight else None,
+            torch.cat([d.sum(0) for d in parts]) if needs_bias else None,
+            None,
+        )

@@ -36,7 +36,8 @@ class Batch:
         answer_BT: True where the target counts in loss and accuracy.
         segment_lengths: lengths of the segments that the T tokens are cut into.
         members: how many neighbours share their content, see `Task.members`.
-        depth_B: where the fact in question stands, from 0 (earliest place) to 1 (latest), if the task notes it.
+        depth_B: where the fact in question stands, from 0 (earliest place) to 1 (latest); None = the task
+            does not note it.
     """
 
     tokens_BT: Ints

@@ -33,6 +33,7 @@ def draw(
     start: int,
     count: int,
     seed: int,
+    fits: Callable[[RandomNumbers], NDArray[np.bool_]] | None = None,
 ) -> Ints:
     """The samples start .. start + count - 1 of a split, as whole sequences.
 
@@ -41,22 +42,28 @@ def draw(
             that share them.
         random_numbers: W.
         members: how many consecutive samples share their random numbers; they are in the split of the first.
+        fits: whether samples with these random numbers are in the split; None = a hash of their content
+            decides.
     """
     index = np.arange(start, start + count)
     group, member = index // members, index % members
     first, groups = int(group[0]), int(group[-1] - group[0]) + 1
     found = np.zeros((groups, random_numbers), dtype=np.uint64)
-    rows: Ints | None = None  # of the first of each group
+    rows: Ints | None = None  # of the first of each group, where they had to be made
     missing = np.arange(groups)
     for attempt in range(_MAX_DRAWS):
         drawn = _draw_numbers(seed, split, attempt, first, groups, random_numbers)[missing]
-        made = sequences(drawn, np.zeros(len(drawn), dtype=np.int64))
-        fits = _split_of(made) == split
-        rows = np.empty((groups, made.shape[1]), dtype=np.int64) if rows is None else rows
-        found[missing[fits]], rows[missing[fits]] = drawn[fits], made[fits]
-        missing = missing[~fits]
+        if fits is None:
+            made = sequences(drawn, np.zeros(len(drawn), dtype=np.int64))
+            right = split_of(made) == split
+            rows = np.empty((groups, made.shape[1]), dtype=np.int64) if rows is None else rows
+            rows[missing[right]] = made[right]
+        else:
+            right = fits(drawn)
+        found[missing[right]] = drawn[right]
+        missing = missing[~right]
         if not missing.size:
-            return rows if members == 1 else sequences(found[group - first], member)
+            return sequences(found[group - first], member) if rows is None or members > 1 else rows
     raise RuntimeError(f"no sample for {split} in {_MAX_DRAWS} draws")
 
 
@@ -68,7 +75,7 @@ def _draw_numbers(seed: int, split: Split, attempt: int, start: int, count: int,
     return generator.random_raw(count * blocks * 4).reshape(count, -1)[:, :each]
 
 
-def _split_of(sequence: Ints) -> NDArray[np.str_]:
+def split_of(sequence: Ints) -> NDArray[np.str_]:
     """The split that each sample may appear in, by a multiplicative hash of its content."""
     odd = np.random.Philox(key=np.uint64(0)).random_raw(sequence.shape[1]) | np.uint64(1)
     mixed = (sequence.astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)

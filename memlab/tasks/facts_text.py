@@ -5,10 +5,10 @@
     reason      .. John took the football. .. | .. Mary is in the garden and John is in the office. .. |
                 .. Where is the football? The football is in the                             answer: office
 
-One fact at the very start; one fact anywhere; two facts anywhere, in any order, both needed. All answers are one
-of six places with equal probability. In `reason`, a model that knows only one of the two facts is right in 1 / 2
-or 1 / 6 of the samples, and the same facts with the object at each of the two persons are two samples in a row
-(see `reason_facts.py`).
+One fact at the very start; one fact anywhere; two facts anywhere, in any order, both needed. All answers
+are one of six places with equal probability. In `reason`, a model that knows only one of the two facts is
+right in 1 / 2 or 1 / 6 of the samples, and the same facts with the object at each of the two persons are
+two samples in a row (see `reason_facts.py`).
 
 The stories are those of `memorize_fact`, `detect_fact` and `reason_facts`, in which one token is one word.
 """

@@ -198,7 +198,7 @@ class Answers:
         """
         last = question.rpartition(" ")[2]
         if (found := self._rests.get((last, answer))) is None:
-            asked = self.language.encode(last)
+            asked = self.language.opening(last)[len(self.language.begin) :]
             whole = self.language.encode(f"{last} {answer}" + "." * (not self.numbers))
             joined = not (whole[: len(asked)] == asked).all()
             rest = self.language.encode(f" {answer}") if joined else whole[len(asked) :]

@@ -3,9 +3,9 @@
     .. The number of the castle is 7143205. .. The number of the violin is 2090417. .. |
     .. What is the number of the violin? The number of the violin is                   answer: 2090417
 
-N sentences of the same kind stand at random places of filler, each with a key and its value: a number, or a word.
-The question names one of the keys. Keys do not repeat in a sample, and values are independent. A model that knows
-all values, but not which of them belongs to the key, is right in 1 / N of the samples.
+N sentences of the same kind stand at random places of filler, each with a key and its value: a number, or a
+word. The question names one of the keys. Keys do not repeat in a sample, and values are independent. A
+model that knows all values, but not which of them belongs to the key, is right in 1 / N of the samples.
 
 Sentences and words are our own; RULER's keys are pairs of words, and its numbers have 7 digits.
 """
@@ -23,62 +23,15 @@ from memlab.tasks.language import Answers
 from memlab.tasks.passkey_text import HiddenTask
 from memlab.tasks.prose import Story, chosen, fraction, number, some_numbers
 
-KEYS = [
-    "castle",
-    "violin",
-    "carpet",
-    "mirror",
-    "basket",
-    "hammer",
-    "ladder",
-    "pillow",
-    "candle",
-    "bottle",
-    "button",
-    "jacket",
-    "camera",
-    "tunnel",
-    "statue",
-    "barrel",
-    "blanket",
-    "cabinet",
-    "fountain",
-    "kettle",
-    "ribbon",
-    "saddle",
-    "shovel",
-    "temple",
-    "trumpet",
-    "wagon",
-]
-VALUES = [
-    "silver",
-    "orange",
-    "yellow",
-    "purple",
-    "tiger",
-    "rabbit",
-    "monkey",
-    "camel",
-    "butter",
-    "pepper",
-    "sugar",
-    "coffee",
-    "winter",
-    "summer",
-    "monday",
-    "friday",
-    "london",
-    "paris",
-    "doctor",
-    "farmer",
-    "pilot",
-    "sailor",
-    "cotton",
-    "copper",
-    "marble",
-    "diamond",
-]
+_KEYS = """
+    castle violin carpet mirror basket hammer ladder pillow candle bottle button jacket camera tunnel
+    statue barrel blanket cabinet fountain kettle ribbon saddle shovel temple trumpet wagon
+"""
+_VALUES = """
+    silver orange yellow purple tiger rabbit monkey camel butter pepper sugar coffee winter summer
+    monday friday london paris doctor farmer pilot sailor cotton copper marble diamond
+"""
+KEYS, VALUES = _KEYS.split(), _VALUES.split()
 
 
 class NeedleText(HiddenTask):

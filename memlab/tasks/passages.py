@@ -2,12 +2,13 @@
 
     repeated    five short sentences over and over, as in the published passkey tests
     generated   sentences such as "The old river slept quietly."
-    DIR         sentences of the .txt files of a directory: of each file, the first 80 % for training, the next
-                10 % for validation and the last 10 % for test. A passage ends at any sentence, and goes back
-                across the beginnings of files
+    DIR         sentences of the .txt files of a directory: of each file, the first 80 % for training, the
+                next 10 % for validation and the last 10 % for test. A passage ends at any sentence, and
+                goes back across the beginnings of files
 
-A passage is written from its last sentence backwards until it is long enough (`Language.passage`), so it always
-ends with a whole sentence.
+A passage is written from its last sentence backwards until it is long enough (`Language.passage`), so it
+always ends with a whole sentence. No two splits have passages with the same last sentence, except for
+`repeated`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +39,8 @@ REPEATED = (
 OWN = ("repeated", "generated")
 _PLACES = 4  # words of a generated sentence that are chosen
 _SENTENCES = 4096  # different generated sentences
+# which of them may be the last of a passage
+_LAST: dict[Split, tuple[int, int]] = {"train": (0, 3584), "validation": (3584, 3840), "test": (3840, 4096)}
 _LONGEST = 400  # characters of a sentence; a longer one is cut between words
 _READ = 64 << 20  # bytes of a directory's files, from the first on
 _WORDS = 2048  # words of a directory that a vocabulary of words knows
@@ -44,7 +48,13 @@ _END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'\u201d\u2019)\]])\s+")
 
 
 class Passages(abc.ABC):
-    """A source of passages."""
+    """A source of passages.
+
+    Attributes:
+        apart: whether the passages of splits are different.
+    """
+
+    apart: ClassVar[bool] = True
 
     @abc.abstractmethod
     def sentences(self, split: Split) -> Sequence[str]:
@@ -52,8 +62,8 @@ class Passages(abc.ABC):
 
     @abc.abstractmethod
     def order(self, random: int, count: int, split: Split) -> Ints:
-        """Which sentences stand last in a passage, the very last first, drawn with a random 64-bit number. More
-        of them begin with the same ones.
+        """Which sentences a passage ends with, the last one first, drawn with a random 64-bit number. With a
+        larger `count`, the first are the same.
         """
 
     @abc.abstractmethod
@@ -67,6 +77,8 @@ class Passages(abc.ABC):
 
 class RepeatedPassages(Passages):
     """The sentences of `REPEATED`, over and over."""
+
+    apart: ClassVar[bool] = False
 
     def sentences(self, split: Split) -> Sequence[str]:
         return REPEATED
@@ -86,8 +98,8 @@ class GeneratedPassages(Passages):
 
     def __init__(self) -> None:
         choices = len(FILLER_WORDS) // _PLACES
-        drawn = np.random.Philox(key=0).random_raw(_SENTENCES) % np.uint64(choices**_PLACES)
-        places = np.unravel_index(drawn.astype(np.int64), (choices,) * _PLACES)
+        drawn = np.random.Generator(np.random.Philox(key=0)).permutation(choices**_PLACES)[:_SENTENCES]
+        places = np.unravel_index(drawn, (choices,) * _PLACES)
         words = [[FILLER_WORDS[_PLACES * i + at] for i in of] for at, of in enumerate(places)]
         self.known = [f"The {' '.join(four)}." for four in zip(*words, strict=True)]
 
@@ -95,12 +107,15 @@ class GeneratedPassages(Passages):
         return self.known
 
     def order(self, random: int, count: int, split: Split) -> Ints:
-        drawn = np.random.Philox(key=random).random_raw(count)
-        return (drawn % np.uint64(_SENTENCES)).astype(np.int64)
+        found_P = (np.random.Philox(key=random).random_raw(count) % np.uint64(_SENTENCES)).astype(np.int64)
+        begin, end = _LAST[split]
+        found_P[0] = begin + found_P[0] % (end - begin)
+        return found_P
 
     def distinct(self, length: int) -> int:
-        # no tokenizer makes more than 64 tokens of such a sentence
-        return int(_SENTENCES ** (length // 64))
+        # the last sentence is whole; no tokenizer makes more than 64 tokens of one
+        last = min(end - begin for begin, end in _LAST.values())
+        return int(last * _SENTENCES ** (length // 64))
 
     def texts(self) -> Iterable[str]:
         return ("The .", *FILLER_WORDS)
@@ -112,14 +127,15 @@ class TextPassages(Passages):
     Args:
         directory: as the user gave it.
         files: the files, in order.
-        forbidden: words of the task; sentences with one of them are left out.
+        forbidden: words of the task; sentences with one of them are left out. So are, from validation and
+            test, sentences that another split has.
 
     Raises:
         ConfigError: a file cannot be read, or a split has no sentence.
     """
 
     def __init__(self, directory: str, files: Sequence[Path], forbidden: Iterable[str]) -> None:
-        self.of: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        parts: dict[Split, list[str]] = {split: [] for split in SPLITS}
         avoid = {word.lower() for word in forbidden}
         left = _READ
         for file in files:
@@ -127,11 +143,16 @@ class TextPassages(Passages):
             left -= len(text)
             ends = [len(text) * tenths // 10 for tenths in (0, 8, 9, 10)]
             for part, begin, end in zip(SPLITS, ends[:-1], ends[1:], strict=True):
-                self.of[part] += [s for s in _sentences(text[begin:end]) if not avoid & _words(s)]
+                parts[part] += [s for s in _sentences(text[begin:end]) if not avoid & _words(s)]
+        self.of, seen = dict[Split, list[str]](), set[str]()
+        for part in SPLITS:
+            self.of[part] = [sentence for sentence in parts[part] if sentence not in seen]
+            seen.update(self.of[part])
         if empty := [part for part in SPLITS if not self.of[part]]:
             raise ConfigError(
-                f"task.filler={directory}: its {len(files)} .txt files have no sentence for {empty[0]} (80 % of "
-                "a file are for training, 10 % for each of the others); use longer files, or generated filler"
+                f"task.filler={directory}: its {len(files)} .txt files have no sentence for {empty[0]} (80 % "
+                "of a file are for training, 10 % for each of the others); use longer files, or "
+                "generated filler"
             )
 
     def sentences(self, split: Split) -> Sequence[str]:

@@ -3,12 +3,12 @@
     .. The sky is blue. .. The pass key is 71432. Remember it. 71432 is the pass key. The sun is yellow. .. |
     .. What is the pass key? The pass key is                                          answer: 71432
 
-A number is announced once in filler. With the published filler, the announcement has the only digits, so it is
-easy to find: a test of whether anything reaches the question, not of how much. In `needle_text`, the model has
-to find the right one of several.
+A number is announced once in filler. With the published filler, the announcement has the only digits, so it
+is easy to find: a test of whether anything reaches the question, not of how much. In `needle_text`, the
+model has to find the right one of several.
 
-With `depths`, that many samples in a row are the same except for where the announcement stands: at evenly spaced
-places from the earliest to the latest, which makes a grid of depth and length.
+With `depths`, that many samples in a row are the same except for where the announcement stands: at evenly
+spaced places from the earliest to the latest, which makes a grid of depth and length.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class HiddenTask(ProseTask):
     def __init__(self, *, depth: Fraction | None, depths: Positive, last_segment: bool, **prose: Any) -> None:
         if depth is not None and depths > 1:
             raise ConfigError(
-                f"task.depth={depth} and task.depths={depths}: the first sets one place, the second several; use "
-                "task.depth=null, or task.depths=1"
+                f"task.depth={depth} and task.depths={depths}: the first sets one place, the second several; "
+                "use task.depth=null, or task.depths=1"
             )
         self.depth, self.depths_in_turn, self.last_segment = depth, depths, last_segment
         super().__init__(**prose)

@@ -2,16 +2,18 @@
 
     introduction, filler .. , hidden sentence, filler .. | .. | filler .. , question, answer
 
-A sample is English text, as tokens of any tokenizer: a small one of words, bytes, or that of a pretrained model.
-It has exactly T tokens with any of them: the filler's first sentence is cut to fit (see `passages.py`). Every
-sentence is encoded as after another one, so that the tokens are those of the whole text.
+A sample is English text, as tokens of any tokenizer: a small one of words, bytes, or that of a pretrained
+model. It has exactly T tokens with any of them: the filler's first sentence is cut to fit (see
+`passages.py`). Every sentence is encoded as after another one, so that the tokens are those of the whole
+text.
 
-The answer begins after the tokens that all answers share, and is as long for all samples. Of a word, as many
-tokens count as tell all possible words apart: with most tokenizers one, which is also the class that an encoder
-answers with. Of a number, all tokens count, and only those with the usual number of tokens occur.
+The answer begins after the tokens that all answers share, and is as long for all samples. Of a word, as
+many tokens count as tell all possible words apart: with most tokenizers one, which is also the class that
+an encoder answers with. Of a number, all tokens count, and only those with the usual number of tokens
+occur.
 
-Hidden sentences stand between sentences of the filler. With more than one segment, they all stand before the
-last, so that every answer needs memory; some tasks have an option that lets them stand there too.
+Hidden sentences stand between sentences of the filler. With more than one segment, they all stand before
+the last, so that every answer needs memory; some tasks have an option that lets them stand there too.
 
 Shapes: B batch, T tokens that are read, W random numbers of a sample.
 """
@@ -19,18 +21,20 @@ Shapes: B batch, T tokens that are read, W random numbers of a sample.
 from __future__ import annotations
 
 import abc
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memlab.errors import ConfigError
 from memlab.splits import Split
 from memlab.tasks.base import Batch
 from memlab.tasks.cutting import in_parts
-from memlab.tasks.draws import Ints, RandomNumbers, draw
+from memlab.tasks.draws import Ints, RandomNumbers, draw, split_of
 from memlab.tasks.language import OWN, Answers, Language, Source
 from memlab.tasks.sized import SizedTask
 from memlab.text import pretrained_tokenizer
@@ -113,7 +117,7 @@ class ProseTask(SizedTask):
 
     # What a task is
 
-    @property
+    @cached_property
     def language(self) -> Language:
         """The tokenizer and the filler.
 
@@ -185,6 +189,7 @@ class ProseTask(SizedTask):
             start,
             count,
             seed if split == "train" else 0,
+            partial(self._fits, split),
         )
         answer_BT = np.zeros((count, self.tokens), dtype=np.bool_)
         answer_BT[:, self.answer_positions()] = True
@@ -202,6 +207,15 @@ class ProseTask(SizedTask):
             self._write(row, split, self.story(random_W[:-1], member), random_W[-1])
         return rows
 
+    def _fits(self, split: Split, random_BW: RandomNumbers) -> NDArray[np.bool_]:
+        """Whether samples may be in a split: if the filler does not tell splits apart, the story has to."""
+        if self.source.passages.apart:
+            return np.ones(len(random_BW), dtype=np.bool_)
+        stories = (self.story(random_W[:-1], 0) for random_W in random_BW.tolist())
+        texts = (" ".join([s.question, *(text for text, _ in s.hidden)]) for s in stories)
+        hashes = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.int64)
+        return split_of(hashes[:, None]) == split
+
     def _write(self, row: Ints, split: Split, story: Story, random: int) -> None:
         """Write a story, its filler and its depth into a row."""
         encode = self.language.after
@@ -209,6 +223,8 @@ class ProseTask(SizedTask):
         if room < 0 or latest < 0:
             raise self._too_short()
         filler, starts_P = self.language.passage(random, room, split)
+        if not len(starts_P):
+            raise self._too_short()
         places = [0, *starts_P[(starts_P > 0) & (starts_P <= latest)].tolist()]
         if room <= latest and room:
             places.append(room)
@@ -249,15 +265,15 @@ class ProseTask(SizedTask):
         random = np.random.Philox(key=0).random_raw(_PROBES * self.story_numbers).reshape(_PROBES, -1)
         for number, random_W in enumerate(random.tolist()):
             _, _, latest, room = self._sizes(self.story(random_W, number % self.members))
-            if room < 0 or latest < 0:
+            if room < 0 or latest < 0 or not len(self.language.passage(random_W[0], room, "train")[1]):
                 raise self._too_short()
 
     def _too_short(self) -> ConfigError:
         where = "before the last of them" if self.needs_memory else "before the question"
         return ConfigError(
             f"task.length={self.length}: segments of {list(self.segment_lengths)} tokens are too short for a "
-            f"story of this task, whose hidden sentences stand {where}, as task.tokenizer={self.tokenizer} "
-            "writes it; use longer segments"
+            f"story of this task and a sentence of filler, as task.tokenizer={self.tokenizer} writes them; "
+            f"hidden sentences stand {where}. Use longer segments"
         )
 
 
@@ -271,11 +287,12 @@ def number(random: int, digits: int, fits: Callable[[str], bool]) -> str:
     return str(lowest + at)
 
 
-def some_numbers(digits: int, count: int = 2048) -> list[str]:
-    """Different numbers of so many digits, evenly spread: all of them if there are no more than `count`."""
+def some_numbers(digits: int, count: int = 1000) -> list[str]:
+    """Different numbers of so many digits, spread evenly: all of them if there are no more than `count`."""
     lowest = 10 ** (digits - 1) if digits > 1 else 0
     amount = 10**digits - lowest
-    return [str(lowest + amount * i // min(count, amount)) for i in range(min(count, amount))]
+    # a step without a factor in common with the amount, 9 * 10^n or 10, comes back to no number too early
+    return [str(lowest + i * 61_803_397 % amount) for i in range(min(count, amount))]
 
 
 def fraction(random: int) -> float:

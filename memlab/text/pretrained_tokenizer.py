@@ -73,8 +73,8 @@ def check(given: str, also: tuple[str, ...]) -> None:
         ConfigError: it is nothing that `opened` reads.
     """
     allowed = (
-        f"{', '.join(also)}, the path of a saved tokenizer.json, or pretrained: the backbone's own, or that of "
-        "a model's directory, .gguf file or id on the hub"
+        f"{', '.join(also)}, pretrained (the backbone's own), the path of a saved tokenizer.json, or a "
+        "pretrained model: its directory, .gguf file or id on the hub"
     )
     if given == "pretrained":
         raise ConfigError(
@@ -162,8 +162,8 @@ def _by_transformers(given: str, source: Path) -> str:
         from transformers import AutoTokenizer
     except ImportError:
         raise UserError(
-            f"task.tokenizer={given}: it is no {JSON}, so it takes the package transformers to read it; install "
-            "memlab[pretrained]"
+            f"task.tokenizer={given}: it is no {JSON}, so reading it takes the package transformers: "
+            "pip install 'memlab[pretrained]'"
         ) from None
     where = (source, {}) if source.is_dir() else (source.parent, {"gguf_file": source.name})
     try:
@@ -178,31 +178,34 @@ def _by_transformers(given: str, source: Path) -> str:
 
 
 def _from_hub(given: str) -> tuple[Path, Path | None]:
-    """`tokenizer.json` and `tokenizer_config.json` of a model on the hub, from its cache if they are there."""
+    """`tokenizer.json` and `tokenizer_config.json` of a model on the hub, or in the hub's cache."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     def get(name: str) -> Path:
         if isinstance(found := try_to_load_from_cache(given, name), str):
             return Path(found)
         return Path(within(_HUB_SECONDS, lambda: hf_hub_download(given, name)))
 
-    advice = "Download the model where there is a network, and give its directory"
     try:
         file = get(JSON)
-    except EntryNotFoundError:
-        raise UserError(f"task.tokenizer={given}: this model on the hub has no {JSON}. {advice}") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"task.tokenizer={given}: there is no such file or directory, and the Hugging Face hub has no such "
-            f"model, or it is private. {advice}"
-        ) from None
     except Exception as error:  # its network errors have no common base
+        neither = "there is no such file or directory, and the Hugging Face hub"
+        if isinstance(error, RepositoryNotFoundError):
+            wrong = f"{neither} has no such model, or it is private"
+        elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            wrong = f"this model on the hub has no {JSON}"
+        else:
+            wrong = f"{neither} cannot be reached ({first_line(error)})"
         raise UserError(
-            f"task.tokenizer={given}: there is no such file or directory, and the Hugging Face hub cannot be "
-            f"reached ({first_line(error)}). {advice}"
+            f"task.tokenizer={given}: {wrong}. Download the model where there is a network, and give its "
+            "directory"
         ) from None
     try:
         return file, get(CONFIG)
-    except EntryNotFoundError:
+    except Exception:  # most have what is needed in tokenizer.json
         return file, None

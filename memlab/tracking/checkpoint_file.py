@@ -1,4 +1,4 @@
-"""A checkpoint as a file: its names in a run's directory, and reading it without trust and without the
+"""A checkpoint as a file: its names in a run's directory, and reading it safely, without the
 trainer.
 """
 
@@ -17,7 +17,7 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class DamagedError(Exception):
-    """A file is no checkpoint of memlab's, or not all of it is there."""
+    """A file is not a checkpoint of memlab, or not all of it is there."""
 
 
 def read(path: Path) -> dict[str, Any]:

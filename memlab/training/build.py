@@ -18,10 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from memlab import ram
 from memlab.config import schema, trust
-from memlab.config.checks import build_task, check_shares
+from memlab.config.checks import build_task, check_shares, check_vocabulary
 from memlab.config.launch import Place
 from memlab.config.sections import Config, GrowingCurriculum
 from memlab.errors import ConfigError
+from memlab.models import trainable
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.models.pretrained.describing import identity_of
@@ -71,6 +72,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     task = build_task(config)
     check_shares(config, task, processes.size)
     task.prepare()
+    check_vocabulary(config, task)
     pretrained = identity_of(config.model) is not None
     if pretrained:
         _check_pretrained(config)
@@ -78,6 +80,7 @@ def build(config: Config, processes: Processes | None = None) -> Parts:
     _check_room(config, task, model, processes)
     if pretrained:
         load(model, config.model)
+    trainable.choose(model, config.trainer.train, **config.lora.model_dump())
     if config.bptt_depth is not None and not model.sends_gradient:
         what = (
             "carries nothing between segments" if not model.carries else "cuts the gradient between segments"
@@ -123,7 +126,7 @@ def _check_pretrained(config: Config) -> None:
             f"backbone.dtype={config.model['dtype']}: weights that are trained are float32; "
             "trainer.precision=bf16-mixed computes in a narrower type, 64-true in a wider one"
         )
-    check_room(config.model, copies=4)
+    check_room(config.model, copies=4 if config.trainer.train == "all" else 1)
 
 
 def _check_room(config: Config, task: Task, model: Model, processes: Processes) -> None:

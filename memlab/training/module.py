@@ -5,7 +5,9 @@ It knows none of their kinds (see `parts.py`), and models know nothing of it.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from memlab import __version__
 from memlab.config.sections import Config
+from memlab.layers import low_rank
+from memlab.models import trainable
 from memlab.models.base import Model
 from memlab.training import finite, optimizers, random_state, sharding
 from memlab.training.parts import Training
@@ -36,6 +40,7 @@ class TrainingModule(L.LightningModule):
         self.config = config
         self.save_hyperparameters({"config": config.model_dump()})
         self.train_metrics: dict[str, Tensor] = {}
+        self._left_out = {f"model.{name}" for name in trainable.left_out(model, config.model)}
         self._random: dict[str, Any] | None = None  # from a checkpoint, until the first step
 
     @property
@@ -45,11 +50,18 @@ class TrainingModule(L.LightningModule):
 
     def step_loss(self, rows: range) -> Tensor:
         """The contribution of some batch rows to the loss of the step; one of `sharding.FORWARD`."""
-        return self.objective.loss(rows)
+        # recomputed activations, and blocks that are gathered for each use, cannot use what came before
+        each_use = self.config.trainer.recompute != "none" or sharding.shared(self)
+        with contextlib.nullcontext() if each_use else low_rank.computed_once(self.model):
+            loss = self.objective.loss(rows)
+        if not loss.requires_grad:  # nothing that is trained took part, such as in a sample of one segment
+            return _WithParameters.apply(loss, *(p for p in self.parameters() if p.requires_grad))
+        return loss
 
     def evaluate(self, batch: Any) -> None:
         """Read a batch of a validation or test; one of `sharding.FORWARD`."""
-        self.evaluator.read(batch)
+        with low_rank.computed_once(self.model):
+            self.evaluator.read(batch)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The loss of a step, whose gradient Lightning computes.
@@ -104,7 +116,14 @@ class TrainingModule(L.LightningModule):
         metrics = self.evaluator.finish()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, logger=False)
 
+    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a checkpoint, and those that it leaves out."""
+        own = self.state_dict()
+        return {**{name: own[name] for name in self._left_out}, **weights}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: value for n, value in weights.items() if n not in self._left_out}
         checkpoint["memlab"] = {
             "version": __version__,
             **{name: part.state_dict() for name, part in self._parts.items()},
@@ -112,6 +131,7 @@ class TrainingModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.whole(checkpoint["state_dict"])
         saved = checkpoint["memlab"]
         for name, part in self._parts.items():
             part.load_state_dict(saved[name])

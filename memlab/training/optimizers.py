@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import nn
@@ -9,29 +10,42 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from memlab.config.sections import OptimConfig
+from memlab.layers.low_rank import LowRank
+from memlab.models.base import Model
+from memlab.models.ownership import memory_parameters
 
 
 def build(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[AdamW, LambdaLR]:
-    """The optimizer and its schedule.
+    """The optimizer of the parameters that are trained, and its schedule.
 
-    Only the matrices of linear layers have weight decay, not biases, normalisations, embeddings and learned
-    memories. Gates (parameters whose name begins with `gate`) have a learning rate of their own: Adam moves a
-    scalar by about the learning rate in each step, and a gate has to move far from 0 to open or close
-    (huggingface.co/blog/infini-attention found 0.03 in a whole run).
+    Only the matrices of linear layers, and those of their adapters, have weight decay, not biases,
+    normalisations, embeddings and learned memories. Gates (parameters whose name begins with `gate`) have a
+    learning rate of their own: Adam moves a scalar by about the learning rate in each step, and a gate has to
+    move far from 0 to open or close (huggingface.co/blog/infini-attention found 0.03 in a whole run). So can
+    the other parameters that the memory added to the backbone (`optim.memory_lr`).
     """
-    gates = [p for name, p in model.named_parameters() if name.rpartition(".")[2].startswith("gate")]
-    apart = {id(p) for p in gates}
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed = [p for p in model.parameters() if id(p) in matrices]
-    others = [p for p in model.parameters() if id(p) not in matrices | apart]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if gates:
-        groups.append({"params": gates, "weight_decay": 0.0, "lr": config.gate_lr})
+    rates = {"backbone": config.lr, "memory": config.memory_lr, "gates": config.gate_lr}
+    memory = {}  # "memory" is only a group of its own with a rate of its own
+    if config.memory_lr is not None and isinstance(model, Model):
+        memory = memory_parameters(model)
+    matrices = {id(p) for child in model.modules() for p in _matrices(child)}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gate = name.rpartition(".")[2].startswith("gate")
+            kind = "gates" if gate else "memory" if name in memory else "backbone"
+            groups.setdefault((kind, id(parameter) in matrices and not gate), []).append(parameter)
     beta1, beta2 = config.betas
-    optimizer = AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+    optimizer = AdamW(
+        [
+            {"params": groups[key], "lr": rates[key[0]], "weight_decay": config.weight_decay * key[1]}
+            for key in itertools.product(rates, (True, False))
+            if key in groups
+        ],
+        lr=config.lr,
+        betas=(beta1, beta2),
+        fused=True,
+    )
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
@@ -42,3 +56,12 @@ def build(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[AdamW,
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     return optimizer, LambdaLR(optimizer, factor)
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module, without those of its children, that have weight decay."""
+    if isinstance(module, LowRank):
+        return [module.A_CrD, module.B_Pr]
+    if isinstance(module, nn.Linear):  # an adapted weight is not a parameter of its layer
+        return [p for name, p in module.named_parameters(recurse=False) if name == "weight"]
+    return []

@@ -77,6 +77,7 @@ def assemble(
         **module.stream.facts(),
         **module.evaluator.facts(),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "parameters/trainable": sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
         "command": directory.facts()["command"],
         "versions": versions(),
         "commit": provenance.commit(),

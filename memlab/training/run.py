@@ -193,7 +193,7 @@ def _run(
             # the steps after the last regular validation count too
             lightning.validate(parts.module, parts.validation, verbose=False)
         chosen = processes.each(lambda: read_best(directory))
-        sharding.load_weights(parts.module, chosen["state_dict"])
+        sharding.load_weights(parts.module, parts.module.whole(chosen["state_dict"]))
         if config.trainer.test:
             lightning.test(parts.module, parts.test, verbose=False)
     except RuntimeError as error:

@@ -101,7 +101,9 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 def _like(own: Any, whole: Any) -> Any:
     """This process's part of a whole tensor, if `own` is a part of a tensor of the same shape."""
-    if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or own.shape != whole.shape:
+    if not isinstance(own, DTensor) or not isinstance(whole, Tensor) or isinstance(whole, DTensor):
+        return whole
+    if own.shape != whole.shape:
         return whole
     part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     copied = part.to_local().clone()  # otherwise the whole tensor would stay in memory

@@ -22,6 +22,7 @@ from memlab.sweep import gather
 from memlab.sweeping import space
 from memlab.sweeping.order import Order
 from memlab.sweeping.plan import Plan, check_sweep
+from tests.config.test_jobs import Run, Runs
 from tests.mistakes.starting import Start
 
 BIG = str(2**32)
@@ -193,22 +194,14 @@ def test_jobs_get_the_folder_of_ones_own_files(
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setenv("MEMLAB_MULTIRUN", "")  # the command sets it for its jobs
-    started: list[list[str]] = []
-
-    class Program:
-        def __init__(self, words: list[str]) -> None:
-            started.append(words)
-
-        def wait(self) -> int:
-            return 0
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", Program)
+    runs = Runs(Run(0), Run(0))
+    monkeypatch.setattr(jobs, "Starter", runs)
     with pytest.raises(SystemExit) as ended:
-        cli.run("train", lambda composed: composed, lambda config: pytest.fail("a job ran here"))
+        cli.run("train", lambda composed: None, lambda config: pytest.fail("a job ran here"))
     assert ended.value.code == 0
-    program = [sys.executable, "-m", "memlab.train", "--config-dir", str(own)]
     assert list(tmp_path.iterdir()) == [own]
-    assert started == [[*program, "model=mine", "seed=1"], [*program, "model=rmt", "seed=1"]]
+    folder = ["--config-dir", str(own)]
+    assert runs.words == [[*folder, "model=mine", "seed=1"], [*folder, "model=rmt", "seed=1"]]
 
 
 def test_a_glob_knows_ones_own_files(own: Path, start: Start) -> None:

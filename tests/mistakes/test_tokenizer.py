@@ -11,9 +11,10 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from memlab.config import cli
-from memlab.config.checks import check
+from memlab.config.checks import build_task, check, check_vocabulary
 from memlab.text.tokenizers import SavedTokenizer
 from tests.mistakes.small_text import LONG, MARK, data, message, saved
+from tests.text.made import bert, directory
 from tests.text.naive import make
 
 
@@ -86,11 +87,15 @@ def test_a_mark_before_a_tokenizer_is_no_part_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "said"),
     [
-        ("bite", "there is no such file; bytes, bpe, or the path of a saved tokenizer.json"),
-        (LONG, "it cannot be read (File name too long); bytes, bpe, or the path of"),
-        (".", "it is a directory; bytes, bpe, or the path of"),
-        ("/dev/null", "it is not a regular file; bytes, bpe, or"),
-        ("bytes/x", "there is no such file; "),
+        (
+            "bite",
+            "there is no such file; allowed are bytes, bpe, pretrained (the backbone's own), the path of",
+        ),
+        (LONG, "it cannot be read (File name too long); allowed are bytes, bpe, pretrained"),
+        (".", "there is no tokenizer.json in this directory; allowed are bytes, bpe, pretrained"),
+        ("/dev/null", "it is not a regular file; allowed are bytes, bpe, pretrained"),
+        ("bytes/x/y", "there is no such file; "),
+        ("bytes/x.json", "there is no such file; "),
         ("~nosuchuser/t.json", "no home directory is known for ~nosuchuser"),
     ],
 )
@@ -98,6 +103,55 @@ def test_a_path_that_is_no_tokenizer_is_said_before_anything_is_read(tokenizer: 
     task = ["task=text", "task.data_dir=nowhere", f"task.tokenizer='{tokenizer}'"]
     found = message(lambda: cli.compose_checked("train", task, check))
     assert found.startswith(f"task.tokenizer={tokenizer}: {said}")
+
+
+def test_the_backbone_s_own_tokenizer_needs_a_pretrained_backbone() -> None:
+    for task in (["task=text", "task.data_dir=nowhere"], ["task=passkey_text"]):
+        words = [*task, "task.tokenizer=pretrained"]
+        assert message(lambda words=words: cli.compose_checked("train", words, check)) == (
+            "task.tokenizer=pretrained is the tokenizer of backbone=pretrained, which is not chosen; choose "
+            "it, or give task.tokenizer the path of a model"
+        )
+
+
+def test_a_tokenizer_that_is_not_the_backbone_s(tmp_path: Path) -> None:
+    """By the number of its ids, before any weights are read."""
+    path = directory(tmp_path / "bert", bert())
+    config = cli.compose_checked("train", ["task=passkey_text", f"task.tokenizer={path}"], check)
+    task = build_task(config)
+    for vocabulary, given, family, said in [
+        (task.vocab_size, path, "bert", None),
+        (task.vocab_size + 64, path, "bert", None),  # some models have more rows than ids
+        (
+            task.vocab_size - 1,
+            path,
+            "bert",
+            f"task.tokenizer={path} has {task.vocab_size} token ids, and the",
+        ),
+        (10**6, "words", "bert", f"task.tokenizer=words has {task.vocab_size} token ids of its own, and the"),
+        (task.vocab_size, "bpe", "memlab", None),
+    ]:
+        other = config.model_copy(
+            update={
+                "model": {**config.model, "path": "DIR", "family": family, "vocabulary": vocabulary},
+                "task": {**config.task, "tokenizer": given},
+            }
+        )
+        if said is None:
+            check_vocabulary(other, task)
+        else:
+            found = message(lambda other=other: check_vocabulary(other, task))
+            assert found.startswith(said) and found.endswith("use task.tokenizer=pretrained")
+    own = {"path": path, "family": "bert", "vocabulary": 1}
+    other = config.model_copy(
+        update={
+            "model": {**config.model, **own},
+            "task": {**config.task, "tokenizer": "pretrained"},
+        }
+    )
+    assert build_task(other).tokenizer == path
+    run = other.model_copy(update={"model": {**config.model, **own, "family": "memlab"}})
+    assert "is a run of memlab; name the tokenizer of its task" in message(lambda: build_task(run))
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

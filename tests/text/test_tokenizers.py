@@ -225,7 +225,7 @@ def test_mistakes_are_told(data: Path, tmp_path: Path) -> None:
         make(data, tokenizer="bpe", bpe_size=90000, cache_dir=str(tmp_path / "cache"))
     assert not cached(tmp_path / "cache")
     with pytest.raises(
-        ConfigError, match=r"task\.tokenizer=bite: there is no such file; bytes, bpe, or the path of a saved"
+        ConfigError, match=r"task\.tokenizer=bite: there is no such file; allowed are bytes, bpe, pretrained"
     ):
         make(data, tokenizer="bite")
     (tmp_path / "bad.json").write_text('{"model": 3}')

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from memlab.config.sections import OptimConfig
+from memlab.models import adapters
 from memlab.models.base import Model
 from memlab.models.compose import compose
 from memlab.training import optimizers
@@ -204,3 +205,30 @@ def test_a_resumed_schedule_goes_on_where_it_was() -> None:
         assert resumed.param_groups[0]["lr"] == pytest.approx(expected[step])
         resumed.step()
         resumed_scheduler.step()
+
+
+def test_memory_tokens_may_have_a_learning_rate_of_their_own() -> None:
+    """With a gradient of 1, Adam's first step moves a parameter by its learning rate; gates have theirs."""
+    model = compose(SIZES | MODELS["rmt"] | {"layer_memory": "infini"}, vocab_size=7)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer, _ = optimizers.build(model, config(memory_lr=0.7, weight_decay=0.0), max_steps=10)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = 0.7 if name.startswith("tokens.") else 0.3 if ".gate" in name else 0.1
+        torch.testing.assert_close(
+            before[name] - parameter.detach(), torch.full_like(parameter, expected), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_adapters_are_decayed_and_frozen_parameters_are_left_out() -> None:
+    model = build("rmt")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    adapters.adapt(model, 2, 1.0, ["q", "ffn"])
+    optimizer, _ = optimizers.build(model, config(), max_steps=10)
+    names = {id(p): n.rpartition(".")[2] for n, p in model.named_parameters()}
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.5
+    assert sorted(names[id(p)] for p in group["params"]) == 2 * 3 * ["A_CrD"] + 2 * 3 * ["B_Pr"]

@@ -108,6 +108,11 @@ def describe(path: str, revision: str | None = None) -> dict[str, Any]:
                 f"backbone.path={path} has only what was trained beside a pretrained model; give a run with "
                 "all weights, or export it first"
             )
+        if any(".parametrizations." in name for name in shapes):
+            raise ConfigError(
+                f"backbone.path={path} has low-rank adapters beside its weights (trainer.train=lora); export "
+                "it first, which merges them"
+            )
         vocabulary = shapes["backbone.embed.weight"][0]
         return {**found.config, **known, "family": MODEL_TYPE, "vocabulary": vocabulary}
     family = families.of(found.config.get("model_type"), path)

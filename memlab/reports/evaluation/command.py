@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,20 @@ from rich.console import Console
 from memlab.config.sections import MLflowTracking
 from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
-from memlab.evaluation.record import Record, best
+from memlab.evaluation.record import NAME, Record, best
 from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
+from memlab.files import refuse_links
 from memlab.models.compose import compose
 from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.terminal import tables as terminal
+from memlab.terminal.plain import printable
 from memlab.tracking import finished_runs
+from memlab.tracking.finished_runs import Found
+from memlab.tracking.mlflow_client import SQLITE
 from memlab.tracking.versions import versions
 
 Points = list[tuple[str, float, int]]
@@ -40,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
     found = finished_runs.find(config.run, config.tracking.uri)
+    _check_links(found)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
     run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
@@ -60,6 +66,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return done.record.whole()
 
 
+def _check_links(found: Found) -> None:
+    """Check that an evaluation does not write to other places by way of links in a run.
+
+    Raises:
+        UserError: it would.
+    """
+    directory, figures = found.directory, found.directory / "figures"
+    refuse_links(directory, [NAME, f"{NAME}.lock", "figures"])
+    if figures.is_dir():
+        refuse_links(figures, [file.name for file in figures.iterdir()])
+    if not found.by_id and directory.name.endswith(".evaluation"):  # beside a checkpoint: nobody named it
+        refuse_links(directory.parent, [directory.name])
+
+
 @dataclass
 class Done:
     """The outcome: the record, whether any of it is new, the figures, and what prints the tables."""
@@ -73,7 +93,8 @@ class Done:
 def _lengths(config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     assert isinstance(task, SyntheticTask)
-    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments, 2 * task.num_segments]]
+    own = task.num_segments if task.lengths_in == "segments" else task.tokens
+    tasks = [task.sized(length) for length in config.lengths or [own, 2 * own]]
     samples = [lengths.samples_for(t, config.samples, config.max_tokens) for t in tasks]
     for number in samples:
         lengths.check(number, config.controls, task.members)
@@ -86,7 +107,7 @@ def _lengths(config: EvaluateConfig, run: Trained) -> Done:
             found = lengths.measure(run.model, t, number, conditions)
             entries.append(record.add("lengths", {**found, **_about(run)}))
             # now, since an evaluation may be stopped before its next length
-            _track(config, run, _points(entries[-1]))
+            _track(config, run, _points(entries[-1], task.lengths_in))
             new = True
         elif entry is not None:
             entries.append(entry)
@@ -151,7 +172,7 @@ def _inside(samples: int, config: EvaluateConfig, run: Trained) -> Done:
     task = run.task
     if not isinstance(task, SyntheticTask):
         raise ConfigError(f"inside={samples} looks at test samples: task={run.config.task['name']} {_TEXT}")
-    tasks = [task.at(segments) for segments in config.lengths or [task.num_segments]]
+    tasks = [task.sized(length) for length in config.lengths] if config.lengths else [task]
     for t in tasks:
         inside.check(run.model, t.num_segments)
     record, new = _record(run), False
@@ -184,11 +205,9 @@ def _missing(config: EvaluateConfig, entry: dict[str, Any] | None) -> list[str] 
 
 def _record(run: Trained) -> Record:
     task = run.task
-    synthetic = isinstance(task, SyntheticTask)
     model = run.model
-    if (
-        run.policy is not None
-    ):  # the costs in the record are those of the run as trained; no weights are needed
+    if run.policy is not None:
+        # the costs in the record are those of the run as trained; no weights are needed
         with torch.device("meta"):
             model = compose(run.config.model, task.vocab_size, task.members)
     facts = {
@@ -196,11 +215,24 @@ def _record(run: Trained) -> Record:
         "model": run.config.model["name"],
         "task": run.config.task["name"],
         "seed": run.config.seed,
-        "trained_segments": task.num_segments if synthetic else None,
-        "chance": task.chance if isinstance(task, SyntheticTask) else None,
+        **(_about_samples(run, task) if isinstance(task, SyntheticTask) else _NO_SAMPLES),
         "cost": cost.of(model, task.segment_lengths),
     }
     return Record(run.found.directory, facts)
+
+
+_NO_SAMPLES = dict.fromkeys(("trained_segments", "trained_tokens", "lengths_in", "score", "chance"))
+
+
+def _about_samples(run: Trained, task: SyntheticTask) -> dict[str, Any]:
+    """How the lengths of a task with samples are counted and scored."""
+    return {
+        "trained_segments": task.num_segments if run.step else None,
+        "trained_tokens": task.tokens if run.step else None,
+        "lengths_in": task.lengths_in,
+        "score": "exact_match" if task.whole_answers else "accuracy",
+        "chance": task.chance**task.answer_tokens if task.whole_answers else task.chance,
+    }
 
 
 def _whole(record: Record, run: Trained) -> dict[str, Any]:
@@ -210,17 +242,18 @@ def _whole(record: Record, run: Trained) -> dict[str, Any]:
 
 def _draw_lengths(run: Trained, whole: dict[str, Any], entries: list[dict[str, Any]]) -> list[Path]:
     folder, title, chance = _folder(run), _title(run), whole["chance"]
-    drawn = [folder / "accuracy_by_segments.png", folder / "memory_by_tokens.png"]
-    figures.accuracy_by_segments(entries, whole["trained_segments"], chance, title, drawn[0])
+    unit, score = whole["lengths_in"], whole["score"]
+    drawn = [folder / f"accuracy_by_{unit}.png", folder / "memory_by_tokens.png"]
+    figures.accuracy_by_length(entries, unit, score, whole[f"trained_{unit}"], chance, title, drawn[0])
     figures.memory_by_tokens(max(entries, key=lambda e: int(e["tokens"]))["memory_curve"], title, drawn[1])
     if with_depth := [entry for entry in entries if entry["depth"]]:
-        drawn.append(folder / "depth_by_segments.png")
-        figures.depth_by_segments(with_depth, chance, title, drawn[-1])
+        drawn.append(folder / f"depth_by_{unit}.png")
+        figures.depth_by_length(with_depth, unit, score, chance, title, drawn[-1])
     return drawn
 
 
-def _points(entry: dict[str, Any]) -> Points:
-    """The metrics of a length for MLflow, with the number of segments as step."""
+def _points(entry: dict[str, Any], unit: str) -> Points:
+    """The metrics of a length for MLflow, with the number of segments, or of tokens, as step."""
     named = {
         "accuracy": entry["accuracy"],
         "accuracy_low": entry["intervals"]["accuracy"][0],
@@ -231,17 +264,15 @@ def _points(entry: dict[str, Any]) -> Points:
         "tokens_per_second": entry["tokens_per_second"],
     }
     return [
-        (f"eval/{_by_segments(name)}", value, entry["segments"])
-        for name, value in named.items()
-        if value is not None
+        (f"eval/{_by(unit, name)}", value, entry[unit]) for name, value in named.items() if value is not None
     ]
 
 
-def _by_segments(name: str) -> str:
+def _by(unit: str, name: str) -> str:
     return (
-        f"accuracy_by_segments{name.removeprefix('accuracy')}"
+        f"accuracy_by_{unit}{name.removeprefix('accuracy')}"
         if name.startswith("accuracy")
-        else f"{name}_by_segments"
+        else f"{name}_by_{unit}"
     )
 
 
@@ -253,6 +284,14 @@ def _track(
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
+    if not uri.startswith(SQLITE) and uri != config.tracking.uri:
+        # MLflow would send what the environment has to log in with
+        print(
+            f"memlab: warning: not written to MLflow: the run names the server {printable(uri)}; to write "
+            "there, give the same as tracking.uri",
+            file=sys.stderr,
+        )
+        return
     if run.policy is not None:
         points = [(name.replace("eval/", f"eval/{_label(run)}/", 1), v, step) for name, v, step in points]
     finished_runs.add(

@@ -14,49 +14,68 @@ _SERIES: dict[str, tuple[str, str, str]] = {
     "memory_off": ("memory off", "#D55E00", "s"),
     "shuffled": ("memory of another document", "#009E73", "^"),
 }
+SCORES = {"accuracy": "accuracy", "exact_match": "whole answers right"}
 _BYTES = (("state_bytes", "carried", "#0072B2"), ("peak_bytes", "held while a segment is read", "#D55E00"))
 _RATIOS = (("compression_carry", "carried", "#0072B2"), ("compression_peak", "peak", "#D55E00"))
 
 
-def accuracy_by_segments(
-    entries: Sequence[dict[str, Any]], trained: int, chance: float, title: str, file: Path
+def accuracy_by_length(
+    entries: Sequence[dict[str, Any]],
+    unit: str,
+    score: str,
+    trained: int | None,
+    chance: float,
+    title: str,
+    file: Path,
 ) -> None:
-    """Accuracy over the number of segments, with 95 % intervals, controls, chance, and the trained length."""
+    """Accuracy over the length, with 95 % intervals, controls, chance, and the trained length.
+
+    Args:
+        unit: of lengths, `segments` or `tokens`.
+        score: `accuracy`, or `exact_match` of whole answers.
+        trained: length in training; None = not trained.
+    """
     figure, (axes,) = new_figure(1)
     for name, (label, colour, marker) in _SERIES.items():
-        of = [(e["segments"], e if name == "plain" else e["controls"].get(name)) for e in entries]
-        points = [
-            (segments, f["accuracy"], *f["intervals"]["accuracy"]) for segments, f in of if f is not None
-        ]
+        of = [(e[unit], e if name == "plain" else e["controls"].get(name)) for e in entries]
+        points = [(length, f[score], *f["intervals"][score]) for length, f in of if f is not None]
         if points:
             x, y, low, high = zip(*points, strict=True)
             axes.plot(x, y, label=label, color=colour, marker=marker, markersize=4)
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
-    axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
+    if trained is not None:
+        axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
-    if {e["segments"] for e in entries} == {trained}:  # a single place on the axis has no width
-        axes.set_xlim(trained / 2, trained * 2)
-    _plain_numbers(axes, [e["segments"] for e in entries])
+    places = {e[unit] for e in entries}
+    if len(places) == 1:  # a single place on the axis has no width
+        (place,) = places
+        axes.set_xlim(place / 2, place * 2)
+    _plain_numbers(axes, [e[unit] for e in entries])
     axes.set(
         ylim=(0, 1.03),
-        xlabel=f"segments (dashed: trained up to {trained})",
-        ylabel="accuracy (dotted: chance)",
+        xlabel=unit if trained is None else f"{unit} (dashed: trained up to {trained:,})",
+        ylabel=f"{SCORES[score]} (dotted: chance)",
         title=title,
     )
     axes.legend(loc="best", fontsize=8, title="band: 95 % interval", title_fontsize=7)
     save(figure, file)
 
 
-def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: str, file: Path) -> None:
-    """Accuracy by where the fact stands and by the number of segments: a heat map with numbers."""
+def depth_by_length(
+    entries: Sequence[dict[str, Any]], unit: str, score: str, chance: float, title: str, file: Path
+) -> None:
+    """Accuracy by where the fact stands and by length: a heat map with numbers. Arguments as for
+    `accuracy_by_length`.
+    """
     import numpy as np
 
     edges = sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]})
     values = np.full((len(edges), len(entries)), np.nan)
     for column, entry in enumerate(entries):
         for cell in entry["depth"]:
-            values[edges.index((cell["from"], cell["to"])), column] = cell["accuracy"]
+            # an entry of memlab 0.2 has no whole answers
+            values[edges.index((cell["from"], cell["to"])), column] = cell.get(score, np.nan)
     figure, (axes,) = new_figure(1, width=max(5.0, 1.6 + 0.7 * len(entries)), height=1.5 + 0.3 * len(edges))
     image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for row, column in np.ndindex(values.shape):
@@ -71,11 +90,11 @@ def depth_by_segments(entries: Sequence[dict[str, Any]], chance: float, title: s
                 fontsize=7,
                 color="white" if dark else "black",
             )
-    axes.set_xticks(range(len(entries)), [f"{e['segments']}\nn={e['samples']}" for e in entries], fontsize=7)
+    axes.set_xticks(range(len(entries)), [f"{e[unit]:,}\nn={e['samples']}" for e in entries], fontsize=7)
     axes.set_yticks(range(len(edges)), [f"{low:.0%} to {high:.0%}" for low, high in edges], fontsize=7)
     axes.grid(False)
-    axes.set(xlabel="segments", ylabel="where the fact stands", title=title)
-    figure.colorbar(image, label=f"accuracy (chance {chance:.2f})")
+    axes.set(xlabel=unit, ylabel="where the fact stands", title=title)
+    figure.colorbar(image, label=f"{SCORES[score]} (chance {chance:.2g})")
     save(figure, file)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from memlab.reports.evaluation.figures import SCORES
 from memlab.reports.summary import ratio, size
 from memlab.terminal import tables
 
@@ -18,9 +20,12 @@ _CONTROLS = {"memory_off": "mem. off", "shuffled": "shuffled"}
 def print_lengths(
     console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int
 ) -> None:
-    """Print accuracy by number of segments, the cost, and accuracy by depth if the task has depths."""
-    trained = f"trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
-    title = f"{_title(record)}; {trained}"
+    """Print accuracy by length, the cost, and accuracy by depth if the task has depths."""
+    unit = record["lengths_in"]
+    longest = record[f"trained_{unit}"]
+    trained = "not trained on it" if longest is None else f"trained up to {longest:,} {unit}"
+    chance = format(record["chance"], ".3f" if record["chance"] >= 0.0005 else ".1g")
+    title = f"{_title(record)}; {trained}; chance {chance}"
     said = (
         "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; "
         "intervals: 95 %, "
@@ -29,7 +34,7 @@ def print_lengths(
     controls = [name for name in _CONTROLS if any(name in e["controls"] for e in entries)]
     table = _table(
         title,
-        ["segments", "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)],
+        [unit, "samples", "accuracy", "95 %", "forced", "whole", *map(_CONTROLS.__getitem__, controls)],
     )
     for e in entries:
         fewer = e["samples"] < trained_samples
@@ -38,7 +43,7 @@ def print_lengths(
         accuracy, forced, whole = plain
         samples = f"{e['samples']:,}" + "*" * fewer
         table.add_row(
-            f"{e['segments']:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off
+            f"{e[unit]:,}", samples, accuracy, interval(e["intervals"]["accuracy"]), forced, whole, *off
         )
     _print(console, table, said)
     if any(e["samples"] < trained_samples for e in entries):
@@ -72,7 +77,7 @@ def print_lengths(
     _print(console, cost, said)
     _print_cost(console, record)
     if any(e["depth"] for e in entries):
-        _print(console, _depths([e for e in entries if e["depth"]]))
+        _print(console, _depths([e for e in entries if e["depth"]], unit, record["score"]))
 
 
 def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) -> None:
@@ -89,7 +94,9 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
         )
     for name, control in entry["controls"].items():
         found = f"{control['bits_per_byte']:,.4f}" if control["tokens"] else "no two documents at a time"
-        table.add_row(f"bits per byte, {name.replace('_', ' ')}", found, f"on {control['tokens']:,} tokens")
+        table.add_row(
+            escape(f"bits per byte, {name.replace('_', ' ')}"), found, f"on {control['tokens']:,} tokens"
+        )
     _print(console, table)
     controls = [name for name in _CONTROLS if name in entry["controls"]]
     positions = _table(
@@ -123,7 +130,7 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
     kind = "GPU memory" if entry["peak_memory_kind"] == "gpu" else "resident memory"
     title = (
         f"{_title(record)}: one document of {entry['tokens']:,} tokens in segments of "
-        f"{entry['segment_length']}, {entry['device']}"
+        f"{entry['segment_length']}, {escape(entry['device'])}"
     )
     table = _table(title, ["tokens", "tokens/s", "peak", "state"])
     for point in entry["points"]:
@@ -153,7 +160,7 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
                 at = of["layers"].index(layer) if layer in of["layers"] else None
                 heads = [] if at is None else [h for segment in of["values"][1:] for h in segment[at]]
                 shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
-            table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
+            table.add_row(escape(f"{kind.replace('_', ' ')}, layer {layer}"), *shares)
         _print(console, table, said)
     if names := list(dict.fromkeys(name for e in entries for name in e["similarity"])):
         title = f"{_title(record)}: similarity of memory, cosine with itself one segment before"
@@ -166,11 +173,12 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
                 ]  # the first is of the initial state
                 steps.append(f"{sum(cosines) / len(cosines):.3f}" if cosines else "")
             table.add_row(
-                name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer "), *steps
+                escape(name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer ")),
+                *steps,
             )
         _print(console, table, "mean over the segments after the first")
     for sentence in dict.fromkeys(sentence for e in entries for sentence in e["missing"]):
-        console.print(f"not shown: {sentence}", style="dim", soft_wrap=True)
+        console.print(f"not shown: {escape(sentence)}", style="dim", soft_wrap=True)
 
 
 def _used(memory: dict[str, Any]) -> int:
@@ -183,14 +191,16 @@ def interval(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.3f}–{bounds[1]:.3f}"
 
 
-def _depths(entries: Sequence[dict[str, Any]]) -> Table:
-    title = "accuracy by where the fact stands, 0 % = at the beginning, by segments (samples in brackets)"
-    table = _table(title, ["depth", *(f"{e['segments']:,}" for e in entries)])
+def _depths(entries: Sequence[dict[str, Any]], unit: str, score: str) -> Table:
+    title = (
+        f"{SCORES[score]} by where the fact stands, 0 % = at the beginning, by {unit} (samples in brackets)"
+    )
+    table = _table(title, ["depth", *(f"{e[unit]:,}" for e in entries)])
     for low, high in sorted({(cell["from"], cell["to"]) for e in entries for cell in e["depth"]}):
         cells = [next((c for c in e["depth"] if c["from"] == low), None) for e in entries]
         table.add_row(
             f"{low:.0%} to {high:.0%}",
-            *("" if c is None else f"{c['accuracy']:.3f} ({c['samples']:,})" for c in cells),
+            *("" if c is None or score not in c else f"{c[score]:.3f} ({c['samples']:,})" for c in cells),
         )
     return table
 
@@ -209,7 +219,7 @@ def _print_cost(console: Console, record: dict[str, Any]) -> None:
 
 def _title(record: dict[str, Any]) -> str:
     name = f"{record['model']} on {record['task']}, seed {record['seed']}"
-    return f"{name}, policy {record['policy']}" if record.get("policy") else name
+    return escape(f"{name}, policy {record['policy']}" if record.get("policy") else name)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
