@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from memlab.config import trust
 from memlab.config.checks import check_model, with_policy
 from memlab.config.composing import composing
 from memlab.config.overrides import spelled
@@ -48,7 +49,8 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"model={name}: {str(error).splitlines()[0]}") from None
     values: dict[str, Any] = settle(with_policy(plain)["model"])
-    check_model(values)
+    with trust.allowing(folder=own):
+        check_model(values)
     return values
 
 

@@ -199,8 +199,9 @@ class Cached(LayerMemory):
         size, own = filled_BGC.shape[2], keys_BGLK.shape[2] - filled_BGC.shape[2]
         place_BGC = filled_BGC.cumsum(-1) - 1 - filled_BGC.sum(-1, keepdim=True)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        by_head = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
-        cached = rotate(keys_BGLK[:, :, :size], tuple(t.view(*place_BGC.shape, -1) for t in by_head))  # type: ignore[arg-type]
+        cos, sin = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
+        shape = (*place_BGC.shape, cos.shape[-1])  # named: of an empty cache, -1 could be any number
+        cached = rotate(keys_BGLK[:, :, :size], (cos.view(shape), sin.view(shape)))
         turn = dataclasses.replace(where, offset_B=None).turn(-open.first, own, q.dtype)
         assert turn is not None
         cos, sin = turn
