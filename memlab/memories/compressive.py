@@ -70,23 +70,17 @@ class Compressive(RowMemory):
         description: Description,
         *,
         mem_len: NonNegative = 24,
-        compressed_len: NonNegative = 24,
+        compressed_len: Positive = 24,
         compression_rate: Positive = 2,
         compression: Literal["convolution", "mean", "max"] = "convolution",
     ) -> None:
         super().__init__(description)
         self.mem_len, self.compressed_len, self.rate = mem_len, compressed_len, compression_rate
         self.compression = compression
-        learned = compression == "convolution" and compressed_len > 0
         # of c rows, joined: the same as a convolution with kernel and stride c
         self.has_auxiliary_loss = compression == "convolution"
-        self.convolution = (
-            nn.Linear(compression_rate * description.width, description.width) if learned else None
-        )
-
-    @property
-    def carries(self) -> bool:
-        return self.mem_len + self.compressed_len > 0
+        joined = compression_rate * description.width
+        self.convolution = nn.Linear(joined, description.width) if compression == "convolution" else None
 
     def init_state(self, batch_size: int) -> CompressiveState:
         none_B = torch.zeros(batch_size, dtype=torch.long, device=self.device)
@@ -164,7 +158,7 @@ class Compressive(RowMemory):
         return self.attention.attend(q_FHNK, k, v, mask) * some_F111
 
     def _old(self, state: CompressiveState, own_BTD: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-        """The N rows that leave the memory in each segment, [B, S, N, D], and how many are of the document."""
+        """The N rows that leave m in each segment, [B, S, N, D], and how many are of the document."""
         rows_BD = torch.cat([state.memory_BMD, own_BTD.detach()], dim=1)[:, : own_BTD.shape[1]]
         n = own_BTD.shape[1] // segments
         read_S = torch.arange(1, segments + 1, device=own_BTD.device) * n
@@ -187,9 +181,10 @@ class Compressive(RowMemory):
             largest = groups_FGcD.masked_fill(~there_FGc1, -torch.inf).amax(2)
             return largest.masked_fill(largest == -torch.inf, 0.0)
         groups_FGcD = groups_FGcD * there_FGc1
-        if self.compression == "mean":
+        if self.convolution is None:
             return groups_FGcD.sum(2) / there_FGc1.sum(2).clamp_min(1)
-        return groups_FGcD.sum(2) if self.convolution is None else self.convolution(groups_FGcD.flatten(2))
+        joined: Tensor = self.convolution(groups_FGcD.flatten(2))
+        return joined
 
     def _groups(self, rows: Any) -> Any:
         """How many groups this many rows are in."""
