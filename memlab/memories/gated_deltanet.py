@@ -19,10 +19,10 @@ gate mixes both (equation 10 of Infini-attention, arXiv 2404.07143). The paper h
 own (H1): layer_memory=[gated_deltanet,attention].
 
 Departures: values are as wide as keys (published: twice), so that projections have the sizes of the other
-memories here; with fewer key-value heads, query heads share S, a and b. Projections have no bias, as
+memories here; with fewer key-value heads, query heads share S, a and b. q, k and v of S have no bias, as
 published, and no positions: order is in the convolution and in the decay. A scan is causal: memory tokens
 write and read S in their place in the row order, and look at nothing that comes later. With local_attention,
-they only take part in that attention.
+memory tokens take no part in the scan, only in that attention.
 
 Parallel form: S segments are one long segment for the scan, which is computed in chunks
 (`ops/delta_rule.py`); only local attention ends with a segment. It is exact.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memlab.errors import ConfigError
+from memlab.layers import observing
 from memlab.memories.associative import AssociativeState
 from memlab.models.base import ModelState, Output
 from memlab.models.compose import compose
@@ -204,3 +205,20 @@ def test_it_needs_memory_tokens_after_the_segment(kind: str) -> None:
     values = {"layer_memory": "associative", "tokens": kind, "layers": 1, "width": 8, "heads": 2}
     with pytest.raises(ConfigError, match=f"tokens={kind} has none; use"):
         compose(values, VOCABULARY)
+
+
+def test_what_is_read_of_earlier_segments_is_seen_from_outside() -> None:
+    """`evaluate inside=`: y of equation 4, beside what attention adds to the block's input."""
+    model, x, seen = build(), tokens(2, 3, 4), []
+
+    def see(event: str, values: dict[str, Any]) -> None:
+        if event == "mix":
+            seen.append((values["remembered"], values["local"]))
+
+    plain = model.recurrent(x, model.init_state(2)).logits
+    with observing.by(see):
+        torch.testing.assert_close(model.recurrent(x, model.init_state(2)).logits, plain)
+    assert len(seen) == 3 * 2  # in each segment and layer
+    for number, (remembered, local) in enumerate(seen):
+        assert remembered.shape == local.shape == (2, 1, 6 + 2 * (number % 2 == 0), 8)
+        assert (remembered == 0).all() == (number < 2)
