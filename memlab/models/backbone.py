@@ -50,8 +50,10 @@ class Block(nn.Module):
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found, loss
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found, loss
+            x_BTD = self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+        else:
+            x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+        return x_BTD, self.memory.after_block(x_BTD, handed_on, where), found, loss
 
 
 class Reading(NamedTuple):
@@ -332,6 +334,8 @@ def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:
     for child in backbone.modules():
         if isinstance(child, MultiHead):
             child.initialise_heads()
+    for memory in backbone.memories:
+        memory.initialise()
     if backbone.learned_positions is not None:
         nn.init.normal_(backbone.learned_positions.weight, std=backbone.width**-0.5)
     if tied_head:

@@ -64,6 +64,11 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
             f"model.layer_memory={values['layer_memory']}: a row cannot look at rows after it, and "
             f"model.tokens={values['tokens']} needs layers that read in both directions"
         )
+    if not tokens.writes and any(memory.written_by_tokens for memory in backbone.memories):
+        raise ConfigError(
+            f"model.layer_memory={values['layer_memory']}: memory tokens after a segment write it, and "
+            f"model.tokens={values['tokens']} has none; use model.tokens=rmt"
+        )
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)
 
