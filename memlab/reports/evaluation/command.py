@@ -39,9 +39,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
-    found = finished_runs.find(config.run, config.tracking.uri)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust, config.policy)
+    if config.untrained is not None:
+        run = trained.fresh(config.untrained, device, limits, config.policy)
+    else:
+        assert config.run is not None  # or `untrained`
+        found = finished_runs.find(config.run, config.tracking.uri)
+        run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
@@ -196,7 +200,7 @@ def _record(run: Trained) -> Record:
         "model": run.config.model["name"],
         "task": run.config.task["name"],
         "seed": run.config.seed,
-        "trained_segments": task.num_segments if synthetic else None,
+        "trained_segments": task.num_segments if synthetic and run.trained else None,
         "chance": task.chance if isinstance(task, SyntheticTask) else None,
         "cost": cost.of(model, task.segment_lengths),
     }

@@ -19,9 +19,12 @@ _RATIOS = (("compression_carry", "carried", "#0072B2"), ("compression_peak", "pe
 
 
 def accuracy_by_segments(
-    entries: Sequence[dict[str, Any]], trained: int, chance: float, title: str, file: Path
+    entries: Sequence[dict[str, Any]], trained: int | None, chance: float, title: str, file: Path
 ) -> None:
-    """Accuracy over the number of segments, with 95 % intervals, controls, chance, and the trained length."""
+    """Accuracy over the number of segments, with 95 % intervals, controls, chance, and the trained length.
+
+    With `trained` None, no run has trained the model.
+    """
     figure, (axes,) = new_figure(1)
     for name, (label, colour, marker) in _SERIES.items():
         of = [(e["segments"], e if name == "plain" else e["controls"].get(name)) for e in entries]
@@ -33,14 +36,17 @@ def accuracy_by_segments(
             axes.plot(x, y, label=label, color=colour, marker=marker, markersize=4)
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
-    axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
+    if trained is not None:
+        axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
-    if {e["segments"] for e in entries} == {trained}:  # a single place on the axis has no width
+    if trained is not None and {e["segments"] for e in entries} == {
+        trained
+    }:  # a single place on the axis has no width
         axes.set_xlim(trained / 2, trained * 2)
     _plain_numbers(axes, [e["segments"] for e in entries])
     axes.set(
         ylim=(0, 1.03),
-        xlabel=f"segments (dashed: trained up to {trained})",
+        xlabel="segments" + (f" (dashed: trained up to {trained})" if trained is not None else ""),
         ylabel="accuracy (dotted: chance)",
         title=title,
     )

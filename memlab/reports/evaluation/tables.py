@@ -19,8 +19,9 @@ def print_lengths(
     console: Console, record: dict[str, Any], entries: Sequence[dict[str, Any]], trained_samples: int
 ) -> None:
     """Print accuracy by number of segments, the cost, and accuracy by depth if the task has depths."""
-    trained = f"trained up to {record['trained_segments']} segments; chance {record['chance']:.3f}"
-    title = f"{_title(record)}; {trained}"
+    segments = record["trained_segments"]
+    trained = "as pretrained" if segments is None else f"trained up to {segments} segments"
+    title = f"{_title(record)}; {trained}; chance {record['chance']:.3f}"
     said = (
         "accuracy: free-running; forced: with the true tokens before each; whole: every token of it right; "
         "intervals: 95 %, "
