@@ -75,8 +75,7 @@ def both_ways(model: Model, tokens_BN: Tensor) -> Tensor:
     where = Where(start=0, count=n, batch_size=b, device=model.device, mask=everything)
     x = model.backbone.embedded(tokens_BN, where, 0)
     states = model.init_state(b).layers
-    y_BND, _, _ = model.backbone.read("segment", x, states, where, ALL)
-    return y_BND
+    return model.backbone.read("segment", x, states, where, ALL).top_BTD
 
 
 def assert_same_gradients(model: Model, reference: Any, name: str) -> None:
