@@ -1,4 +1,4 @@
-"""The YAML of a policy is its manual: every option, with the constructor's default; and a line in the docs."""
+"""The YAML of a policy is its manual: each option, with the constructor's default; and a line in the docs."""
 
 from __future__ import annotations
 
