@@ -53,15 +53,15 @@ def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, f
 
 
 def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
-    state, losses, own = model.init_state(1), [], []
+    state, losses, auxiliary = model.init_state(1), [], []
     for tokens_BN in segments:
         output = model.segment(tokens_BN, state)
         state = output.state
-        own += [] if output.auxiliary is None else [output.auxiliary.sum()]
+        auxiliary += [] if output.auxiliary is None else [output.auxiliary.sum()]
         losses.append(
             F.cross_entropy(output.logits.flatten(0, 1), tokens_BN[:, : output.logits.shape[1]].flatten())
         )
-    return (losses[-1] if model.answers_once else torch.stack(losses).sum()) + sum(own)
+    return (losses[-1] if model.answers_once else torch.stack(losses).sum()) + sum(auxiliary)
 
 
 def operations(work: Callable[[], Any]) -> int:
