@@ -94,7 +94,7 @@ def weigh(model: Model, state: ModelState, peak_bytes: int, tokens: int) -> Memo
         peak_bytes,
         full / state_bytes if state_bytes else None,
         full / peak_bytes if peak_bytes else None,
-        0 if state.nothing_B0.is_meta else state.used_nbytes,
+        state.used_nbytes,
     )
 
 

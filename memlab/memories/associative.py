@@ -34,9 +34,9 @@ from memlab.bounds import Positive
 from memlab.layers import observing
 from memlab.layers.attention import KeyValues
 from memlab.layers.description import Description
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
+from memlab.precision import accumulator, accurate
 
 _SMALLEST = 1e-5  # added to denominators
 

@@ -31,7 +31,7 @@ from memlab.layers import observing, windows
 from memlab.layers.attention import ALL, KeyValues, MultiHead, Relative
 from memlab.layers.description import Description
 from memlab.layers.positions import Rotary, Rotation
-from memlab.layers.precision import accumulator
+from memlab.precision import accumulator
 
 T = TypeVar("T")
 

@@ -41,11 +41,11 @@ from memlab.bounds import NonNegative
 from memlab.layers import observing, windows
 from memlab.layers.attention import KeyValues
 from memlab.layers.description import Description
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.delta_rule import gated_delta_rule
 from memlab.ops.feature_map import elu_plus_one
+from memlab.precision import accumulator, accurate
 
 _SMALLEST = 1e-6  # of a length or a denominator
 

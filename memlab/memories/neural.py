@@ -41,10 +41,10 @@ from memlab.bounds import Fraction, NonNegative, Positive, PositiveFloat
 from memlab.errors import ConfigError
 from memlab.layers.attention import KeyValues, causal_mask
 from memlab.layers.description import Description
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.surprise import chunk_weights
+from memlab.precision import accumulator, accurate
 
 _CERTAIN = 1e4  # a logit of 1, exactly, in every floating-point type
 
@@ -246,7 +246,7 @@ class NeuralMemory(LayerMemory):
 
     def persistent(self, batch_size: int, where: Where) -> KeyValues:
         """Keys and values of the persistent rows, which stand just before the first row."""
-        rows_BPD = self.persistent_PD.expand(batch_size, -1, -1)
+        rows_BPD = self.persistent_PD.repeat(batch_size, 1, 1)  # torch's module tracker follows no view of it
         count = rows_BPD.shape[1]
         turn = where.turn(where.first - count, count, rows_BPD.dtype)
         return KeyValues(*self.keys_values(rows_BPD, turn))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,11 @@ def test_every_preset(name: str) -> None:
     twin = on_meta(model)
     assert twin.device.type == "meta" and model.device.type == "cpu"
     assert cost.flops_per_token(twin, (6, 5)) == cost.flops_per_token(model, (6, 5))
-    assert memory.trace(twin, (5, 5, 5)) == memory.trace(model, (5, 5, 5))
+    traces = [memory.trace(each, (5, 5, 5)) for each in (twin, model)]
+    if name == "cached":  # what is in use of a padded cache is a matter of values
+        for cost_ in itertools.chain(*traces):
+            del cost_["used_bytes"]
+    assert traces[0] == traces[1]
 
 
 def test_a_model_that_looks_at_values_is_measured_itself() -> None:
