@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from memlab.evaluation.without_values import measured
 from memlab.models.base import Model
 
 
@@ -21,12 +22,12 @@ def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
     """Parameters, and operations per token of a document with these segments."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_token": flops_per_token(model, segment_lengths),
+        "flops_per_token": measured(model, lambda twin: flops_per_token(twin, segment_lengths)),
     }
 
 
 def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, float]:
-    """Floating point operations per token, counted by torch on real segments.
+    """Floating point operations per token, counted by torch on whole segments.
 
     Only matrix products count, two operations for each multiplication and addition. `inference` reads the
     document's first two segments and counts the second, which has a memory before it. `training` is the

@@ -125,7 +125,7 @@ def test_a_context_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
     model = tiny.ours(tmp_path)
     close(model(tokens(1, 3, 16)).logits[:, 1], reference(tokens(1, 3, 16)[:, 1]).logits)
     with pytest.raises(
-        ConfigError, match="position 16, and this model looks back over a window of 16 tokens"
+        ConfigError, match=r"position 16, and this model looks back over a window of 16 tokens"
     ):
         model(tokens(1, 1, 17))
     full = tiny.ours(tmp_path, "transformer", "model.context=full")

@@ -44,10 +44,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
-    found = finished_runs.find(config.run, config.tracking.uri)
-    _check_links(found)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust, config.policy)
+    if config.untrained is not None:
+        run = trained.fresh(config.untrained, device, limits, config.policy)
+    else:
+        assert config.run is not None  # or `untrained`
+        found = finished_runs.find(config.run, config.tracking.uri)
+        _check_links(found)
+        run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
