@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from memlab.config.sections import Config
 from memlab.errors import UserError
 from memlab.evaluation import trained
