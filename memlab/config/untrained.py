@@ -41,6 +41,20 @@ class Untrained:
     words: tuple[str, ...]
     folder: str | None
 
+    def writing(self) -> Untrained:
+        """The same, to generate text: by default with full attention, and with the model's own tokenizer."""
+        if not self.words:
+            return self
+        keys = {_key(word) for word in self.words}
+        more = []
+        if not keys & {"model", "layer_memory", "tokens"}:
+            more += ["model=transformer", "model.context=full"]
+        if "task" not in keys:
+            more.append("task=text")
+        if "task.tokenizer" not in keys:
+            more.append("task.tokenizer=pretrained")
+        return Untrained((*more, *self.words), self.folder)
+
     def config(self) -> Config | None:
         """The configuration that `memlab.train` would have; None = the command is about a run.
 

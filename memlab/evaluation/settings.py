@@ -44,9 +44,10 @@ class SamplingConfig(Section):
 
 
 class GenerateConfig(SamplingConfig, TrustingSection):
-    """A trained run on text, and what it should generate."""
+    """A trained run on text, or a pretrained model that no run has trained, and what it should generate."""
 
-    run: Place
+    run: Place | None
+    untrained: Config | None = None
     accelerator: Literal["cpu", "gpu", "auto"]
     threads: Positive | None
     tracking: StoreConfig
@@ -108,14 +109,19 @@ def check_evaluate(composed: DictConfig, untrained: Config | None = None) -> Eva
     return config
 
 
-def check_generate(composed: DictConfig) -> GenerateConfig:
+def check_generate(composed: DictConfig, untrained: Config | None = None) -> GenerateConfig:
     """The typed configuration of `memlab.generate`.
+
+    Args:
+        untrained: of a pretrained model, in the place of `run`.
 
     Raises:
         ConfigError: as `check`.
     """
-    _check_run(composed)
-    return typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+    if untrained is None:
+        _check_run(composed)
+    config = typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+    return config.model_copy(update={"untrained": untrained})
 
 
 def check_sampling(

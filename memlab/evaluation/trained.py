@@ -25,6 +25,7 @@ from memlab.models.compose import compose
 from memlab.models.pretrained import loading as pretrained
 from memlab.models.pretrained.describing import identity_of
 from memlab.tasks.base import Task
+from memlab.tasks.text import TextTask
 from memlab.terminal.plain import printable
 from memlab.tracking import checkpoint_file, data_record, earlier
 from memlab.tracking.finished_runs import Found
@@ -144,6 +145,7 @@ def fresh(
     device: torch.device,
     changes: Mapping[str, Any] | None = None,
     policy: Mapping[str, Any] | None = None,
+    reads: bool = True,
 ) -> Trained:
     """Open a pretrained model that no run has trained, with a directory like a run's (`config.run_dir`).
 
@@ -151,16 +153,21 @@ def fresh(
 
     Args:
         changes, policy: as for `load`.
+        reads: whether the task's data are read, and results written; otherwise a text only has a tokenizer.
 
     Raises:
         UserError: the weights or what the task reads cannot be read, or do not fit into memory; or another
             run is in the directory.
     """
     pretrained.check_room(config.model)
-    directory = _directory(config)
+    directory = _directory(config) if reads else Path(config.run_dir).absolute()
     config = _changed(config, changes)
     task = build_task(config)
-    task.prepare()
+    if reads or not isinstance(task, TextTask):
+        task.prepare()
+    else:
+        task.open_tokenizer()
+    check_vocabulary(config, task)
     torch.manual_seed(config.seed)
     values = config.model if policy is None else choices.bounded(config.model, policy)
     model = compose(values, task.vocab_size, task.members)

@@ -239,22 +239,34 @@ class Model(nn.Module, abc.ABC):
         return not self.tokens.carries and not in_layers
 
     def _apart(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
-        """Independent segments, folded into the batch. Models that answer once do so after each."""
+        """Independent segments, folded into the batch."""
         b, s = tokens_BSN.shape[:2]
-        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s), ALL)
-        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
-        return Output(output.logits.unflatten(0, (b, s)), *self._rejoined(output, b, s), loss)
-
-    def _rejoined(self, output: Output, b: int, s: int) -> tuple[ModelState, dict[str, Tensor]]:
-        """The state after S segments that were folded into the batch, and their diagnostics."""
-        diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
+        y_FND, every, found, loss = self._read(tokens_BSN.flatten(0, 1), self.init_state(b * s))
+        diagnostics = {name: value.expand(s) for name, value in found.items()}
         # A state that carries nothing may still count tokens, or have another size than before.
-        last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
-        return self.init_state(b) if self.memory == "off" else last, diagnostics
+        last = every.map(lambda t: t.unflatten(0, (b, s))[:, -1])
+        after = self.init_state(b) if self.memory == "off" else last
+        loss = None if loss is None else loss.unflatten(0, (b, s))
+        return Output(self._scores(y_FND.unflatten(0, (b, s)), scored), after, diagnostics, loss)
 
-    @abc.abstractmethod
+    def _scores(self, y_BSND: Tensor, scored: Scored) -> Tensor:
+        """Logits of several segments: [B, S, N, V], or [B, A, V] of the scored tokens."""
+        if not (self.answers_once or _is_all(scored)):
+            y_BSND = y_BSND.flatten(1, 2)[:, scored.flatten() if isinstance(scored, Tensor) else scored]
+        logits: Tensor = self.backbone.head(y_BSND)
+        return logits
+
     def _segment(self, tokens_BN: Tensor, state: ModelState, scored: Scored) -> Output:
         """`segment` with the memory on. An encoder always answers."""
+        y_BND, after, diagnostics, loss = self._read(tokens_BN, state)
+        y_BND = y_BND if self.answers_once else y_BND[:, scored]
+        return Output(self.backbone.head(y_BND), after, diagnostics, loss)
+
+    @abc.abstractmethod
+    def _read(
+        self, tokens_BN: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
+        """What `Output` has of a segment, with the head's input [B, N, D] (an encoder: [B, 1, D]) for logits."""
 
     def begin(self, state: ModelState) -> Open:
         """Open a segment, to be read in pieces. Models that answer once have no open segments."""

@@ -22,14 +22,9 @@ NO_TOKENS = slice(0, 0)  # of the rows of a call: all are memory tokens
 class Decoder(Model):
     """A causal model: backbone, layer memories and memory tokens."""
 
-    def _segment(self, tokens_BN: Tensor, state: ModelState, scored: Scored) -> Output:
-        y_BND, after, diagnostics, loss = self._read(tokens_BN, state)
-        return Output(self.backbone.head(y_BND[:, scored]), after, diagnostics, loss)
-
     def _read(
         self, tokens_BN: Tensor, state: ModelState
     ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
-        """The normalised outputs of a segment's tokens, and what else `Output` has."""
         m, n, w = self.tokens.reads, tokens_BN.shape[1], self.tokens.writes
         around = m + w > 0
         mask = self.tokens.mask(n, self.device) if around else None
@@ -45,15 +40,6 @@ class Decoder(Model):
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
         return y[:, :n], ModelState(tokens, layers, state.nothing_B0), diagnostics, loss
 
-    def _scores(self, y_BSND: Tensor, scored: Scored) -> Tensor:
-        """Logits of several segments: [B, S, N, V], or [B, A, V] of the scored tokens."""
-        if isinstance(scored, Tensor):
-            y_BSND = y_BSND.flatten(1, 2)[:, scored.flatten()]
-        elif scored != ALL:
-            y_BSND = y_BSND.flatten(1, 2)[:, scored]
-        logits: Tensor = self.backbone.head(y_BSND)
-        return logits
-
     @property
     def parallel(self) -> Any:
         """All segments at once, unless the top layer's output enters the bottom of the next segment.
@@ -66,14 +52,6 @@ class Decoder(Model):
         in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
         by_layers = self.memory == "on" and not self.tokens.carries and not self.tokens.reads
         return self._parallel if by_layers and in_all_layers else None
-
-    def _apart(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
-        b, s = tokens_BSN.shape[:2]
-        # of which the logits are still the outputs of the backbone
-        output = Output(*self._read(tokens_BSN.flatten(0, 1), self.init_state(b * s)))
-        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
-        logits = self._scores(output.logits.unflatten(0, (b, s)), scored)
-        return Output(logits, *self._rejoined(output, b, s), loss)
 
     def _parallel(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
         s, n = tokens_BSN.shape[1:]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memlab.memories.base import Where
-from memlab.models.base import Model, ModelState, Open, Output, Piece, Scored, Unread
+from memlab.models.base import Model, ModelState, Open, Piece, Unread
 
 
 class Encoder(Model):
@@ -24,14 +24,15 @@ class Encoder(Model):
 
     answers_once: ClassVar[bool] = True
 
-    def _segment(self, tokens_BN: Tensor, state: ModelState, scored: Scored) -> Output:
+    def _read(
+        self, tokens_BN: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
         x, where = self._rows(tokens_BN, state)
         wanted = slice(self.tokens.reads)
         y, layers, found, loss = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y)
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
-        after = ModelState(tokens, layers, state.nothing_B0)
-        return Output(self.backbone.head(y[:, :1]), after, diagnostics, loss)
+        return y[:, :1], ModelState(tokens, layers, state.nothing_B0), diagnostics, loss
 
     def _rows(self, tokens_BN: Tensor, state: ModelState) -> tuple[Tensor, Where]:
         m, n = self.tokens.reads, tokens_BN.shape[1]
