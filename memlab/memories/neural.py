@@ -257,6 +257,11 @@ class NeuralMemory(LayerMemory):
             return causal_mask(where.count, keys, self.device)
         return where.mask.expand(where.count, keys)
 
+    def local(self, y_BTD: Tensor) -> Tensor:
+        """The output of attention, normalised; in the parameters' type, also under autocast."""
+        normalised_BTD: Tensor = self.local_norm(y_BTD.to(self.local_norm.weight.dtype))
+        return normalised_BTD
+
     def gated(self, local_BTD: Tensor, remembered_BTD: Tensor) -> Tensor:
         """o = y * M, with y normalised, and M normalised and through a sigmoid (25, 28)."""
         o_BTD: Tensor = local_BTD * self.memory_norm(remembered_BTD.to(local_BTD.dtype)).sigmoid()

@@ -90,5 +90,4 @@ class TitansMAC(NeuralMemory):
         both = context.then(seen.keys_BGLK, seen.values_BGLK)
         rows = context.keys_BGLK.shape[2]
         y = self.attend(q, both.keys_BGLK, both.values_BGLK, everywhere, look_TL, remembered=rows)
-        y_BTD: Tensor = self.local_norm(self.merge(y))
-        return y_BTD
+        return self.local(self.merge(y))

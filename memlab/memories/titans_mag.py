@@ -83,8 +83,7 @@ class TitansMAG(NeuralMemory):
         own_TL = self.own(seen.keys_BGLK.shape[2] - count, where)
         look_TL = torch.cat([own_TL.new_ones(where.count, count), own_TL], dim=1)
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, look_TL, remembered=count)
-        y_BTD: Tensor = self.local_norm(self.merge(y))
-        return y_BTD
+        return self.local(self.merge(y))
 
     def _linear(
         self, asks: Tensor, new: Written, before: NeuralState, size: int
