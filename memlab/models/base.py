@@ -266,7 +266,7 @@ class Model(nn.Module, abc.ABC):
     def _read(
         self, tokens_BN: Tensor, state: ModelState
     ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
-        """What `Output` has of a segment, but the head's input [B, N, D] (an encoder: [B, 1, D]) for logits."""
+        """What `Output` has, with the head's input [B, N, D] (an encoder: [B, 1, D]) for logits."""
 
     def begin(self, state: ModelState) -> Open:
         """Open a segment, to be read in pieces. Models that answer once have no open segments."""
