@@ -59,7 +59,12 @@ class CachedState(State):
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes without empty rows: of the logical sets, which differ in size between heads and documents."""
+        """Bytes without empty rows: of the logical sets, which differ in size between heads and documents.
+
+        On the meta device, where it isn't known which rows are empty, all bytes.
+        """
+        if self.position_BGC.is_meta:
+            return self.nbytes
         of_rows = [*self.rows.tensors(), self.position_BGC, *self.of_rows.tensors()]
         used = int((self.position_BGC != EMPTY).sum())
         each = sum(t.shape[3:].numel() * t.element_size() for t in of_rows)

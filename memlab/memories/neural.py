@@ -8,11 +8,14 @@ Each head has an MLP whose weights M learn, while the model reads, to map keys t
     y = M(q),  q = x W_Q                                retrieval                       (15)
 
 alpha, eta and theta depend on the token; the gradient is taken at the weights before the token's chunk (16).
-Keys and queries are normalised to length 1, and all three projections pass a SiLU (section 4.4). The state is
-M and S. What they are at the beginning is learned, or 0.
+Keys and queries are normalised to length 1, and all three projections pass a SiLU (section 4.4). M begins
+with learned weights, and S with 0. The state is S, and what reading has changed in M.
 
 Left open by the paper, decided here: an MLP for each head, with SiLU between its layers and no biases; theta
-is at most `memory_lr`; what alpha and eta are for an average token at the beginning of the training. A token
+is at most memory_lr / b in a chunk of b tokens, so that many tokens with the same key do not overshoot; what
+alpha and eta are for an average token at the beginning of the training. Values are normalised to length 1
+too: with others, the weights of a deep memory grow until its gradient explodes (NaN in 65 steps of copy, and
+reported for other implementations). A token
 retrieves from the weights before its chunk, since within the chunk, attention sees everything (the paper's
 y_t is of M_t; other weights for each token would cost as much memory as a state for each token). The
 convolutions after the projections are left out.
@@ -38,17 +41,20 @@ from memlab.bounds import Fraction, NonNegative, Positive, PositiveFloat
 from memlab.errors import ConfigError
 from memlab.layers.attention import KeyValues, causal_mask
 from memlab.layers.description import Description
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.surprise import chunk_weights
+from memlab.precision import accumulator, accurate
 
 _CERTAIN = 1e4  # a logit of 1, exactly, in every floating-point type
 
 
 @state
 class NeuralState(State):
-    """The weights of each head's MLP, and the surprise, its momentum (of size 0 without momentum)."""
+    """The weights of each head's MLP, and the surprise, its momentum (of size 0 without momentum).
+
+    Carried weights are differences to the learned ones; those of an open segment are the weights themselves.
+    """
 
     weights_BHF: Tensor
     surprise_BHF: Tensor
@@ -56,7 +62,7 @@ class NeuralState(State):
 
 @state
 class Written(State):
-    """What tokens write: keys, values, and the logits of 1 - alpha and eta, and theta."""
+    """What tokens write: keys, values, the logits of 1 - alpha and of eta, and theta times b."""
 
     keys_BHTK: Tensor
     values_BHTK: Tensor
@@ -85,7 +91,7 @@ class NeuralMemory(LayerMemory):
         depth: layers of the MLP; 1 = a linear memory.
         expansion: width of its hidden layers, as a multiple of the head width.
         chunk: b, tokens whose gradients are taken at the same weights; None = those of a segment.
-        memory_lr: largest theta.
+        memory_lr: largest theta, times the tokens of a chunk.
         momentum: eta of an average token at the beginning; 0 = no momentum.
         forgetting: alpha of an average token at the beginning; 0 = nothing is ever forgotten.
         persistent_rows: learned rows that attention sees in front of each segment (3.3).
@@ -101,7 +107,7 @@ class NeuralMemory(LayerMemory):
         depth: Positive = 2,
         expansion: Positive = 2,
         chunk: Positive | None = 16,
-        memory_lr: PositiveFloat = 0.1,
+        memory_lr: PositiveFloat = 1.0,
         momentum: Fraction = 0.5,
         forgetting: Fraction = 0.01,
         persistent_rows: NonNegative = 4,
@@ -136,10 +142,19 @@ class NeuralMemory(LayerMemory):
         """
 
     def init_state(self, batch_size: int) -> NeuralState:
-        initial_HF = self.initial_HF
-        weights_BHF = initial_HF.to(accumulator(initial_HF.dtype)).expand(batch_size, -1, -1)
-        kept = initial_HF.shape[1] if self.has_momentum else 0
-        return NeuralState(weights_BHF, self.zeros(batch_size, self.description.heads, kept, accumulate=True))
+        heads, size = self.description.heads, sum(i * o for i, o in self.shapes)
+        sizes = (size, size if self.has_momentum else 0)
+        return NeuralState(*(self.zeros(batch_size, heads, each, accumulate=True) for each in sizes))
+
+    def opened(self, state: NeuralState) -> NeuralState:
+        """A carried state as an open segment needs it."""
+        weights_BHF = self.initial_HF.to(state.weights_BHF.dtype) + state.weights_BHF
+        return NeuralState(weights_BHF, state.surprise_BHF)
+
+    def closed(self, state: NeuralState) -> NeuralState:
+        """The state of an open segment as it is carried."""
+        weights_BHF = state.weights_BHF - self.initial_HF.to(state.weights_BHF.dtype)
+        return NeuralState(weights_BHF, state.surprise_BHF)
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """q, [B, H, T, K]."""
@@ -149,7 +164,7 @@ class NeuralMemory(LayerMemory):
     def writes(self, x_BTD: Tensor) -> Written:
         """What these rows write."""
         with accurate(x_BTD):
-            k, v = F.normalize(self._projected(x_BTD, 1), dim=-1), self._projected(x_BTD, 2)
+            k, v = (F.normalize(self._projected(x_BTD, part), dim=-1) for part in (1, 2))
             rates = F.linear(x_BTD.to(k.dtype), self.rates.weight.to(k.dtype))
             rates = rates.unflatten(-1, (3, -1)) + self.rates_bias_3H.to(k.dtype)  # [B, T, 3, H]
             keep, momentum, step = rates.permute(2, 0, 3, 1).unbind(0)
@@ -178,9 +193,9 @@ class NeuralMemory(LayerMemory):
         """The state after a chunk (13, 14)."""
         if not chunk.count:
             return before
-        k, v, *rates = chunk.tensors()
+        k, v, keep, momentum, step = chunk.tensors()
         with accurate(k):
-            a, f, m, g, n = chunk_weights(*rates)
+            a, f, m, g, n = chunk_weights(keep, momentum, step / chunk.count)
             matrices = self._matrices(before.weights_BHF)
             *inputs, y = self._forward(matrices, k)
             slope = 2 * (y - v)  # of the loss, at the outputs of each layer, from the last one down
@@ -231,7 +246,7 @@ class NeuralMemory(LayerMemory):
 
     def persistent(self, batch_size: int, where: Where) -> KeyValues:
         """Keys and values of the persistent rows, which stand just before the first row."""
-        rows_BPD = self.persistent_PD.expand(batch_size, -1, -1)
+        rows_BPD = self.persistent_PD.repeat(batch_size, 1, 1)  # torch's module tracker follows no view of it
         count = rows_BPD.shape[1]
         turn = where.turn(where.first - count, count, rows_BPD.dtype)
         return KeyValues(*self.keys_values(rows_BPD, turn))
@@ -241,6 +256,11 @@ class NeuralMemory(LayerMemory):
         if where.mask is None:
             return causal_mask(where.count, keys, self.device)
         return where.mask.expand(where.count, keys)
+
+    def local(self, y_BTD: Tensor) -> Tensor:
+        """The output of attention, normalised; in the parameters' type, also under autocast."""
+        normalised_BTD: Tensor = self.local_norm(y_BTD.to(self.local_norm.weight.dtype))
+        return normalised_BTD
 
     def gated(self, local_BTD: Tensor, remembered_BTD: Tensor) -> Tensor:
         """o = y * M, with y normalised, and M normalised and through a sigmoid (25, 28)."""

@@ -62,9 +62,9 @@ class TitansMAC(NeuralMemory):
             )
 
     def begin(self, state: NeuralState, where: Where) -> ContextOpen:
-        batch = where.batch_size
+        batch, opened = where.batch_size, self.opened(state)
         context, seen = self.persistent(batch, where), self.no_rows(batch)
-        return ContextOpen(state, state, self.nothing(batch), context, seen)
+        return ContextOpen(opened, opened, self.nothing(batch), context, seen)
 
     def extend(self, x_BTD: Tensor, open: ContextOpen, where: Where) -> tuple[Tensor, ContextOpen]:
         hidden_BTD = self.normed(x_BTD)
@@ -79,7 +79,7 @@ class TitansMAC(NeuralMemory):
         return o_BTD, ContextOpen(open.before, now, pending, context, seen)
 
     def close(self, open: ContextOpen) -> NeuralState:
-        return self.update(open.now, open.pending)
+        return self.closed(self.update(open.now, open.pending))
 
     def _attend(self, q: Tensor, context: KeyValues, seen: KeyValues, where: Where) -> Tensor:
         """Eq. 23 of all rows, since all tokens write, normalised: [B, T, D]."""
@@ -90,5 +90,4 @@ class TitansMAC(NeuralMemory):
         both = context.then(seen.keys_BGLK, seen.values_BGLK)
         rows = context.keys_BGLK.shape[2]
         y = self.attend(q, both.keys_BGLK, both.values_BGLK, everywhere, look_TL, remembered=rows)
-        y_BTD: Tensor = self.local_norm(self.merge(y))
-        return y_BTD
+        return self.local(self.merge(y))

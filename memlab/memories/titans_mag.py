@@ -42,7 +42,7 @@ class TitansMAG(NeuralMemory):
 
     def begin(self, state: NeuralState, where: Where) -> GateOpen:
         batch = where.batch_size
-        return GateOpen(state, self.nothing(batch), self.persistent(batch, where))
+        return GateOpen(self.opened(state), self.nothing(batch), self.persistent(batch, where))
 
     def extend(self, x_BTD: Tensor, open: GateOpen, where: Where) -> tuple[Tensor, GateOpen]:
         hidden_BTD = self.normed(x_BTD)
@@ -54,7 +54,7 @@ class TitansMAG(NeuralMemory):
         return self.gated(y_BTD, remembered_BTD[:, where.wanted]), GateOpen(before, pending, seen)
 
     def close(self, open: GateOpen) -> NeuralState:
-        return self.update(open.before, open.pending)
+        return self.closed(self.update(open.before, open.pending))
 
     def parallel(self, x_BTD: Tensor, state: NeuralState, where: Where) -> tuple[Tensor, NeuralState]:
         s, n = where.segments, where.count
@@ -66,16 +66,16 @@ class TitansMAG(NeuralMemory):
         asks, new = self.queries(hidden_BTD), self.writes(hidden_BTD)
         size = min(self.chunk or n, n)
         if n % size == 0 and len(self.shapes) == 1:
-            remembered_BTD, after = self._linear(asks, new, state, size)
+            remembered_BTD, after = self._linear(asks, new, self.opened(state), size)
         else:
-            parts, after = [], state
+            parts, after = [], self.opened(state)
             for at in range(0, s * n, n):
                 for begin in range(at, at + n, size):
                     rows = slice(begin, min(begin + size, at + n))
                     parts.append(self.retrieve(asks[:, :, rows], after.weights_BHF))
                     after = self.update(after, new.rows(rows))
             remembered_BTD = torch.cat(parts, dim=1)
-        return self.gated(y_BTD, remembered_BTD), after
+        return self.gated(y_BTD, remembered_BTD), self.closed(after)
 
     def _attend(self, q: Tensor, seen: KeyValues, where: Where) -> Tensor:
         """Eq. 27, normalised: [B, T, D]."""
@@ -83,8 +83,7 @@ class TitansMAG(NeuralMemory):
         own_TL = self.own(seen.keys_BGLK.shape[2] - count, where)
         look_TL = torch.cat([own_TL.new_ones(where.count, count), own_TL], dim=1)
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, look_TL, remembered=count)
-        y_BTD: Tensor = self.local_norm(self.merge(y))
-        return y_BTD
+        return self.local(self.merge(y))
 
     def _linear(
         self, asks: Tensor, new: Written, before: NeuralState, size: int
@@ -94,7 +93,7 @@ class TitansMAG(NeuralMemory):
         weights = before.weights_BHF.unflatten(-1, (width, width))
         surprise = before.surprise_BHF.unflatten(-1, (-1, width)) if self.has_momentum else 0 * weights
         k, v, keep, momentum, step = (t.unflatten(2, (-1, size)) for t in new.tensors())
-        memories, surprise = linear_memories(k, v, keep, momentum, step, weights, surprise)
+        memories, surprise = linear_memories(k, v, keep, momentum, step / size, weights, surprise)
         weights_BCHF = memories[:, :, :-1].transpose(1, 2).flatten(3)
         asks_BCHbK = asks.unflatten(2, (-1, size)).transpose(1, 2)
         found = self.retrieve(asks_BCHbK.flatten(0, 1), weights_BCHF.flatten(0, 1))

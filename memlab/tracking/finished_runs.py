@@ -28,7 +28,7 @@ class Found:
     Attributes:
         directory: of the run; of a checkpoint that lies outside of any run, a directory next to it that
             may not exist yet.
-        checkpoint: the file with its weights.
+        checkpoint: the file with its weights, or the directory that `memlab.export` wrote.
         best: whether that is the checkpoint by which the run is judged.
         by_id: whether it was named by its MLflow run id.
     """
@@ -57,6 +57,8 @@ def find(run: str, uri: str) -> Found:
         inside = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
         directory = path.parent.parent if inside else path.with_name(f"{path.stem}.evaluation")
         return Found(directory, path, best=inside and path.name == BEST)
+    if there and path.is_dir() and not (path / "config.yaml").exists() and (path / "config.json").is_file():
+        return Found(path, path, best=False)  # what memlab.export wrote
     if there and path.is_dir():
         return _finished(path, f"run={run}")
     if _RUN_ID.fullmatch(run):

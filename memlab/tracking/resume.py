@@ -41,6 +41,7 @@ FREE |= {"generations", "test_prompts", "rows", "workers", "threads", "accelerat
 # keys that runs begun before them lack
 ADDED: dict[str, Any] = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 ADDED |= {"trainer.train": "all", "lora.rank": 8, "lora.alpha": 16.0, "lora.targets": ["q", "v"]}
+ADDED |= {"model.qk_norm": False, "model.first_position": "token"}
 _FREE_GROUPS = ("tracking.",)
 LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml

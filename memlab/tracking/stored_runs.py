@@ -176,6 +176,8 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     score = metrics.get("test/accuracy", metrics.get("test/bits_per_byte"))
     if score is None:
         raise _UnusableError("has neither test/accuracy nor test/bits_per_byte")
+    if not math.isfinite(score):
+        raise _UnusableError(f"has a test score that is no number ({score})")
     memory, timing = result["memory"], result["timing"]
     numbers = [config["seed"], memory["state_bytes"], result["steps"], result.get("parameters", 0)]
     numbers += [memory.get("compression_carry", 0), memory.get("compression_peak", 0)]
@@ -187,8 +189,6 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         and all(isinstance(text, Mapping) for text in texts)
     ):
         raise _UnusableError("has a damaged result")
-    if not math.isfinite(score):
-        raise _UnusableError(f"has a test score that is no number ({score})")
 
 
 def _config(text: str) -> dict[str, Any]:

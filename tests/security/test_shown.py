@@ -102,7 +102,9 @@ def test_generated_text_on_a_terminal(
 ) -> None:
     """A pipe or a file gets the text itself."""
     pieces = ["a", "\x1b]0;b", "\x07é\n"]
-    monkeypatch.setattr(api, "load", lambda *_, **__: SimpleNamespace(policy=None, write=lambda *_, **__: iter(pieces)))
+    monkeypatch.setattr(
+        api, "load", lambda *_, **__: SimpleNamespace(policy=None, write=lambda *_, **__: iter(pieces))
+    )
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal_is_there, raising=False)
     store = SimpleNamespace(policy=None, uri="")
     generate.job(

@@ -211,8 +211,7 @@ def test_a_document_without_tokens_is_passed_over(tmp_path: Path, monkeypatch: p
 
 
 class NoSpaces:
-    size = 256
-    begin = 0
+    size = begin = 256
 
     def encode(self, document: bytes) -> Any:
         return np.frombuffer(document.replace(b" ", b""), dtype=np.uint8)

@@ -44,10 +44,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
-    found = finished_runs.find(config.run, config.tracking.uri)
-    _check_links(found)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust, config.policy)
+    if config.untrained is not None:
+        run = trained.fresh(config.untrained, device, limits, config.policy)
+    else:
+        assert config.run is not None  # or `untrained`
+        found = finished_runs.find(config.run, config.tracking.uri)
+        _check_links(found)
+        run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
@@ -227,8 +231,8 @@ _NO_SAMPLES = dict.fromkeys(("trained_segments", "trained_tokens", "lengths_in",
 def _about_samples(run: Trained, task: SyntheticTask) -> dict[str, Any]:
     """How the lengths of a task with samples are counted and scored."""
     return {
-        "trained_segments": task.num_segments if run.step else None,
-        "trained_tokens": task.tokens if run.step else None,
+        "trained_segments": task.num_segments if run.trained else None,
+        "trained_tokens": task.tokens if run.trained else None,
         "lengths_in": task.lengths_in,
         "score": "exact_match" if task.whole_answers else "accuracy",
         "chance": task.chance**task.answer_tokens if task.whole_answers else task.chance,

@@ -23,7 +23,7 @@ def print_lengths(
     """Print accuracy by length, the cost, and accuracy by depth if the task has depths."""
     unit = record["lengths_in"]
     longest = record[f"trained_{unit}"]
-    trained = "not trained on it" if longest is None else f"trained up to {longest:,} {unit}"
+    trained = "as pretrained" if longest is None else f"trained up to {longest:,} {unit}"
     chance = format(record["chance"], ".3f" if record["chance"] >= 0.0005 else ".1g")
     title = f"{_title(record)}; {trained}; chance {chance}"
     said = (
