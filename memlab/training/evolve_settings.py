@@ -37,7 +37,7 @@ class EvolveConfig(TrustingSection):
     policy: dict[str, Any]
     task: dict[str, Any] | None = None
     generations: Positive | None
-    population: Annotated[int, Field(ge=2)]
+    population: Annotated[int, Field(ge=4)]
     prompts: Positive
     sampler: Literal["auto", "separable", "full"]
     sigma: PositiveFloat

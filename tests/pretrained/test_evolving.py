@@ -24,7 +24,7 @@ TASK = ["task=copy", "task.length=4", "task.symbols=5", "task.num_segments=3", "
 NETWORK = ["policy.n_fft=4", "policy.hop=2", "policy.ages=2", "policy.hidden=3"]
 SHORT = [
     "generations=1",
-    "population=3",
+    "population=4",
     "prompts=4",
     "dev_prompts=4",
     "test_prompts=6",
