@@ -276,8 +276,9 @@ class ProseTask(SizedTask):
         where = "before the last of them" if self.needs_memory else "before the question"
         return ConfigError(
             f"task.length={self.length}: segments of {list(self.segment_lengths)} tokens are too short for a "
-            f"story of this task and a sentence of filler, as task.tokenizer={self.tokenizer_name} writes them; "
-            f"hidden sentences stand {where}. Use longer segments"
+            "story of this task and a sentence of filler, as "
+            f"task.tokenizer={self.tokenizer_name} writes them; hidden sentences stand {where}. Use longer "
+            "segments"
         )
 
 
