@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model on a task: validate, keep the best checkpoint, test it once",
     "evaluate": "read a trained run at other lengths, under controls, or on an endless stream",
     "generate": "let a run on text continue a prompt",
+    "export": "write a run's model as a directory that transformers, or memlab.load, opens",
     "sweep": "search hyperparameters; the search survives kills and runs on many machines",
     "evolve": "evolve a policy that says what a key-value cache keeps",
     "claims": "test published claims by their own rules, and write a page about each",

@@ -202,3 +202,19 @@ def load(
     return Run(
         found.directory, found.checkpoint, opened.step, opened.config, opened.task, opened.model, result
     )
+
+
+def untrained(config: Config, device: torch.device) -> Run:
+    """Open a pretrained model that no run has trained, to generate text.
+
+    Args:
+        config: of a text task, as `memlab.train` would have it.
+        device: for the model.
+
+    Raises:
+        UserError: the weights or the tokenizer cannot be read, or do not fit into memory.
+    """
+    opened = trained.fresh(config, device, reads=False)
+    return Run(
+        opened.found.directory, opened.found.checkpoint, 0, opened.config, opened.task, opened.model, None
+    )

@@ -1,10 +1,14 @@
-"""`python -m memlab.evaluate run=DIR lengths=[4,8]`: test a run at other lengths and under controls."""
+"""`python -m memlab.evaluate run=DIR lengths=[4,8]`: test a run at other lengths and under controls.
+
+A pretrained model, which no run has trained, is described as for `memlab.train`: `backbone=pretrained
+backbone.path=DIR model=transformer task=..` in the place of `run=DIR`.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from memlab.config import cli
+from memlab.config import cli, untrained
 from memlab.evaluation.settings import EvaluateConfig, check_evaluate
 
 
@@ -24,7 +28,9 @@ def job(config: EvaluateConfig) -> int:
 
 
 def main() -> None:
-    cli.run("evaluate", check_evaluate, job)
+    words, described = cli.or_exit("evaluate", lambda: untrained.separate("evaluate", sys.argv[1:]))
+    sys.argv[1:] = words
+    cli.run("evaluate", lambda composed: check_evaluate(composed, described.config()), job)
 
 
 if __name__ == "__main__":

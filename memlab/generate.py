@@ -1,6 +1,7 @@
 """`python -m memlab.generate run=DIR prompt="Once upon a time"`: let a run on text continue a prompt.
 
-In Python: `memlab.load(DIR).generate(..)`.
+A pretrained model, which no run has trained, is described as for `memlab.train`, in the place of `run=DIR`:
+`backbone=pretrained backbone.path=DIR`. In Python: `memlab.load(DIR).generate(..)`.
 """
 
 from __future__ import annotations
@@ -10,27 +11,34 @@ import sys
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from memlab.config import cli
+from memlab.config import untrained as described_in
 from memlab.evaluation.settings import GenerateConfig, check_generate
+from memlab.terminal.plain import printable
 
 
 def job(config: GenerateConfig) -> int:
     import torch
 
-    from memlab.api import load
+    from memlab.api import load, untrained
     from memlab.evaluation.trained import choose_device
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = load(
-        config.run, device=choose_device(config.accelerator), uri=config.tracking.uri, trust=config.trust
-    )
+    device = choose_device(config.accelerator)
+    if config.untrained is not None:
+        run = untrained(config.untrained, device)
+    else:
+        assert config.run is not None  # or `untrained`
+        run = load(config.run, device=device, uri=config.tracking.uri, trust=config.trust)
     pieces = run.write(
         config.prompt, config.tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
     )
-    print(config.prompt, end="", flush=True)
+    # a model may have learned to write what a terminal obeys
+    shown = printable if sys.stdout.isatty() else str
+    print(shown(config.prompt), end="", flush=True)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
     except KeyboardInterrupt:
         print("\nmemlab.generate: interrupted", file=sys.stderr)
         return 130
@@ -50,8 +58,11 @@ def quoted(argument: str) -> str:
 
 
 def main() -> None:
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
-    cli.run("generate", check_generate, job, groups=False)
+    words = [quoted(argument) for argument in sys.argv[1:]]
+    own, described = cli.or_exit("generate", lambda: described_in.separate("generate", words))
+    sys.argv[1:] = own
+    described = described.writing()
+    cli.run("generate", lambda composed: check_generate(composed, described.config()), job, groups=False)
 
 
 if __name__ == "__main__":

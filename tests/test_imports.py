@@ -26,7 +26,7 @@ FLOORS = (
     ("layers",),
     ("ops",),
     ("files", "gpus", "ram", "terminal"),
-    ("errors", "bounds", "splits", "version"),
+    ("errors", "bounds", "precision", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = 1

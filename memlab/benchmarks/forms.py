@@ -65,9 +65,10 @@ def compare(name: str, model: Model, tokens_BSN: Tensor, repeats: int) -> dict[s
 def one_pass(model: Model, form: str, tokens_BSN: Tensor) -> None:
     """Forward and backward pass of the next-token loss."""
     model.zero_grad()
-    logits = getattr(model, form)(tokens_BSN, model.init_state(len(tokens_BSN))).logits
-    targets_BSN = tokens_BSN.roll(-1, dims=2)[..., -logits.shape[2] :]
-    F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten()).backward()
+    output = getattr(model, form)(tokens_BSN, model.init_state(len(tokens_BSN)))
+    targets_BSN = tokens_BSN.roll(-1, dims=2)[..., -output.logits.shape[2] :]
+    loss = F.cross_entropy(output.logits.flatten(0, 2), targets_BSN.flatten())
+    (loss if output.auxiliary is None else loss + output.auxiliary.mean()).backward()
 
 
 def milliseconds(measured: dict[str, Any]) -> list[str]:

@@ -93,10 +93,13 @@ def tokens(config: BenchConfig, *shape: int) -> Tensor:
 
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
-    """Mean cross-entropy of all targets; for an encoder, of the last target of each segment."""
-    logits = model(tokens_BSN).logits
+    """Mean cross-entropy of all targets (for an encoder, of the last target of each segment), and the
+    auxiliary loss.
+    """
+    output = model(tokens_BSN)
     targets_BSN = targets_BSN[..., -1:] if model.answers_once else targets_BSN
-    return F.cross_entropy(logits.flatten(0, 2), targets_BSN.flatten())
+    value = F.cross_entropy(output.logits.flatten(0, 2), targets_BSN.flatten())
+    return value if output.auxiliary is None else value + output.auxiliary.mean()
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:

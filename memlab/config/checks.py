@@ -11,9 +11,11 @@ from memlab.bounds import NonNegative
 from memlab.config import pretrained_keys, schema, trust
 from memlab.config.sections import CompareConfig, Config, GrowingCurriculum, LoraConfig, ShowConfig, typed
 from memlab.errors import ConfigError, suggestion
+from memlab.files import is_file_name
 from memlab.models import choices
 from memlab.tasks import growth
 from memlab.tasks.base import SyntheticTask, Task
+from memlab.terminal.plain import printable
 
 PRETRAINED = "pretrained"  # a task's tokenizer
 # a task's file may say how it is best trained, which is of no use to `memlab.show`
@@ -172,7 +174,7 @@ def _first_changed(lora: LoraConfig) -> str:
 
 
 def check_shares(config: Config, task: Task, size: int) -> None:
-    """Whether the rows of a batch, and the samples of validation and test, can be shared out among so many
+    """Check that the rows of a batch, and the samples of validation and test, can be divided among this many
     processes, and read in parts.
 
     Raises:
@@ -211,7 +213,7 @@ def with_policy(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_model(values: dict[str, Any]) -> None:
-    """Whether each key is an option of a part that was chosen, and has a value that it accepts.
+    """Check that each key is an option of a part that was chosen, and has a value that it accepts.
 
     Raises:
         ConfigError: it is not, or a key is missing.
@@ -222,6 +224,7 @@ def check_model(values: dict[str, Any]) -> None:
             "backbone, layer_memory and tokens, and weights of 0.1 do not fit; train it again, or use "
             "memlab 0.1"
         )
+    _check_name("model", values.get("name"))
     fixed = _OF_EVERY_MODEL | (pretrained_keys.KEYS if values.get("backbone") == pretrained_keys.NAME else {})
     for key, annotation in fixed.items():
         if key not in values:
@@ -276,7 +279,9 @@ def check_policy(values: Mapping[str, Any]) -> None:
     """
     if not isinstance(values.get("name"), str):
         raise ConfigError("policy.name is missing: it is the policy, in a file of configs/policy")
-    found = schema.parameters(choices.target("policy", values["name"]))
+    target = choices.target("policy", values["name"])
+    trust.check("policy.name", target)
+    found = schema.parameters(target)
     options = {key: option for key, option in found.items() if key not in choices.GIVEN}
     for key, value in values.items():
         if key == "name":
@@ -291,7 +296,7 @@ def model_options(values: Mapping[str, Any]) -> dict[str, schema.Parameter]:
     accepts.
 
     Raises:
-        ConfigError: there is no such choice, or the layers cannot be shared out among the memories.
+        ConfigError: there is no such choice, or the layers cannot be divided among the memories.
     """
     backbone = schema.parameters(choices.BACKBONE)
     if isinstance(values.get("layers"), int):
@@ -317,7 +322,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-# The keys of a model that are no options of its parts.
+# The keys of a model that are not options of its parts.
 _OF_EVERY_MODEL: dict[str, Any] = {
     "name": str,
     "backbone": str,
@@ -339,6 +344,7 @@ def check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing from configs/task/*.yaml: it names the class, and the task in reports"
             )
+    _check_name("task", values["name"])
     trust.check("task._target_", values["_target_"])
     arguments = schema.parameters(values["_target_"])
     for key, value in values.items():
@@ -352,6 +358,19 @@ def check_task(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"task.{key} is missing: {values['_target_']} needs it ({arguments[key].words})"
             )
+
+
+def _check_name(group: str, name: Any) -> None:
+    """Check that a name, which is part of paths, is that of one directory, and shows as it is.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(name, str) and (not is_file_name(name) or printable(name) != name):
+        raise ConfigError(
+            f"{group}.name={printable(name)}: runs are in a directory of this name, so it has no / and no "
+            "control characters"
+        )
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:

@@ -2,7 +2,7 @@
 work.
 
 Hydra's own messages name neither the valid keys nor a near one, it takes the last of two contradicting
-overrides in silence, and `+key=value` adds keys that nothing reads. Here each of these is one line, and
+overrides silently, and `+key=value` adds keys that nothing reads. Here each of these is one line, and
 nothing has been written when it appears.
 """
 
@@ -80,24 +80,24 @@ class _Command:
 
 def _run(wanted: _Command) -> NoReturn:
     command = wanted.name
-    if "--version" in sys.argv[1:]:  # Hydra would say its own
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(f"memlab {__version__}")
         sys.exit(0)
     for name in _MAY_BE_EMPTY:
         if os.environ.get(name) == "":
             del os.environ[name]
     leads = launch.rank() == 0
-    _or_exit(command, lambda: overrides.check_surroundings(sys.argv[1:]), leads)
+    or_exit(command, lambda: overrides.check_surroundings(sys.argv[1:]), leads)
     if not wanted.groups:
         ConfigStore.instance().store(command, OmegaConf.load(os.path.join(config_dir(), f"{command}.yaml")))
-    # argparse wants flags before overrides; a user adds `--multirun` where the cursor is
+    # argparse needs flags before overrides; users add `--multirun` wherever the cursor is
     typed = sys.argv[1:]
-    words = _or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
+    words = or_exit(command, lambda: override_file.expand(typed) if command == "train" else typed, leads)
     words = overrides.spelled(words)
     sys.argv[1:] = [w for w in words if not _is_override(w)] + [w for w in words if _is_override(w)]
     arguments = get_args_parser().parse_args()
-    folder = _or_exit(command, lambda: overrides.check_folder(arguments.config_dir, command), leads)
-    with _or_exit(command, lambda: composing.allowing(typed, folder), leads):
+    folder = or_exit(command, lambda: overrides.check_folder(arguments.config_dir, command), leads)
+    with or_exit(command, lambda: composing.allowing(typed, folder), leads):
         _compose(wanted, arguments, words, folder, leads)
 
 
@@ -108,9 +108,9 @@ def _compose(
     asks_hydra = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
     if asks_hydra:
         if folder is not None:
-            _or_exit(command, lambda: _check_hydra(command, arguments, folder, groups), leads)
+            or_exit(command, lambda: _check_hydra(command, arguments, folder, groups), leads)
     else:
-        found = _or_exit(command, lambda: _preflight(wanted, arguments, folder), leads)
+        found = or_exit(command, lambda: _preflight(wanted, arguments, folder), leads)
         if arguments.multirun and not arguments.cfg:
             sys.exit(_multirun(command, words, folder, found, wanted.imports))
 
@@ -125,7 +125,7 @@ def _compose(
             with kept_in(getattr(config, "run_dir", None), getattr(config, "run", None)):
                 return wanted.job(config)
 
-        if status := _or_exit(command, work):
+        if status := or_exit(command, work):
             sys.exit(status)
 
     main()
@@ -140,7 +140,7 @@ def _multirun(
     found: tuple[Sequence[Job], int],
     imports: Sequence[str],
 ) -> int | str:
-    """Run jobs, so many at a time; returns what the process is to end with."""
+    """Run jobs, so many at a time; returns the exit status, or a message for a failure."""
     every, at_once = found
     identity = jobs.announce(command, words)  # they know that they belong together
     options = [] if folder is None else ["--config-dir", folder]
@@ -152,14 +152,14 @@ def _is_override(word: str) -> bool:
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
-def _or_exit(command: str, work: Callable[[], Any], told: bool = True) -> Any:
+def or_exit(command: str, work: Callable[[], Any], report: bool = True) -> Any:
     """The result of `work`; a mistake of the user's ends the process with one message and no traceback."""
     try:
         return work()
     except (UserError, UnexpectedError) as error:
         if os.environ.get("MEMLAB_TRACEBACK"):
             raise
-        if told:
+        if report:
             print(f"memlab.{command}: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_UNEXPECTED)
 

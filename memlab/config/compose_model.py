@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from memlab.config import trust
 from memlab.config.checks import check_model, with_policy
 from memlab.config.composing import composing
 from memlab.config.overrides import spelled
@@ -29,7 +30,7 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
     Args:
         name: of a file of `configs/model/`.
         overrides: as on the command line: `model.width=16`, `layer_memory=infini`.
-        own: a directory of one's own groups, as --config-dir; that of the running command is known anyway.
+        own: a directory of your own groups, as --config-dir; that of the running command is always searched.
 
     Raises:
         ConfigError: there is no such preset, or values do not go together.
@@ -48,7 +49,8 @@ def model_values(name: str, overrides: Sequence[str] = (), own: Path | None = No
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"model={name}: {str(error).splitlines()[0]}") from None
     values: dict[str, Any] = settle(with_policy(plain)["model"])
-    check_model(values)
+    with trust.allowing(folder=own):
+        check_model(values)
     return values
 
 
@@ -61,7 +63,7 @@ def model_names(own: Path | None = None) -> list[str]:
 
 @contextmanager
 def _composing() -> Iterator[None]:
-    """Within the running command's Hydra, which knows its --config-dir; or one of our own."""
+    """Within the running command's Hydra, which knows its --config-dir; or a new one."""
     running = GlobalHydra.instance()
     if running.is_initialized() and "model" in running.config_loader().list_groups(""):
         yield

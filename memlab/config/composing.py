@@ -35,7 +35,7 @@ def composing(folder: Folder = None, groups: bool = True) -> Iterator[None]:
     """Hydra ready to compose, as it is once a command has begun.
 
     Args:
-        folder: of further YAML files of the user's, looked through after memlab's own; see `--config-dir`.
+        folder: of further YAML files of the user's, searched after memlab's own; see `--config-dir`.
         groups: whether the command chooses files of `configs/*/`.
     """
     # a command may be composing its own configuration: Hydra has one at a time
@@ -119,8 +119,10 @@ def with_preset(command: str, given: list[Override], folder: Folder) -> list[Ove
     words = [o.input_line or "" for o in chosen]
     compose_job(command, words, folder)
     hydra_config = compose(command, words, return_hydra_config=True).hydra
-    swept = presets.swept(hydra_config, {o.key_or_group for o in given})
-    return [*overrides.parse(swept, loader()), *given]
+    swept = overrides.parse(presets.swept(hydra_config, {o.key_or_group for o in given}), loader())
+    if any(o.key_or_group == trust.KEY for o in swept):
+        raise ConfigError("trust is set in a file; only the command line says what is trusted")
+    return [*swept, *given]
 
 
 def compose_job(command: str, job: Sequence[str], folder: Folder = None) -> DictConfig:
@@ -148,8 +150,9 @@ def compose_job(command: str, job: Sequence[str], folder: Folder = None) -> Dict
         chosen = compose(command, [o.input_line or "" for o in files])
         for override in values:
             _check_key(override, chosen)
-        composed = compose(command, list(job), return_hydra_config=True)
-        _check_hydra(command, composed)
+        composed = compose(command, list(job), return_hydra_config=folder is not None)
+        if folder is not None:  # else all files are memlab's
+            _check_hydra(command, composed)
         if composed.get(trust.KEY) and trust.KEY not in {o.key_or_group for o in given}:
             raise ConfigError("trust is set in a file; only the command line says what is trusted")
         tell_folder(composed, folder)
@@ -188,7 +191,7 @@ def _check_hydra(command: str, composed: DictConfig) -> None:
 
 
 def _hydra(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's settings, but for those that differ between command lines."""
+    """Hydra's settings, except for those that differ between command lines."""
     settings: Any = OmegaConf.to_container(composed.hydra, resolve=False)
     for name in ("overrides", "runtime"):
         settings.pop(name)

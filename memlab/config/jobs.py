@@ -146,9 +146,9 @@ class Jobs:
         modules: what a job imports first.
 
     Attributes:
-        failed: a line for each job that ended otherwise than with status 0.
-        waiting: the overrides of each that was not begun, or was ended before it was done.
-        asked: the signal that asked for the end, or None.
+        failed: a line for each job that ended with another status than 0.
+        waiting: the overrides of each that has not begun, or was ended before it was done.
+        asked: the signal that requested the end, or None.
     """
 
     def __init__(
@@ -302,25 +302,25 @@ class Jobs:
         return " ".join(word for word in own if not word.startswith("run_dir=")) or self._line(job)
 
     def _told_at_end(self) -> int | str:
-        told = []
+        lines = []
         if self.failed:
-            told.append(
+            lines.append(
                 f"memlab.{self.command}: {len(self.failed)} of the jobs failed:\n  "
                 + "\n  ".join(self.failed)
             )
         if self.waiting:
             name = signal.Signals(self.asked or signal.SIGTERM).name
-            told.append(
+            lines.append(
                 f"memlab.{self.command}: {name}: {len(self.waiting)} of the jobs not done:\n  "
                 + "\n  ".join(self.waiting)
             )
         if self.asked is None:
-            return told[0] if told else 0
-        print("\n".join(told), file=sys.stderr, flush=True)
+            return lines[0] if lines else 0
+        print("\n".join(lines), file=sys.stderr, flush=True)
         return 128 + self.asked
 
     def _ending(self) -> int:
-        """The signal by which the end was asked for, or 0. (A call: a signal may come at any moment.)"""
+        """The signal that requested the end, or 0. (A call: a signal may come at any moment.)"""
         return self.asked or 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

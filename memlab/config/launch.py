@@ -81,8 +81,8 @@ def known_size(name: str, strategy: str, devices: int | None, num_nodes: int) ->
         strategy, devices, num_nodes: as in `memlab.config.sections.TrainerConfig`.
 
     Raises:
-        ConfigError: there are more or fewer than the strategy takes, or torchrun started another number than
-            these say.
+        ConfigError: there are more or fewer than the strategy takes, or torchrun started a different number
+            of processes.
     """
     if strategy == "single":
         if (devices, num_nodes) != (1, 1):
@@ -229,9 +229,9 @@ class Others:
         Python cannot interrupt it.
         """
         while not self.over.wait(1):
-            if told := self.lost():
+            if lost := self.lost():
                 if not self.over.wait(_SECONDS):
-                    print(f"memlab.train: error: {told}", file=sys.stderr, flush=True)
+                    print(f"memlab.train: error: {lost}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
 
@@ -243,7 +243,7 @@ def others(place: Place, words: Sequence[str], threads: int | None) -> Iterator[
     They end with this context, or with this process.
 
     Args:
-        words: the command line behind `memlab.train`.
+        words: the command line after `memlab.train`.
         threads: processor threads for each process; None = as many as torch or Lightning think right.
     """
     if threads is not None and place.size > 1:
@@ -292,9 +292,7 @@ def others(place: Place, words: Sequence[str], threads: int | None) -> Iterator[
 
 
 def _end_with_parent() -> None:
-    """However the process that started this one ends, kill -9 too, this one does not stay behind (on
-    Linux).
-    """
+    """However the process that started this one ends, even by kill -9, this one ends with it (on Linux)."""
     parent = os.environ.get(_PARENT)
     if parent is not None and sys.platform.startswith("linux"):
         end_with(int(parent))

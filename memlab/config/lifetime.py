@@ -20,7 +20,7 @@ DIES_WITH = "MEMLAB_DIES_WITH"  # process id of the one with which this one is t
 
 
 def end_with_starter() -> None:
-    """End this process with the one that started it, if that asked for it in the environment.
+    """End this process with the one that started it, if that one requested it in the environment.
 
     The processes that this one starts are not affected.
     """
@@ -34,7 +34,7 @@ def end_with_starter() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process with its parent, however that ends, kill -9 too; on Linux."""
+    """End this process with its parent, however that ends, even by kill -9; on Linux."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)

@@ -17,7 +17,7 @@ from memlab.errors import ConfigError
 
 KEY = "experiment_file"
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*(:[\w./-]+)*")  # Hydra reads these as they stand
-_WORDS = {"null", "true", "false", "nan", "inf"}  # but for these
+_WORDS = {"null", "true", "false", "nan", "inf"}  # except for these
 
 
 def expand(words: Sequence[str]) -> list[str]:

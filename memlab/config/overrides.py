@@ -42,7 +42,7 @@ def spelled(words: Sequence[str]) -> list[str]:
 
 
 def check_surroundings(words: Sequence[str]) -> None:
-    """Whether this process can read its command line and knows where it is.
+    """Check that this process can read its command line and knows where it is.
 
     Raises:
         UserError: the current directory is gone, or the locale cannot represent a name.
@@ -160,7 +160,7 @@ def _quoted(key: str, value: str) -> str:
 
 
 def check_twice(overrides: Sequence[Override]) -> None:
-    """Whether each key is given once.
+    """Check that each key is given once.
 
     Raises:
         ConfigError: one is given twice.
@@ -174,7 +174,7 @@ def check_twice(overrides: Sequence[Override]) -> None:
 
 
 def check_single(overrides: Sequence[Override]) -> None:
-    """Whether the words describe one job.
+    """Check that the words describe one job.
 
     Raises:
         ConfigError: one of them has several values.

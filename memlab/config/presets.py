@@ -8,7 +8,7 @@ A preset is a file of `configs/experiment/`. It sets keys like any file of confi
     experiment.per_model     keys that only some models have, such as `transformer_xl: {model.mem_len: 12}`
 
 The command line goes before all of them. `experiment` is gone from the configuration when it is checked: a
-run does not depend on the name by which it was asked for.
+run does not depend on the name of the preset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEYS = ("name", "per_model")
 
 
 def swept(hydra_config: Any, given: Collection[str]) -> list[str]:
-    """The sweeps of a preset as overrides, but for the keys that the command line gives."""
+    """The sweeps of a preset as overrides, except for the keys that the command line gives."""
     params = OmegaConf.to_container(hydra_config.sweeper.params or OmegaConf.create({}))
     assert isinstance(params, dict)
     return [f"{key!s}={value}" for key, value in params.items() if key not in given]
@@ -39,7 +39,7 @@ def settle(composed: DictConfig, given: Collection[str], models: Collection[str]
         models: names that there are, to find misspelt ones in the preset; None = not checked.
 
     Raises:
-        ConfigError: the preset has a key that nothing reads, or speaks of a model that does not exist.
+        ConfigError: the preset has a key that nothing reads, or names a model that does not exist.
     """
     section = composed.get(GROUP)
     if not isinstance(section, DictConfig):

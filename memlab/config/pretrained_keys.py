@@ -26,7 +26,7 @@ KEYS: dict[str, Any] = {
     "vocabulary": Positive,
 }
 # Keys of a backbone that may differ from the weights'; null = as theirs.
-FREE = ("dropout", "rope_base", "rope_scaling")
+FREE = ("dropout", "first_position", "rope_base", "rope_scaling")
 
 
 def settle(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class TrustingSection(Section):
 
 
 class TrainerConfig(Section):
-    """Where and how long. Keys with a default here are younger than some runs,
-    whose `config.yaml` is to be read all the same.
+    """Where and how long. Keys with a default here are newer than some runs,
+    whose `config.yaml` must still be readable.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"]
@@ -76,7 +76,7 @@ class TrainerConfig(Section):
         """How many processes train together; None = that depends on the GPUs of this machine.
 
         Raises:
-            ConfigError: it is another number than torchrun started.
+            ConfigError: torchrun started a different number.
         """
         name = f"trainer={self.accelerator if self.strategy == 'single' else self.strategy}"
         return launch.known_size(name, self.strategy, self.devices, self.num_nodes)
@@ -87,11 +87,11 @@ class TrainerConfig(Section):
         return min(self.val_every, self.max_steps)
 
     def validates_after(self, step: int) -> bool:
-        """Whether a regular validation comes behind this step."""
+        """Whether a regular validation follows this step."""
         return step % self.val_interval == 0
 
     def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint comes behind this step, and behind its validation if there is one."""
+        """Whether a checkpoint follows this step, and its validation if there is one."""
         every = self.checkpoint_every or self.val_interval
         return step % every == 0 or step == self.max_steps
 

@@ -106,7 +106,7 @@ class Forked:
         ended.register(self._handle, select.POLLIN)
         if not ended.poll(milliseconds):
             return None
-        # only its parent is told how it ended; a starter that was killed has taken it along
+        # only its parent learns how it ended; a starter that was killed has taken it along
         status = self._starter.ask(ended=self.pid)
         self.returncode = -signal.SIGKILL if status is None else int(status)
         os.close(self._handle)
@@ -231,7 +231,7 @@ def _as_usual(
     environment: dict[str, str],
     session: bool,
 ) -> subprocess.Popen[bytes]:
-    """Begin a command by starting Python anew."""
+    """Begin a command in a new Python process."""
     with contextlib.ExitStack() as files:
         stdout = None if out is None else files.enter_context(out.open("ab"))
         stderr = files.enter_context(err.open("ab")) if err else None if out is None else subprocess.STDOUT

@@ -1,8 +1,8 @@
 """Which modules a file may name.
 
-Configurations name classes: a task's `_target_`, a layer memory, memory tokens. To import a module is to run
-its code, and a run, a checkpoint, a sweep or a preset may come from anybody. So a name leads into memlab, or
-into a module that the user of this command has allowed:
+Configurations name classes: a task's `_target_`, a layer memory, memory tokens, a policy. To import a module
+is to run its code, and a run, a checkpoint, a sweep or a preset may come from anybody. So a name leads into
+memlab, or into a module that the user of this command has allowed:
 
     trust=[my_module]              on the command line; in Python, memlab.load(.., trust=["my_module"])
     task._target_=my_module.Mine   typing a name allows its package
@@ -30,7 +30,12 @@ from memlab.errors import ConfigError
 
 KEY = "trust"
 PLUGINS = "memlab.plugins"
-CLASSES = ("task._target_", "model.layer_memory", "model.tokens")  # whose values are names of classes
+CLASSES = (
+    "task._target_",
+    "model.layer_memory",
+    "model.tokens",
+    "policy.name",
+)  # whose values are names of classes
 _NAME = r"[^\W\d]\w*"
 _DOTTED = re.compile(rf"{_NAME}(?:\.{_NAME})+")
 _MODULE = re.compile(rf"{_NAME}(?:\.{_NAME})*")
@@ -147,7 +152,9 @@ def _lies_in(package: str, folders: Iterable[Path]) -> bool:
     places = {place.resolve() for folder in folders for place in (folder, folder.parent)}
     if not places or (spec := _find(package)) is None:
         return False
-    found = list(spec.submodule_search_locations or [spec.origin or ""])
+    found = list(spec.submodule_search_locations or ())
+    if not found and spec.has_location and spec.origin is not None:  # others are in Python itself
+        found = [spec.origin]
     return bool(found) and all(Path(place).absolute().parent.resolve() in places for place in found)
 
 

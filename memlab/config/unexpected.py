@@ -1,4 +1,4 @@
-"""Errors that nobody expected: the traceback goes into a file of the run, and one line on the screen says
+"""Unexpected errors: the traceback goes into a file of the run, and one line on the screen says
 where.
 """
 

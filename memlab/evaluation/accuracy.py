@@ -16,6 +16,8 @@ from torch import Tensor
 from memlab.models.base import Open
 from memlab.models.decoder import Decoder
 
+LAST = slice(-1, None)  # the only token of a piece whose scores are needed
+
 
 @torch.no_grad()
 def free_running(
@@ -69,10 +71,10 @@ def read_on(
         part_Bn = known_Bn[:, at:stop]
         if last_B is not None:
             part_Bn = torch.cat([last_B[:, None], part_Bn[:, 1:]], dim=1)
-        logits_BnV, open = model.extend(part_Bn, open)
+        logits_B1V, open = model.extend(part_Bn, open, LAST)
         last_B = None
         if answer_n[stop - 1]:
-            last_B = logits_BnV[:, -1].argmax(-1)
+            last_B = logits_B1V[:, -1].argmax(-1)
             predicted.append(last_B)
         at = stop
     return predicted, open

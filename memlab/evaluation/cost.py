@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from memlab.evaluation.without_values import measured
 from memlab.models.base import Model
 
 
@@ -21,12 +22,12 @@ def of(model: Model, segment_lengths: Sequence[int]) -> dict[str, Any]:
     """Parameters, and operations per token of a document with these segments."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_token": flops_per_token(model, segment_lengths),
+        "flops_per_token": measured(model, lambda twin: flops_per_token(twin, segment_lengths)),
     }
 
 
 def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, float]:
-    """Floating point operations per token, counted by torch on real segments.
+    """Floating point operations per token, counted by torch on whole segments.
 
     Only matrix products count, two operations for each multiplication and addition. `inference` reads the
     document's first two segments and counts the second, which has a memory before it. `training` is the
@@ -52,14 +53,15 @@ def flops_per_token(model: Model, segment_lengths: Sequence[int]) -> dict[str, f
 
 
 def _loss(model: Model, segments: Sequence[torch.Tensor]) -> torch.Tensor:
-    state, losses = model.init_state(1), []
+    state, losses, auxiliary = model.init_state(1), [], []
     for tokens_BN in segments:
         output = model.segment(tokens_BN, state)
         state = output.state
+        auxiliary += [] if output.auxiliary is None else [output.auxiliary.sum()]
         losses.append(
             F.cross_entropy(output.logits.flatten(0, 1), tokens_BN[:, : output.logits.shape[1]].flatten())
         )
-    return losses[-1] if model.answers_once else torch.stack(losses).sum()
+    return (losses[-1] if model.answers_once else torch.stack(losses).sum()) + sum(auxiliary)
 
 
 def operations(work: Callable[[], Any]) -> int:

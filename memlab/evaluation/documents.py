@@ -26,6 +26,7 @@ from memlab.evaluation.loss import nats
 from memlab.evaluation.metrics import of_text
 from memlab.evaluation.progress import Meter
 from memlab.evaluation.samples import MEMORY_OFF, PLAIN, SHUFFLED
+from memlab.evaluation.without_values import measured
 from memlab.models.base import Model
 from memlab.tasks.text import TextTask
 
@@ -66,7 +67,7 @@ def measure(model: Model, task: TextTask, conditions: Sequence[str]) -> dict[str
     loss = ratio_of_sums(reader.nats, reader.tokens)
     bits = amounts.tokens / math.log(2) / amounts.bytes  # bits per byte for one nat per token
     patch = amounts.patch_bits / amounts.bytes
-    curve = memory.trace(model, task.typical_segments())
+    curve = measured(model, lambda twin: memory.trace(twin, task.typical_segments()))
     return {
         **{name: float(value) for name, value in figures.items()},
         "intervals": {"loss": loss, "bits_per_byte": loss and tuple(patch + bits * bound for bound in loss)},

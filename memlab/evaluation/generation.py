@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from memlab.evaluation.accuracy import LAST
 from memlab.models.base import Model, ModelState, Open, Unread
 
 
@@ -54,7 +55,8 @@ def _read(
     model: Model, tokens_BT: Tensor, state: ModelState | Open | Unread | None, segment_length: int
 ) -> tuple[Tensor, ModelState | Open | Unread]:
     """The scores after the last token, [B, V], and the state there."""
-    piece = deque(model.stream(tokens_BT, state, segment_length=segment_length), maxlen=1).pop()
+    pieces = model.stream(tokens_BT, state, segment_length=segment_length, scored=LAST)
+    piece = deque(pieces, maxlen=1).pop()
     return piece.logits[:, -1], piece.state
 
 

@@ -6,7 +6,8 @@
       remembered     the part of the head's softmax on rows that the layer remembers
       gated          |g y_memory| / (|g y_memory| + |(1 - g) y_local|), from the norms of a head's outputs of
                      memory and of local attention; 0 where nothing has been written yet. With such a gate,
-                     the two kinds above only concern local attention
+                     the two kinds above only concern local attention. Without a gate, the share of what
+                     earlier segments wrote (Gated DeltaNet), or of what is added to attention (ARMT)
     similarity     cosine between what was carried after different segments, mean over samples: of memory
                    tokens (each slot with itself), and of the state of each layer whose size is constant
                    (all its numbers as one vector)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlab.models.base import Model, ModelState
+from memlab.models.base import NOTHING, Model, ModelState
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def weigh(model: Model, state: ModelState, peak_bytes: int, tokens: int) -> Memo
         peak_bytes,
         full / state_bytes if state_bytes else None,
         full / peak_bytes if peak_bytes else None,
-        0 if state.nothing_B0.is_meta else state.used_nbytes,
+        state.used_nbytes,
     )
 
 
@@ -115,7 +115,7 @@ def measure(model: Model, segment_lengths: Sequence[int]) -> MemoryCost:
     for length in segment_lengths:
         tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
         peak = max(peak, model.peak_bytes(tokens_BN, first_row(state)))
-        state = model.segment(tokens_BN, state).state
+        state = model.segment(tokens_BN, state, NOTHING).state
     model.train(was_training)
     return weigh(model, state, peak, sum(segment_lengths))
 
@@ -129,7 +129,7 @@ def trace(model: Model, segment_lengths: Sequence[int]) -> list[dict[str, Any]]:
         tokens_BN = torch.zeros(1, length, dtype=torch.long, device=model.device)
         if segment in points:
             watch.see(tokens_BN, state, segment)
-        state = model.segment(tokens_BN, state).state
+        state = model.segment(tokens_BN, state, NOTHING).state
         if segment in points:
             watch.seen(state, segment)
     return watch.curve

@@ -57,6 +57,8 @@ another entry; an entry with the same key is only measured again with `again=tru
 Format 1 is that of memlab 0.1: it counted layers from 0, called `remembered` cache, and had one similarity
 and one retrieval.
 
+`checkpoint` is a file's name, or `pretrained`, of step 0: a pretrained model that no run has trained.
+
 `best(..)` selects the entries that make a curve: those of one policy and of the newest step of best.ckpt, and
 among several numbers of samples the largest.
 """
@@ -73,7 +75,7 @@ from filelock import FileLock
 
 from memlab.errors import UserError
 from memlab.files import write_whole
-from memlab.tracking.checkpoint_file import BEST
+from memlab.tracking.checkpoint_file import BEST, PRETRAINED
 
 NAME = "evaluation.json"
 FORMAT = 2
@@ -164,7 +166,8 @@ def read(file: Path) -> dict[str, Any]:
 
 def best(entries: Sequence[dict[str, Any]], policy: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The entries of `lengths` for the best checkpoint, one per length, with the most samples."""
-    own = [entry for entry in entries if entry["checkpoint"] == BEST and entry.get("policy") == policy]
+    files = (BEST, PRETRAINED)
+    own = [entry for entry in entries if entry["checkpoint"] in files and entry.get("policy") == policy]
     newest = [entry for entry in own if entry["step"] == max(e["step"] for e in own)]
     chosen: dict[tuple[int, int], dict[str, Any]] = {}
     for entry in sorted(newest, key=lambda e: e["samples"]):

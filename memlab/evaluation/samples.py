@@ -33,7 +33,7 @@ from torch import Tensor
 from memlab.evaluation.accuracy import read_on
 from memlab.evaluation.intervals import grouped_share
 from memlab.evaluation.memory import Watch
-from memlab.models.base import Model, others
+from memlab.models.base import NOTHING, Model, others
 from memlab.tasks.base import Batch
 
 PLAIN, MEMORY_OFF, SHUFFLED = "plain", "memory_off", "shuffled"
@@ -105,7 +105,7 @@ def read(
         if first in marked:
             reader.segment(first)
         else:
-            reader.state = model(tokens_BSn, reader.state).state
+            reader.state = model(tokens_BSn, reader.state, NOTHING).state
         if watch is not None and first in marked:
             watch.seen(reader.state, first)
         tick(tokens_BSn.numel())
@@ -218,7 +218,8 @@ class _Generating(_Reader):
     def segment(self, segment: int) -> None:
         tokens_Bn, answer_n = self.tokens(segment), self._answer_of(segment)
         state, free = self.state, self.state if self.free is None else self.free
-        output = self.model.segment(tokens_Bn, state)
+        scored = self._tensor(answer_n) if answer_n.any() else NOTHING
+        output = self.model.segment(tokens_Bn, state, scored)
         self.state = output.state
         if not self.asks(segment):
             return
@@ -230,12 +231,12 @@ class _Generating(_Reader):
             ends = segment == self.last or name != PLAIN  # nothing after the last answer matters
             end = last_answer if ends else len(answer_n)
             if answer_n.any():
-                logits = (
+                logits_BAV = (
                     output.logits
                     if name == PLAIN
-                    else self.model.segment(tokens_Bn, self.before(name, state)).logits
+                    else self.model.segment(tokens_Bn, self.before(name, state), scored).logits
                 )
-                self._forced(name, logits[:, self._tensor(answer_n)], truth_BA)
+                self._forced(name, logits_BAV, truth_BA)
             last_B = self.predicted[name]
             self.predicted[name] = None
             if not end:

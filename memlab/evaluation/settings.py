@@ -9,14 +9,15 @@ from pydantic import Field
 
 from memlab.bounds import NonNegativeFloat, Positive, Seed
 from memlab.config.checks import check_policy
-from memlab.config.sections import Place, Section, StoreConfig, TrustingSection, typed
+from memlab.config.sections import Config, Place, Section, StoreConfig, TrustingSection, typed
 from memlab.errors import ConfigError
 
 
 class EvaluateConfig(TrustingSection):
-    """A trained run, and what to measure on it."""
+    """A trained run, or a pretrained model that no run has trained, and what to measure on it."""
 
-    run: Place
+    run: Place | None
+    untrained: Config | None = None
     controls: list[Literal["memory_off", "shuffled"]]
     again: bool
     lengths: Annotated[list[Positive], Field(min_length=1)] | None
@@ -43,22 +44,49 @@ class SamplingConfig(Section):
 
 
 class GenerateConfig(SamplingConfig, TrustingSection):
-    """A trained run on text, and what it should generate."""
+    """A trained run on text, or a pretrained model that no run has trained, and what it should generate."""
 
-    run: Place
+    run: Place | None
+    untrained: Config | None = None
     accelerator: Literal["cpu", "gpu", "auto"]
     threads: Positive | None
     tracking: StoreConfig
 
 
-def check_evaluate(composed: DictConfig) -> EvaluateConfig:
-    """The typed configuration of `memlab.evaluate`.
+class ExportConfig(TrustingSection):
+    """A trained run, and where its model is written."""
+
+    run: Place
+    to: Place
+    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None
+    tracking: StoreConfig
+
+
+def check_export(composed: DictConfig) -> ExportConfig:
+    """The typed configuration of `memlab.export`.
 
     Raises:
         ConfigError: as `check`.
     """
-    _check_run(composed)
+    _check_run(composed, untrained=False)
+    if composed.get("to") is None:
+        raise ConfigError("to is missing: give the directory that the model is written to")
+    return typed(OmegaConf.to_container(composed, resolve=True), ExportConfig)
+
+
+def check_evaluate(composed: DictConfig, untrained: Config | None = None) -> EvaluateConfig:
+    """The typed configuration of `memlab.evaluate`.
+
+    Args:
+        untrained: of a pretrained model, in the place of `run`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if untrained is None:
+        _check_run(composed)
     config = typed(OmegaConf.to_container(composed, resolve=True), EvaluateConfig)
+    config = config.model_copy(update={"untrained": untrained})
     for name in ("lengths", "controls"):
         values = getattr(config, name) or []
         if len(set(values)) < len(values):
@@ -81,14 +109,19 @@ def check_evaluate(composed: DictConfig) -> EvaluateConfig:
     return config
 
 
-def check_generate(composed: DictConfig) -> GenerateConfig:
+def check_generate(composed: DictConfig, untrained: Config | None = None) -> GenerateConfig:
     """The typed configuration of `memlab.generate`.
+
+    Args:
+        untrained: of a pretrained model, in the place of `run`.
 
     Raises:
         ConfigError: as `check`.
     """
-    _check_run(composed)
-    return typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+    if untrained is None:
+        _check_run(composed)
+    config = typed(OmegaConf.to_container(composed, resolve=True), GenerateConfig)
+    return config.model_copy(update={"untrained": untrained})
 
 
 def check_sampling(
@@ -103,10 +136,12 @@ def check_sampling(
     return typed(values, SamplingConfig)
 
 
-def _check_run(composed: DictConfig) -> None:
+def _check_run(composed: DictConfig, untrained: bool = True) -> None:
     if composed.get("run") is None:
+        instead = "; or a pretrained model, backbone=pretrained backbone.path=.." if untrained else ""
         raise ConfigError(
             "run is missing: give the directory of a run, run=DIR, a .ckpt file, or an MLflow run id"
+            + instead
         )
 
 

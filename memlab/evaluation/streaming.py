@@ -21,7 +21,8 @@ from memlab.evaluation.loss import nats
 from memlab.evaluation.memory import Watch
 from memlab.evaluation.metrics import CrossEntropyByPosition
 from memlab.evaluation.progress import Meter
-from memlab.models.base import Model
+from memlab.layers.attention import ALL
+from memlab.models.base import NOTHING, Model
 from memlab.tasks.base import Task
 from memlab.tasks.text import TextTask
 
@@ -69,7 +70,7 @@ def stream(model: Model, task: Task, tokens: int) -> dict[str, Any]:
             tokens_BN = ids[None, :-1]
             if s in weighed:
                 watch.see(tokens_BN, state, s)
-            output = model.segment(tokens_BN, state)
+            output = model.segment(tokens_BN, state, ALL if predicts else NOTHING)
             state = output.state
             if predicts:
                 by_position.update(nats(output.logits, ids[None, 1:])[0], place_N + done)

@@ -95,6 +95,13 @@ class MultiHead(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
         return self._keys_values(F.linear(x_BTD, self.qkv.weight[first:], bias), turn)
 
+    def frozen_keys_values(self, x_BTD: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+        """`keys_values` of norm(x), with gradient to x and to no parameter."""
+        first = self.heads * self.head_width
+        bias = None if self.qkv.bias is None else self.qkv.bias[first:]
+        normalised, weight, bias = fold_norm(norm, x_BTD, self.qkv.weight[first:], bias)
+        return self._keys_values(F.linear(normalised, weight.detach(), bias.detach()), None)
+
     def project_twice(
         self, x_BTD: Tensor, norm: Norm | None, turn: Rotation | None = None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:

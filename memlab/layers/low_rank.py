@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from memlab.layers.precision import accurate
+from memlab.precision import accurate
 
 
 class LowRank(nn.Module):

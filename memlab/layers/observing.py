@@ -7,7 +7,8 @@ what it receives.
     attention   LayerMemory.attend. remembered: how many of the keys are of remembered rows, which come
                 first. keys: [B, G, L, K]. attend: a function from values [B, G, L, k] to the outputs of all T
                 rows of the call, [B, H, T, k]
-    mix         LayerMemory.mix, a memory mixed with local attention by a gate. gate, remembered, local:
+    mix         what a layer remembers and what it reads of the segment: LayerMemory.mix, which mixes them by
+                a gate, or an output that is the sum of both, with a gate of 0.5. gate, remembered, local:
                 broadcastable to [B, H, .., T, K], of the wanted rows
     nearest     a search for the nearest keys. found: as returned by `ops/nearest.py`, of the wanted rows.
                 rows: P, the number of rows searched; the last one is the token before the segment

@@ -39,15 +39,23 @@ def cut(rows_BHRK: Tensor, own_BHTK: Tensor, segments: int) -> Tensor:
         [B * S, H, C + N, K], contiguous.
     """
     n = own_BHTK.shape[2] // segments
-    size = rows_BHRK.shape[2] - (segments - 1) * n
     own_BHSNK = own_BHTK.unflatten(2, (segments, n))
-    if size == n:  # the usual case is a plain reshape
-        window_BHSCK = rows_BHRK.unflatten(2, (segments, n))
-    elif size:
-        window_BHSCK = rows_BHRK.unfold(2, size, n).transpose(-1, -2)
-    else:
-        window_BHSCK = own_BHSNK[:, :, :, :0]
-    return torch.cat([window_BHSCK.transpose(1, 2), own_BHSNK.transpose(1, 2)], dim=3).flatten(0, 1)
+    windows = [before(rows_BHRK, n, segments), own_BHSNK]
+    return torch.cat([window.transpose(1, 2) for window in windows], dim=3).flatten(0, 1)
+
+
+def before(rows_BHRK: Tensor, step: int, segments: int) -> Tensor:
+    """The windows of S segments, each `step` rows after the one before: [B, H, S, C, K].
+
+    Args:
+        rows_BHRK: R = C + (S - 1) step rows.
+    """
+    size = rows_BHRK.shape[2] - (segments - 1) * step
+    if size == step:  # the usual case is a plain reshape
+        return rows_BHRK.unflatten(2, (segments, step))
+    if size:
+        return rows_BHRK.unfold(2, size, step).transpose(-1, -2)
+    return rows_BHRK[:, :, :0].unsqueeze(2).expand(-1, -1, segments, -1, -1)
 
 
 def fold(x_BHTK: Tensor, segments: int) -> Tensor:

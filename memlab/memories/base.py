@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -31,7 +31,7 @@ from memlab.layers import observing, windows
 from memlab.layers.attention import ALL, KeyValues, MultiHead, Relative
 from memlab.layers.description import Description
 from memlab.layers.positions import Rotary, Rotation
-from memlab.layers.precision import accumulator
+from memlab.precision import accumulator
 
 T = TypeVar("T")
 
@@ -153,6 +153,14 @@ class Where:
         return readers_T
 
     @property
+    def after(self) -> int:
+        """How many of the call's rows, the last ones, are memory tokens after the segment."""
+        first, stop, _ = self.tokens.indices(self.count)
+        if first == stop:  # memory tokens only, before the segment or after it
+            return self.count if self.start >= 0 else 0
+        return self.count - stop
+
+    @property
     def only_tokens(self) -> bool:
         """Whether no row is a memory token."""
         return self.tokens == ALL
@@ -170,6 +178,7 @@ class LayerMemory(nn.Module, abc.ABC):
         stores_memory_tokens: whether memory tokens are remembered with the segment's tokens.
         positions_go_on: whether positions continue over segments, from `offset`; otherwise they start at 0 in
             each segment.
+        written_by_tokens: whether only memory tokens after the segment write it.
         only_causal: whether a row can look at no row after it, whatever `where.mask` allows.
         has_auxiliary_loss: whether `segment` and `parallel` call `Where.add_loss`; may be a property.
     """
@@ -178,6 +187,7 @@ class LayerMemory(nn.Module, abc.ABC):
     sends_gradient: bool = True
     stores_memory_tokens: ClassVar[bool] = False
     positions_go_on: ClassVar[bool] = False
+    written_by_tokens: ClassVar[bool] = False
     only_causal: ClassVar[bool] = False
     has_auxiliary_loss: bool = False
 
@@ -223,9 +233,29 @@ class LayerMemory(nn.Module, abc.ABC):
         y_BTD, open = self.extend(x_BTD, self.begin(state, where), where)
         return y_BTD, self.close(open)
 
+    def check_among(self, memories: Sequence[LayerMemory]) -> None:
+        """Check that the options fit the layer memories of the whole model.
+
+        Args:
+            memories: of all layers, from the bottom; this one is among them.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
     def offset(self, state: Any) -> Tensor:
         """int [B]: tokens so far in each batch row's document; only called if `positions_go_on`."""
         raise TypeError(f"positions of {type(self).__name__} start over in each segment")
+
+    def after_block(self, out_BTD: Tensor, handed_on: Any, where: Where) -> Any:
+        """What the layer hands on, now that the block's output of the wanted rows is there.
+
+        For memories that are written from it; `handed_on` is what the form returned.
+        """
+        return handed_on
+
+    def initialise(self) -> None:
+        """Set what `initialise` of the backbone, which was there before, should not decide."""
 
     def diagnose(self) -> dict[str, Tensor]:
         """Cheap detached numbers for logging, by name: scalars, or one per head [H]."""

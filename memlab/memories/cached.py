@@ -59,7 +59,12 @@ class CachedState(State):
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes without empty rows: of the logical sets, which differ in size between heads and documents."""
+        """Bytes without empty rows: of the logical sets, which differ in size between heads and documents.
+
+        On the meta device, where it isn't known which rows are empty, all bytes.
+        """
+        if self.position_BGC.is_meta:
+            return self.nbytes
         of_rows = [*self.rows.tensors(), self.position_BGC, *self.of_rows.tensors()]
         used = int((self.position_BGC != EMPTY).sum())
         each = sum(t.shape[3:].numel() * t.element_size() for t in of_rows)
@@ -199,8 +204,9 @@ class Cached(LayerMemory):
         size, own = filled_BGC.shape[2], keys_BGLK.shape[2] - filled_BGC.shape[2]
         place_BGC = filled_BGC.cumsum(-1) - 1 - filled_BGC.sum(-1, keepdim=True)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        by_head = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
-        cached = rotate(keys_BGLK[:, :, :size], tuple(t.view(*place_BGC.shape, -1) for t in by_head))  # type: ignore[arg-type]
+        cos, sin = where.rotary.rotation(place_BGC.flatten(0, 1), dtype)
+        shape = (*place_BGC.shape, cos.shape[-1])  # named: of an empty cache, -1 could be any number
+        cached = rotate(keys_BGLK[:, :, :size], (cos.view(shape), sin.view(shape)))
         turn = dataclasses.replace(where, offset_B=None).turn(-open.first, own, q.dtype)
         assert turn is not None
         cos, sin = turn

@@ -19,10 +19,10 @@ gate mixes both (equation 10 of Infini-attention, arXiv 2404.07143). The paper h
 own (H1): layer_memory=[gated_deltanet,attention].
 
 Departures: values are as wide as keys (published: twice), so that projections have the sizes of the other
-memories here; with fewer key-value heads, query heads share S, a and b. Projections have no bias, as
+memories here; with fewer key-value heads, query heads share S, a and b. q, k and v of S have no bias, as
 published, and no positions: order is in the convolution and in the decay. A scan is causal: memory tokens
 write and read S in their place in the row order, and look at nothing that comes later. With local_attention,
-they only take part in that attention.
+memory tokens take no part in the scan, only in that attention.
 
 Parallel form: S segments are one long segment for the scan, which is computed in chunks
 (`ops/delta_rule.py`); only local attention ends with a segment. It is exact.
@@ -41,11 +41,11 @@ from memlab.bounds import NonNegative
 from memlab.layers import observing, windows
 from memlab.layers.attention import KeyValues
 from memlab.layers.description import Description
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.delta_rule import gated_delta_rule
 from memlab.ops.feature_map import elu_plus_one
+from memlab.precision import accumulator, accurate
 
 _SMALLEST = 1e-6  # of a length or a denominator
 
@@ -101,7 +101,7 @@ class GatedDeltaNet(LayerMemory):
         self.decay = self.beta = None
         if rule in ("gated_delta", "gated"):
             self.decay = nn.Linear(d.width, groups, bias=False)
-            # As in Mamba-2: at first, a token leaves between 1 - 16 * 0.1 and 1 - 0.001 of S
+            # As in Mamba-2: at first, one token leaves between exp(-1.6) and exp(-0.001) of S
             self.log_A_G = nn.Parameter(torch.empty(groups).uniform_(1, 16).log())
             rate_G = torch.exp(torch.empty(groups).uniform_(-6.9, -2.3))  # 0.001 to 0.1
             self.decay_bias_G = nn.Parameter(rate_G + torch.log(-torch.expm1(-rate_G)))  # softplus gives it
@@ -176,9 +176,12 @@ class GatedDeltaNet(LayerMemory):
             log_decay, beta = self._gates(h_BTD)
             delta = self.rule in ("gated_delta", "delta")
             o, memory = gated_delta_rule(q, k, v, log_decay, beta, state.memory_BGKV, delta)
-            if observing.watched():  # o is linear in v and in the state: what is read without v is older
+            if observing.watched() and not self.local_attention:
+                # o is linear in v and in the state before: without v, it is what earlier segments wrote
                 older, _ = gated_delta_rule(q, k, 0 * v, log_decay, beta, state.memory_BGKV, delta)
-                observing.offer("mix", memory=self, where=where, gate=0.5, remembered=older, local=o - older)
+                parts = {"remembered": older, "local": o - older}
+                wanted = {name: part[:, :, where.wanted] for name, part in parts.items()}
+                observing.offer("mix", memory=self, where=where, gate=0.5, **wanted)
             if self.rule == "linear":
                 o = o[..., :-1] / o[..., -1:].clamp_min(_SMALLEST)
         if self.rule != "linear":

@@ -30,10 +30,10 @@ from memlab.layers import windows
 from memlab.layers.attention import KeyValues
 from memlab.layers.description import Description
 from memlab.layers.positions import rotate
-from memlab.layers.precision import accumulator, accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
 from memlab.ops.feature_map import elu_plus_one
+from memlab.precision import accumulator, accurate
 
 _SMALLEST = 1e-6  # of a denominator
 

@@ -43,9 +43,9 @@ from memlab.layers.attention import ALL, KeyValues
 from memlab.layers.continuous import Basis, contracted, quantiles, share
 from memlab.layers.description import Description
 from memlab.layers.positions import rotate
-from memlab.layers.precision import accurate
 from memlab.layers.state import State, state
 from memlab.memories.base import LayerMemory, Where
+from memlab.precision import accurate
 
 _BINS = 128  # of the density of sticky memories
 _SMALLEST = 1e-6  # variance

@@ -19,6 +19,7 @@ that it may see.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ class Memorizing(LayerMemory):
         gate_init: initial b; 0 = half memory, half local.
 
     Raises:
-        ConfigError: `memory_layer` is not among the layers.
+        ConfigError: `memory_layer` is not among the layers, or that layer has another memory.
     """
 
     sends_gradient = False
@@ -93,10 +94,19 @@ class Memorizing(LayerMemory):
                 f"model.memory_layer={memory_layer}: the model has model.layers={description.layers}"
             )
         self.mem_len, self.memory_size, self.top_k = mem_len, memory_size, top_k
-        self.memorizes = memory_layer in (None, description.layer)
+        self.memory_layer, self.memorizes = memory_layer, memory_layer in (None, description.layer)
         if self.memorizes:
             self.scale_H = nn.Parameter(torch.full((description.heads,), float(scale_init)))
             self.gate_H = nn.Parameter(torch.full((description.heads,), float(gate_init)))
+
+    def check_among(self, memories: Sequence[LayerMemory]) -> None:
+        at = self.memory_layer
+        if at is not None and not isinstance(memories[at - 1], Memorizing):
+            ours = [str(i) for i, memory in enumerate(memories, 1) if isinstance(memory, Memorizing)]
+            raise ConfigError(
+                f"model.memory_layer={at}: layer {at} is {type(memories[at - 1]).__name__}, which has no "
+                f"external memory; layers with Memorizing: {', '.join(ours)}"
+            )
 
     @property
     def carries(self) -> bool:

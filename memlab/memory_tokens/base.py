@@ -23,7 +23,7 @@ class MemoryTokens(nn.Module, abc.ABC):
     """Base of all kinds. The constructor takes the width D and then options, which are keys of `model`.
 
     Attributes:
-        bidirectional: whether all rows look at all rows, and the model answers once per sample (an encoder).
+        bidirectional: whether rows look in both directions, and the model answers once (an encoder).
         carries: whether anything passes a segment boundary.
     """
 
@@ -60,9 +60,12 @@ class MemoryTokens(nn.Module, abc.ABC):
         return state
 
     @torch.no_grad()
-    def begin_beside(self, embed_VD: Tensor) -> None:
+    def begin_beside(self, embed_VD: Tensor, class_token: int | None = None) -> None:
         """Begin at the scale of a pretrained embedding, as the code of RMT's authors for such models does:
         vectors of its standard deviation. (Ours begin at 1, that of an embedding from scratch.)
+
+        Args:
+            class_token: the id of the model's own class token; None = it has none.
         """
         for vectors in self.parameters():
             vectors.mul_(embed_VD.std())

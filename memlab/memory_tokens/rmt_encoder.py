@@ -38,6 +38,13 @@ class RMTEncoder(MemoryTokens):
         """1 + M: the class token stands first."""
         return 1 + self.initial_memory_MD.shape[0]
 
+    @torch.no_grad()
+    def begin_beside(self, embed_VD: Tensor, class_token: int | None = None) -> None:
+        """As in the base; the class token begins as the model's own."""
+        super().begin_beside(embed_VD)
+        if class_token is not None:
+            self.class_token_D.copy_(embed_VD[class_token])
+
     def init_state(self, batch_size: int) -> RMTState:
         return RMTState(self.initial_memory_MD.expand(batch_size, -1, -1))
 

@@ -50,8 +50,10 @@ class Block(nn.Module):
         x_BTD = (x_BTD if where.wanted == ALL else x_BTD[:, where.wanted]) + self.dropout(y_BTD)
         if self.memory_norm is not None:
             x_BTD = self.memory_norm(x_BTD)
-            return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD))), handed_on, found, loss
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), handed_on, found, loss
+            x_BTD = self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+        else:
+            x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+        return x_BTD, self.memory.after_block(x_BTD, handed_on, where), found, loss
 
 
 class Reading(NamedTuple):
@@ -85,6 +87,9 @@ class Backbone(nn.Module):
         norm, norm_eps, norm_position, feed_forward, biases, positions, rope_base, rope_scaling, qk_norm: see
             `Description`.
         max_positions: size of the table of learned positions; None = no table, for all other positions.
+        first_position: with learned positions, what of a segment stands at position 0: its first `token`, and
+            memory tokens have no position; or its first `row`, also if that is a memory token, as in RMT
+            around BERT (arXiv 2304.11062).
         tied_head: whether the head's weights are the embedding's.
         sliding_window: how many tokens back pretrained layers look, including the token itself, so that a
             context that is longer is refused; None = no limit.
@@ -116,6 +121,7 @@ class Backbone(nn.Module):
         positions: Literal["rope", "transformer_xl", "learned", "none"] = "rope",
         rope_base: PositiveFloat = 10_000.0,
         max_positions: Positive | None = None,
+        first_position: Literal["token", "row"] = "token",
         tied_head: bool = False,
         qk_norm: bool = False,
         rope_scaling: dict[str, Any] | None = None,
@@ -153,6 +159,7 @@ class Backbone(nn.Module):
         # whether the backward pass recomputes a block's activations, so that only its input is stored
         self.recompute = False
         self.embed = nn.Embedding(vocab_size, width)
+        self.first_position = first_position
         self.learned_positions = nn.Embedding(max_positions, width) if max_positions is not None else None
         # u and v of Transformer-XL, shared by all layers as in its PyTorch code unless each has its own.
         biases_shape = (layers if untie else 1, 2, heads, self.head_width)
@@ -217,6 +224,7 @@ class Backbone(nn.Module):
             ConfigError: the table of learned positions, or the sliding window, is too short.
         """
         x_BTD: Tensor = self.embed(tokens_BT)
+        start -= self._shift(where)
         again = where.segments if where.offset_B is None else 1  # how many times positions start over
         count = tokens_BT.shape[1] // again
         self._check_position(start + count - 1, where.offset_B)
@@ -224,6 +232,19 @@ class Backbone(nn.Module):
             rows = self.learned_positions(where.positions(start, count))  # [T, D] or [B, T, D]
             x_BTD = x_BTD + torch.cat([rows] * again, dim=-2)
         return x_BTD
+
+    def placed(self, rows_BMD: Tensor, where: Where, start: int) -> Tensor:
+        """Memory tokens, which begin at position `start` of their segment, with their positions."""
+        if self.learned_positions is None or self.first_position == "token":
+            return rows_BMD
+        start, count = start - self._shift(where), rows_BMD.shape[1]
+        self._check_position(start + count - 1, None)
+        placed: Tensor = rows_BMD + self.learned_positions(where.positions(start, count))
+        return placed
+
+    def _shift(self, where: Where) -> int:
+        """The position of what stands at position 0 of the table."""
+        return where.first if self.first_position == "row" and self.learned_positions is not None else 0
 
     def _check_position(self, last: int, offset_B: Tensor | None) -> None:
         """Raise if the table of learned positions has no entry for the last token of a call, or a token would
@@ -332,6 +353,8 @@ def initialise(backbone: Backbone, layers: int, tied_head: bool) -> None:
     for child in backbone.modules():
         if isinstance(child, MultiHead):
             child.initialise_heads()
+    for memory in backbone.memories:
+        memory.initialise()
     if backbone.learned_positions is not None:
         nn.init.normal_(backbone.learned_positions.weight, std=backbone.width**-0.5)
     if tied_head:

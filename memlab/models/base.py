@@ -26,12 +26,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from memlab.errors import UserError
+from memlab.layers.attention import ALL
 from memlab.layers.state import State, state
 from memlab.memories.base import Where
 from memlab.memory_tokens.base import MemoryTokens
 from memlab.models.backbone import Backbone
 
 Memory = Literal["on", "off", "shuffled"]
+# Tokens whose next-token scores are computed: a slice of a segment's (or piece's) tokens, or bool [N]; of
+# several segments, bool [S, N]. A head over a large vocabulary costs as much as several layers.
+Scored = Tensor | slice
+NOTHING = slice(0, 0)
 
 
 @state
@@ -52,8 +57,9 @@ class Output:
     """What a model returns.
 
     Attributes:
-        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several. From an encoder, the
-            answer in case the document ends with the segment, [B, 1, V] or [B, S, 1, V].
+        logits: next-token scores, [B, N, V] from one segment, [B, S, N, V] from several; of only some tokens
+            (`Scored`), [B, A, V] in their order. From an encoder, the answer in case the document ends with
+            the segment, [B, 1, V] or [B, S, 1, V].
         state: what the next segment needs.
         diagnostics: cheap detached numbers by name, for logging: a scalar from one segment, [S] from several.
         auxiliary: a loss of the layer memories, to be added to that of the logits: [B] from one segment,
@@ -114,8 +120,8 @@ class Piece:
     """What `Model.stream` read at once: a segment, or as much of it as was there.
 
     Attributes:
-        logits: from a decoder, next-token scores, [B, n, V]; from an encoder, the answer in case the document
-            ends here, [B, 1, V].
+        logits: from a decoder, next-token scores, [B, n, V], or of the scored tokens; from an encoder, the
+            answer in case the document ends here, [B, 1, V].
         state: for a later call of `stream`. At a segment's end the model's state, before it the open segment.
     """
 
@@ -196,41 +202,77 @@ class Model(nn.Module, abc.ABC):
         """The state in which batch row b remembers what batch row from_B[b] did."""
         return state.map(lambda t: t[from_B])
 
-    def segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+    def segment(self, tokens_BN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
         """Read one segment: logits [B, N, V] (an encoder: [B, 1, V]) and the state for the next one."""
         if self.memory == "on":
-            return self._segment(tokens_BN, state)
+            return self._segment(tokens_BN, state, scored)
         if self.memory == "off":
             initial = self.init_state(state.batch_size)
-            return dataclasses.replace(self._segment(tokens_BN, initial), state=initial)
-        own = self._segment(tokens_BN, state)
-        other = self._segment(tokens_BN, self._of_others(state))
+            return dataclasses.replace(self._segment(tokens_BN, initial, scored), state=initial)
+        own = self._segment(tokens_BN, state, NOTHING)
+        other = self._segment(tokens_BN, self._of_others(state), scored)
         return dataclasses.replace(own, logits=other.logits)
 
-    def recurrent(self, tokens_BSN: Tensor, state: ModelState) -> Output:
+    def recurrent(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
         """Fold `segment` over S segments."""
         outputs: list[Output] = []
-        for tokens_BN in tokens_BSN.unbind(1):
-            outputs.append(self.segment(tokens_BN, outputs[-1].state if outputs else state))
+        for s, tokens_BN in enumerate(tokens_BSN.unbind(1)):
+            here = scored[s] if isinstance(scored, Tensor) else scored
+            outputs.append(self.segment(tokens_BN, outputs[-1].state if outputs else state, here))
         diagnostics = {k: torch.stack([o.diagnostics[k] for o in outputs]) for k in outputs[0].diagnostics}
         losses = [o.auxiliary for o in outputs if o.auxiliary is not None]
         auxiliary = torch.stack(losses, 1) if losses else None
-        return Output(torch.stack([o.logits for o in outputs], 1), outputs[-1].state, diagnostics, auxiliary)
+        join = torch.stack if self.answers_once or _is_all(scored) else torch.cat
+        return Output(join([o.logits for o in outputs], 1), outputs[-1].state, diagnostics, auxiliary)
 
     @property
     def parallel(self) -> Any:
-        """A method (tokens_BSN, state) -> Output that reads all segments at once; None = no parallel form."""
-        return None
+        """A method (tokens_BSN, state, scored) -> Output that reads all segments at once; None = no parallel
+        form.
+        """
+        return self._apart if self.segments_are_independent else None
+
+    @property
+    def segments_are_independent(self) -> bool:
+        """Whether no segment is read with anything of an earlier one."""
+        in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
+        return not self.tokens.carries and not in_layers
+
+    def _apart(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
+        """Independent segments, folded into the batch."""
+        b, s = tokens_BSN.shape[:2]
+        y_FND, every, found, loss = self._read(tokens_BSN.flatten(0, 1), self.init_state(b * s))
+        diagnostics = {name: value.expand(s) for name, value in found.items()}
+        # A state that carries nothing may still count tokens, or have another size than before.
+        last = every.map(lambda t: t.unflatten(0, (b, s))[:, -1])
+        after = self.init_state(b) if self.memory == "off" else last
+        loss = None if loss is None else loss.unflatten(0, (b, s))
+        return Output(self._scores(y_FND.unflatten(0, (b, s)), scored), after, diagnostics, loss)
+
+    def _scores(self, y_BSND: Tensor, scored: Scored) -> Tensor:
+        """Logits of several segments: [B, S, N, V], or [B, A, V] of the scored tokens."""
+        if not (self.answers_once or _is_all(scored)):
+            y_BSND = y_BSND.flatten(1, 2)[:, scored.flatten() if isinstance(scored, Tensor) else scored]
+        logits: Tensor = self.backbone.head(y_BSND)
+        return logits
+
+    def _segment(self, tokens_BN: Tensor, state: ModelState, scored: Scored) -> Output:
+        """`segment` with the memory on. An encoder always answers."""
+        y_BND, after, diagnostics, loss = self._read(tokens_BN, state)
+        y_BND = y_BND if self.answers_once else y_BND[:, scored]
+        return Output(self.backbone.head(y_BND), after, diagnostics, loss)
 
     @abc.abstractmethod
-    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
-        """`segment` with the memory on."""
+    def _read(
+        self, tokens_BN: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
+        """What `Output` has, with the head's input [B, N, D] (an encoder: [B, 1, D]) for logits."""
 
     def begin(self, state: ModelState) -> Open:
         """Open a segment, to be read in pieces. Models that answer once have no open segments."""
         raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
 
-    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+    def extend(self, tokens_Bn: Tensor, open: Open, scored: Scored = ALL) -> tuple[Tensor, Open]:
         """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
         raise TypeError(f"{type(self).__name__} reads whole segments: it has no open ones")
 
@@ -270,7 +312,12 @@ class Model(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def stream(
-        self, tokens_BT: Tensor, state: ModelState | Open | Unread | None = None, *, segment_length: int
+        self,
+        tokens_BT: Tensor,
+        state: ModelState | Open | Unread | None = None,
+        *,
+        segment_length: int,
+        scored: slice = ALL,
     ) -> Iterator[Piece]:
         """Read any number of tokens, segment by segment, without gradient.
 
@@ -281,6 +328,7 @@ class Model(nn.Module, abc.ABC):
             tokens_BT: token ids, on any device; each segment is moved to the model's device when it is read.
             state: of the last piece of an earlier call; None = a document begins.
             segment_length: N, the same in all calls for a document.
+            scored: the tokens of each piece that get logits.
 
         Raises:
             UserError: `tokens_BT` is not [B, T], or the open segment is longer than `segment_length`.
@@ -297,25 +345,32 @@ class Model(nn.Module, abc.ABC):
                     f"segment_length={segment_length}: the open segment has {read} tokens already"
                 )
             piece_Bn = tokens_BT[:, at : at + segment_length - read].to(self.device, torch.long)
-            piece = self._stream_piece(piece_Bn, state, ends=read + piece_Bn.shape[1] == segment_length)
+            ends = read + piece_Bn.shape[1] == segment_length
+            piece = self._stream_piece(piece_Bn, state, ends, scored)
             yield piece
             state, at = piece.state, at + piece_Bn.shape[1]
 
     @abc.abstractmethod
-    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool, scored: slice) -> Piece:
         """Read n tokens of one segment, which may be open already and which may end with them."""
 
-    def forward(self, tokens_BSN: Tensor, state: ModelState | None = None) -> Output:
+    def forward(self, tokens_BSN: Tensor, state: ModelState | None = None, scored: Scored = ALL) -> Output:
         """Read S segments of N tokens, in the parallel form if the model has one.
 
         Args:
             tokens_BSN: token ids.
             state: the state that an earlier call returned; None = a document begins.
+            scored: bool [S, N], or `NOTHING`: the tokens that get logits.
 
         Returns:
-            logits [B, S, N, V] (an encoder: [B, S, 1, V]), the state after the last segment, diagnostics.
+            logits [B, S, N, V], or of the scored tokens [B, A, V] (an encoder: [B, S, 1, V]), the state after
+            the last segment, diagnostics.
         """
         if state is None:
             state = self.init_state(tokens_BSN.shape[0])
-        output: Output = (self.parallel or self.recurrent)(tokens_BSN, state)
+        output: Output = (self.parallel or self.recurrent)(tokens_BSN, state, scored)
         return output
+
+
+def _is_all(scored: Scored) -> bool:
+    return isinstance(scored, slice) and scored == ALL

@@ -121,8 +121,8 @@ def _folder(package: str) -> Path:
 
 
 def _class_of(file: Path) -> str | None:
-    """The class that has the file's name, except for capitals and underscores."""
+    """The class that has the file's name, except for capitals and underscores; one with a base."""
     own_name = file.stem.replace("_", "")
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.bases)
     return next((name for name in classes if name.replace("_", "").lower() == own_name), None)

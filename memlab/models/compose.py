@@ -55,12 +55,25 @@ def compose(values: Mapping[str, Any], vocab_size: int, members: int = 1) -> Mod
 
     vocab_size = max(vocab_size, values.get("vocabulary") or 0)
     backbone = Backbone(vocab_size, memory, **_options(Backbone, values))
+    for layer in backbone.memories:
+        layer.check_among(backbone.memories)
     options = {key: value for key, value in _options(tokens_kind, values).items() if key != "width"}
     tokens = tokens_kind(backbone.width, **options)
+    go_on = any(memory.positions_go_on for memory in backbone.memories)
+    if backbone.first_position == "row" and backbone.positions == "learned" and tokens.reads and go_on:
+        raise ConfigError(
+            "model.first_position=row: memory tokens stand at the first positions of each segment, and those "
+            "of layers with the whole context go on over segments; use model.first_position=token"
+        )
     if tokens.bidirectional and any(memory.only_causal for memory in backbone.memories):
         raise ConfigError(
             f"model.layer_memory={values['layer_memory']}: a row cannot look at rows after it, and "
             f"model.tokens={values['tokens']} needs layers that read in both directions"
+        )
+    if not tokens.writes and any(memory.written_by_tokens for memory in backbone.memories):
+        raise ConfigError(
+            f"model.layer_memory={values['layer_memory']}: memory tokens after a segment write it, and "
+            f"model.tokens={values['tokens']} has none; use model.tokens=rmt"
         )
     model = Encoder if tokens.bidirectional else Decoder
     return model(backbone, tokens, values.get("memory", "on"), members)

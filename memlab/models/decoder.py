@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from memlab.layers.attention import ALL
-from memlab.models.base import Model, ModelState, Open, Output, Piece
+from memlab.models.base import NOTHING, Model, ModelState, Open, Output, Piece, Scored
 
 NO_TOKENS = slice(0, 0)  # of the rows of a call: all are memory tokens
 
@@ -22,21 +22,23 @@ NO_TOKENS = slice(0, 0)  # of the rows of a call: all are memory tokens
 class Decoder(Model):
     """A causal model: backbone, layer memories and memory tokens."""
 
-    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+    def _read(
+        self, tokens_BN: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
         m, n, w = self.tokens.reads, tokens_BN.shape[1], self.tokens.writes
         around = m + w > 0
         mask = self.tokens.mask(n, self.device) if around else None
         where = self._where(state, -m, m + n + w, slice(m, m + n) if around else ALL, mask)
         x = self.backbone.embedded(tokens_BN, where, 0)
         if around:
-            parts = [self.tokens.before(state.tokens, len(tokens_BN)), x]
-            x = torch.cat([*parts, self.tokens.after(state.tokens)] if w else parts, dim=1)
+            placed = self.backbone.placed
+            parts = [placed(self.tokens.before(state.tokens, len(tokens_BN)), where, -m), x]
+            x = torch.cat([*parts, placed(self.tokens.after(state.tokens), where, n)] if w else parts, dim=1)
         wanted = slice(m, None) if m else ALL
         y, layers, found, loss = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y[:, n:]) if w else state.tokens
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
-        after = ModelState(tokens, layers, state.nothing_B0)
-        return Output(self.backbone.head(y[:, :n]), after, diagnostics, loss)
+        return y[:, :n], ModelState(tokens, layers, state.nothing_B0), diagnostics, loss
 
     @property
     def parallel(self) -> Any:
@@ -45,24 +47,13 @@ class Decoder(Model):
         Without such memory tokens, no layer depends on a higher layer of an earlier segment. So the fold runs
         over layers, and each layer reads all segments.
         """
-        in_layers = self.memory != "off" and any(m.carries for m in self.backbone.memories)
-        if not self.tokens.carries and not in_layers:
+        if self.segments_are_independent:
             return self._apart
         in_all_layers = all(m.parallel is not None for m in self.backbone.memories)
-        return self._parallel if self.memory == "on" and not self.tokens.reads and in_all_layers else None
+        by_layers = self.memory == "on" and not self.tokens.carries and not self.tokens.reads
+        return self._parallel if by_layers and in_all_layers else None
 
-    def _apart(self, tokens_BSN: Tensor, state: ModelState) -> Output:
-        """`_parallel` where segments are independent: they are folded into the batch."""
-        b, s = tokens_BSN.shape[:2]
-        output = self._segment(tokens_BSN.flatten(0, 1), self.init_state(b * s))
-        diagnostics = {name: value.expand(s) for name, value in output.diagnostics.items()}
-        # A state that carries nothing may still count tokens, or have another size than before.
-        last = output.state.map(lambda t: t.unflatten(0, (b, s))[:, -1])
-        after = self.init_state(b) if self.memory == "off" else last
-        loss = None if output.auxiliary is None else output.auxiliary.unflatten(0, (b, s))
-        return Output(output.logits.unflatten(0, (b, s)), after, diagnostics, loss)
-
-    def _parallel(self, tokens_BSN: Tensor, state: ModelState) -> Output:
+    def _parallel(self, tokens_BSN: Tensor, state: ModelState, scored: Scored = ALL) -> Output:
         s, n = tokens_BSN.shape[1:]
         where = self._where(state, 0, n, ALL)
         where = dataclasses.replace(where, segments=s)
@@ -70,7 +61,7 @@ class Decoder(Model):
         y_BTD, layers, found, loss = self.backbone.read("parallel", x_BTD, state.layers, where)
         diagnostics = {name: value.expand(s) for name, value in found.items()}
         after = ModelState(state.tokens, layers, state.nothing_B0)
-        return Output(self.backbone.head(y_BTD).unflatten(1, (s, n)), after, diagnostics, loss)
+        return Output(self._scores(y_BTD.unflatten(1, (s, n)), scored), after, diagnostics, loss)
 
     def begin(self, state: ModelState) -> Open:
         """Open a segment."""
@@ -81,13 +72,13 @@ class Decoder(Model):
             open = dataclasses.replace(open, other=self._begin(self._of_others(state)))
         return open
 
-    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+    def extend(self, tokens_Bn: Tensor, open: Open, scored: Scored = ALL) -> tuple[Tensor, Open]:
         """Read n more tokens of the open segment: their logits [B, n, V], and the segment so far."""
         y_BnD, longer = self._extend(tokens_Bn, open)
         if open.other is not None:
             y_BnD, other = self._extend(tokens_Bn, open.other)
             longer = dataclasses.replace(longer, other=other)
-        return self.backbone.head(y_BnD), longer
+        return self.backbone.head(y_BnD[:, scored]), longer
 
     def close(self, open: Open) -> ModelState:
         """End the segment: write memory, and return the state that the next segment needs."""
@@ -97,7 +88,7 @@ class Decoder(Model):
         if w := self.tokens.writes:
             sees_all = torch.ones(w, self.tokens.reads + open.read + w, dtype=torch.bool, device=self.device)
             where = self._where(open, open.read, w, NO_TOKENS, sees_all)
-            after_BWD = self.tokens.after(tokens)
+            after_BWD = self.backbone.placed(self.tokens.after(tokens), where, open.read)
             y_BWD, layers, *_ = self.backbone.read("extend", after_BWD, layers, where)
             tokens = self.tokens.written(tokens, y_BWD)
         return ModelState(tokens, self.backbone.close(layers), open.state.nothing_B0)
@@ -107,7 +98,7 @@ class Decoder(Model):
         where = self._where(state, -m, m, NO_TOKENS, self.tokens.mask(0, self.device)[:m, :m] if m else None)
         layers = self.backbone.begin(state.layers, where)
         if m:
-            before_BMD = self.tokens.before(state.tokens, state.batch_size)
+            before_BMD = self.backbone.placed(self.tokens.before(state.tokens, state.batch_size), where, -m)
             _, layers, *_ = self.backbone.read("extend", before_BMD, layers, where)
         # `layers` has what is needed of the layers' states; a full context would otherwise be held twice
         return Open(dataclasses.replace(state, layers=()), layers, read=0, offset_B=where.offset_B)
@@ -119,12 +110,13 @@ class Decoder(Model):
         y_BnD, layers, *_ = self.backbone.read("extend", x_BnD, open.layers, where)
         return y_BnD, Open(open.state, layers, open.read + n, open.offset_B)
 
-    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool, scored: slice) -> Piece:
         if ends and not isinstance(state, Open):  # a whole segment at once
-            output = self.segment(tokens_Bn, state)
+            output = self.segment(tokens_Bn, state, scored)
             return Piece(output.logits, output.state)
-        logits_BnV, open = self.extend(tokens_Bn, state if isinstance(state, Open) else self.begin(state))
+        open = state if isinstance(state, Open) else self.begin(state)
+        logits_BnV, open = self.extend(tokens_Bn, open, scored)
         return Piece(logits_BnV, self.close(open) if ends else open)
 
     def peak_bytes(self, tokens_BN: Tensor, state: ModelState) -> int:
-        return self.extend(tokens_BN, self.begin(state))[1].nbytes
+        return self.extend(tokens_BN, self.begin(state), NOTHING)[1].nbytes

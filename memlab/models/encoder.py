@@ -1,6 +1,6 @@
 """Models that read in both directions and answer once per sample.
 
-    [ class token and memory tokens (M) | segment (N) ]     rows of the backbone; every row looks at all
+    [ class token and memory tokens (M) | segment (N) ]     rows of the backbone
 
 There are no open segments: `segment` gives logits [B, 1, V], the answer in case the document ends here.
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memlab.memories.base import Where
-from memlab.models.base import Model, ModelState, Open, Output, Piece, Unread
+from memlab.models.base import Model, ModelState, Open, Piece, Unread
 
 
 class Encoder(Model):
@@ -24,22 +24,24 @@ class Encoder(Model):
 
     answers_once: ClassVar[bool] = True
 
-    def _segment(self, tokens_BN: Tensor, state: ModelState) -> Output:
+    def _read(
+        self, tokens_BN: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState, dict[str, Tensor], Tensor | None]:
         x, where = self._rows(tokens_BN, state)
         wanted = slice(self.tokens.reads)
         y, layers, found, loss = self.backbone.read("segment", x, state.layers, where, wanted)
         tokens = self.tokens.written(state.tokens, y)
         diagnostics = {**found, **self.tokens.diagnose(state.tokens, tokens)}
-        after = ModelState(tokens, layers, state.nothing_B0)
-        return Output(self.backbone.head(y[:, :1]), after, diagnostics, loss)
+        return y[:, :1], ModelState(tokens, layers, state.nothing_B0), diagnostics, loss
 
     def _rows(self, tokens_BN: Tensor, state: ModelState) -> tuple[Tensor, Where]:
         m, n = self.tokens.reads, tokens_BN.shape[1]
         where = self._where(state, -m, m + n, slice(m, m + n), self.tokens.mask(n, self.device))
         x = self.backbone.embedded(tokens_BN, where, 0)
-        return torch.cat([self.tokens.before(state.tokens, len(tokens_BN)), x], dim=1), where
+        before_BMD = self.backbone.placed(self.tokens.before(state.tokens, len(tokens_BN)), where, -m)
+        return torch.cat([before_BMD, x], dim=1), where
 
-    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool) -> Piece:
+    def _stream_piece(self, tokens_Bn: Tensor, state: Any, ends: bool, scored: slice) -> Piece:
         before, tokens_BN = state, tokens_Bn
         if isinstance(state, Unread):
             before, tokens_BN = state.state, torch.cat([state.tokens_BN, tokens_Bn], dim=1)

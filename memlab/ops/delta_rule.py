@@ -21,11 +21,11 @@ results are o [B, H, T, V] and the state after the last token.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from memlab.precision import accurate
 
 _CHUNK = 32  # C; 16 to 64 cost about the same
 
@@ -74,9 +74,7 @@ def gated_delta_rule(
             x = F.pad(x, [0, 0] * (x.dim() - 3) + [0, missing])
         return x.flatten(0, 1).unflatten(1, (-1, size)).transpose(0, 1)
 
-    device = q_BHTK.device.type
-    casts = torch.amp.is_autocast_available(device)
-    with torch.autocast(device, enabled=False) if casts else contextlib.nullcontext():
+    with accurate(q_BHTK):
         k, v, log_decay, beta = (chunks(x) for x in (k_BGTK, v_BGTV, log_decay_BGT, beta_BGT))
         q = chunks(q_BHTK).unflatten(1, (b * groups, -1))  # [chunks, B G, H / G, C, K]
         log_g = log_decay.cumsum(2)

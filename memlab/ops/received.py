@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from memlab.precision import accurate
+
 _WEIGHTS = 1 << 22  # maximum of weights held at once: 16 MB in fp32
 
 
@@ -26,7 +28,7 @@ def weights(q_BHTK: Tensor, k_BGLK: Tensor, look: Tensor) -> Tensor:
     h, t, width = q_BHTK.shape[1:]
     g = k_BGLK.shape[1]
     wide = torch.promote_types(q_BHTK.dtype, torch.float32)
-    with torch.autocast(q_BHTK.device.type, enabled=False):
+    with accurate(q_BHTK):
         q_BGsK = q_BHTK.to(wide).unflatten(1, (g, h // g)).flatten(2, 3)
         score = (q_BGsK @ k_BGLK.to(wide).transpose(-1, -2)).mul_(width**-0.5)
     score_BGsTL = score.unflatten(2, (h // g, t))
@@ -60,6 +62,6 @@ def received(q_BHTK: Tensor, k_BGLK: Tensor, look: Tensor, weight_T: Tensor | No
         queries = slice(start, min(start + together, t))
         weights_BGsTL = weights(q_BHTK[:, :, queries], k_BGLK, look[:, :, queries]).unflatten(1, (g, -1))
         by_query = sums_BGL.new_ones(weights_BGsTL.shape[3]) if weight_T is None else weight_T[queries]
-        with torch.autocast(q_BHTK.device.type, enabled=False):
+        with accurate(q_BHTK):
             sums_BGL += torch.einsum("bgstl,t->bgl", weights_BGsTL, by_query.to(sums_BGL.dtype)) / (h // g)
     return sums_BGL

@@ -31,13 +31,13 @@ from memlab.bounds import Fraction, NonNegative, Positive, Share
 from memlab.errors import ConfigError
 from memlab.layers import observing
 from memlab.layers.description import Description
-from memlab.layers.precision import accurate
 from memlab.layers.state import State, state
 from memlab.ops.backward_network import backward_scores
 from memlab.ops.spectrum import mean_spectrum
 from memlab.policies.base import Attention, Decision, Rows, Zeros
 from memlab.policies.budgets import Budgeted
 from memlab.policies.namm_weights import NAMMWeights, Sizes, read
+from memlab.precision import accurate
 
 _SLOWEST = 50_000  # tokens: no sinusoid of an age turns by 1 radian in more
 _WEIGHTS = 1 << 22  # maximum of attention weights held at once: 16 MB in fp32

@@ -16,10 +16,13 @@ def new_figure(panels: int, width: float = 7.0, height: float | None = None) -> 
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for panel in axes:
         panel.grid(alpha=0.3)
+        panel.title.set_parse_math(False)  # it has the names of a run, and $ is no mathematics there
     return figure, axes
 
 
 def save(figure: Any, file: Path) -> None:
     """Save a figure, and create its directory."""
+    for text in figure.texts:
+        text.set_parse_math(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from memlab.config.checks import build_task
@@ -12,6 +12,7 @@ from memlab.config.sections import ShowConfig
 from memlab.reports.text_samples import print_pieces
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
+from memlab.terminal.tables import PlainConsole
 
 NOTHING = "·"  # a target that does not count
 
@@ -31,9 +32,9 @@ def print_samples(config: ShowConfig) -> None:
         )
         return
     assert isinstance(task, SyntheticTask)
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     console.print(
-        f"[bold]{config.task['name']}[/], {config.split}: {task.num_segments} segments of "
+        f"[bold]{escape(config.task['name'])}[/], {config.split}: {task.num_segments} segments of "
         f"{list(task.segment_lengths)} tokens; {task.answer_tokens} answer tokens; chance {task.chance:.3f}",
         soft_wrap=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from memlab.terminal import tables
@@ -20,7 +21,7 @@ def print_summary(result: dict[str, Any], run_dir: Path, store: str | None) -> N
     console = tables.console()
     metrics, memory, timing = result["metrics"], result["memory"], result["timing"]
     table = Table(
-        title=f"{result['model']} on {result['task']}, seed {result['seed']}",
+        title=escape(f"{result['model']} on {result['task']}, seed {result['seed']}"),
         title_justify="left",
         show_header=False,
     )
@@ -129,7 +130,11 @@ def _others(result: dict[str, Any], metrics: dict[str, float]) -> list[Row]:
     """For a task with metrics of its own."""
     best = f"best checkpoint: step {result['best_step']:,}"
     return [
-        (name.replace("/", " ").replace("_", " "), f"{value:.4f}", best if name.startswith("val/") else "")
+        (
+            escape(name.replace("/", " ").replace("_", " ")),
+            f"{value:.4f}",
+            best if name.startswith("val/") else "",
+        )
         for name, value in metrics.items()
         if name != "val/score"
     ]

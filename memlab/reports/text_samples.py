@@ -7,9 +7,11 @@ from itertools import islice
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from memlab.tasks.text import TextTask
+from memlab.terminal.tables import PlainConsole
 from memlab.text.batches import StreamBatch
 
 LONGEST = 320  # characters of a segment that are printed
@@ -34,11 +36,11 @@ def print_pieces(
         UserError: there is no text.
     """
     task.prepare()
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     segments, length = task.num_segments, task.segment_lengths[0]
     console.print(
-        f"[bold]{name}[/], {split}: {task.batch_size} rows, in a step each reads {segments} segments of "
-        f"{length} tokens; {task.vocab_size} token ids",
+        f"[bold]{escape(name)}[/], {split}: {task.batch_size} rows, in a step each reads {segments} segments "
+        f"of {length} tokens; {task.vocab_size} token ids",
         soft_wrap=True,
     )
     console.print(Text(about, style="dim"))

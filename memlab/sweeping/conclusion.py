@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: the best, `best.yaml`, its training with fresh seeds and a test, figures,
+"""What a sweep produces: the best, `best.yaml`, its training with fresh seeds and a test, figures,
 `trials.csv`, and `result.json`.
 """
 
@@ -18,7 +18,7 @@ import yaml
 
 from memlab.config.override_file import word
 from memlab.errors import UserError
-from memlab.files import write_whole
+from memlab.files import DamagedFileError, read_object, write_whole
 from memlab.sweeping import figures, labels, space
 from memlab.sweeping.ending import Asked
 from memlab.sweeping.final import train_final
@@ -36,7 +36,10 @@ def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
     file = plan.run_dir / "result.json"
     if not file.exists():
         return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        result = read_object(file)
+    except DamagedFileError:
+        return None
     if result.get("trials_asked") != plan.trials or (
         plan.spec.final.seeds and result.get("final_seeds") != plan.spec.final.seeds
     ):
@@ -45,7 +48,7 @@ def finished(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any] | None:
 
 
 def counts(arms: Sequence[Arm]) -> dict[str, int]:
-    """How many trials ended how."""
+    """The number of trials by how they ended."""
     states = [state(trial) for arm in arms for trial in arm.study.get_trials(deepcopy=False)]
     return {name: states.count(name) for name in ("complete", "pruned", "failed")}
 
@@ -53,7 +56,7 @@ def counts(arms: Sequence[Arm]) -> dict[str, int]:
 def conclude(
     plan: Plan, order: Order, arms: Sequence[Arm], shares: Sequence[Sequence[str]], began: float, asked: Asked
 ) -> dict[str, Any]:
-    """Do everything that follows the last trial, and write it down; it may be done again.
+    """Do and record everything that follows the last trial; it may be done again.
 
     Raises:
         UserError: no trial is complete, or a final training failed.
@@ -194,6 +197,7 @@ def show(
     Args:
         folder, trusted: of its trainings; see `--config-dir` and `trust`.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from memlab.terminal import tables
@@ -201,22 +205,23 @@ def show(
     console = tables.console()
     trials = result["trials"]
     console.print(
-        f"\n[bold]sweep {result['study']}[/]: {trials['complete']} complete, {trials['pruned']} pruned, "
-        f"{trials['failed']} failed"
+        f"\n[bold]sweep {escape(result['study'])}[/]: {trials['complete']} complete, "
+        f"{trials['pruned']} pruned, {trials['failed']} failed"
     )
     for name, own in (result.get("arms") or {"": result}).items():
         best = own["best"]
-        title = f"{name}: trial {best['trial']}" if name else f"best: trial {best['trial']}"
+        title = f"{escape(name)}: trial {best['trial']}" if name else f"best: trial {best['trial']}"
         table = Table(title=title, title_justify="left", show_header="final_default" in own)
         table.add_column("")
         table.add_column("best", justify="right")
         if "final_default" in own:
             table.add_column("without its parameters", justify="right")
         for key, value in best["parameters"].items():
-            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(escape(key), escape(shown))
         table.add_section()
         for key, value in best["values"].items():
-            table.add_row(f"{key}, seeds {', '.join(map(str, result['seeds']))}", f"{value:.6g}")
+            table.add_row(f"{escape(key)}, seeds {', '.join(map(str, result['seeds']))}", f"{value:.6g}")
         if "final" in own:
             seeds = f"seeds {', '.join(map(str, own['final']['seeds']))}"
             for key in ("val/score", "test/accuracy", "test/bits_per_byte"):

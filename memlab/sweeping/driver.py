@@ -29,7 +29,7 @@ from memlab.sweeping.study import Arm, open_study
 
 
 def run(plan: Plan) -> int:
-    """Run a sweep, or go on with it; returns the exit status.
+    """Run a sweep, or continue it; returns the exit status.
 
     Raises:
         UserError: it cannot begin, or it cannot go on.
@@ -89,8 +89,8 @@ def _end_tracking(order: Order | None, status: str) -> None:
 
 
 def _open(plan: Plan) -> tuple[Store, list[Arm]]:
-    """Storage and studies, after all that can be wrong with them has been looked at;
-    only then are they made.
+    """Storage and studies. They are created only after everything that can be wrong with them has been
+    checked.
     """
     check_place(f"run_dir={plan.config.run_dir or plan.run_dir}", plan.run_dir)
     store = Store(plan.storage, plan.config.study)
@@ -192,7 +192,7 @@ def _announce(plan: Plan, store: Store, arms: Sequence[Arm]) -> None:
 
 
 def _check_done(order: Order, store: Store, arms: Sequence[Arm]) -> None:
-    """See that the workers ended because there was nothing left to do.
+    """Check that the workers ended because there was nothing left to do.
 
     Raises:
         UserError: they did not.

@@ -1,4 +1,4 @@
-"""How a sweep is asked to end: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, looked at where nothing is cut short."""
+"""How a sweep is asked to end: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, and only where nothing is cut short."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interrupted(BaseException):
 class Asked:
     """Whether one of `lifetime.ENDING` has come.
 
-    Nothing is raised where that happens: a transaction cut short would leave the storage locked.
+    Nothing is raised when it comes: a transaction cut short would leave the storage locked.
 
     A second Ctrl-C ends this process at once, and everything with it.
     """

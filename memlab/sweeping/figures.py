@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load() -> None:
-    """Import what `draw` needs, which takes seconds; the sweep does it while its first trials train."""
+    """Import what `draw` needs, which takes seconds; a sweep does it while its first trials train."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def draw(spec: Spec, arms: Sequence[Arm], directory: Path) -> list[str]:
                     figure.set_size_inches(9, 5)
                     figure.savefig(file, dpi=120, bbox_inches="tight")
                     drawn.append(file.name)
-                except Exception as error:  # a sweep does not fail by a figure
+                except Exception as error:  # a sweep does not fail because of a figure
                     print(f"memlab: the figure {file.name} cannot be drawn: {error}", file=sys.stderr)
                 finally:
                     plt.close("all")

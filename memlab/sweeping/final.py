@@ -1,6 +1,6 @@
 """The last trainings of a sweep: the best of each arm, and its base alone, with fresh seeds.
 
-Only here the test is read.
+Only here is the test read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train_final(
             if final.default:
                 jobs.append((arm.value, "final_default", {}, seed, place / "default" / f"seed_{seed}"))
     print(
-        f"memlab: the best is trained anew with seeds {final.seeds}, and tested: {len(jobs)} trainings",
+        f"memlab: the best is trained again with seeds {final.seeds}, and tested: {len(jobs)} trainings",
         file=sys.stderr,
     )
     failed = threading.Event()
@@ -89,7 +89,7 @@ def train_final(
             if ended.error:
                 print(f"final  {name}  failed: {ended.error.splitlines()[-1]}", file=sys.stderr, flush=True)
             raise UserError(
-                f"the final training of {name} failed ({run_dir}): {ended.error or 'it was told to end'}"
+                f"the final training of {name} failed ({run_dir}): {ended.error or 'it was asked to end'}"
             )
         print(
             f"final  {name}  {_headline(ended.result)}  {duration(time.monotonic() - began)}",

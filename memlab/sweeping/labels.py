@@ -35,7 +35,7 @@ def client(uri: str) -> Any:
 
 
 def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) -> str:
-    """Make the sweep's run in a store that is there (see `mlflow_client.prepare`); returns its id.
+    """Create the sweep's run in an existing store (see `mlflow_client.prepare`); returns its id.
 
     Raises:
         UserError: the store cannot be used.
@@ -60,9 +60,9 @@ def begin(uri: str, experiment: str, study: str, parameters: Mapping[str, Any]) 
 
 
 class Labels:
-    """Says in MLflow how trials ended, beside the next trial's training.
+    """Records in MLflow how trials ended, while the next trial trains.
 
-    All is said when this context ends.
+    Everything is recorded when this context ends.
     """
 
     def __init__(self, order: Order) -> None:
@@ -186,7 +186,7 @@ def go_on(uri: str, run_id: str) -> None:
 
 
 def label_final(order: Order, run_dir: Path, what: str, name: str) -> None:
-    """Say of a run of the end that it is none of a trial."""
+    """Label a final training as one that belongs to no trial."""
     run_id = run_of(run_dir)
     if order.tracking_uri is None or run_id is None:
         return

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 LEASE = "lease"
-FIRST_FAILURES = 3  # a sweep that begins with so many failed trials and nothing else stops
+FIRST_FAILURES = 3  # a sweep that begins with this many failed trials and nothing else stops
 
 
 class TooManyFailedError(UserError):
@@ -43,7 +43,7 @@ class TooManyFailedError(UserError):
 class Nothing(Enum):
     """Why there is no trial for a worker."""
 
-    LATER = "all are begun; one may still be left behind by a worker that dies"
+    LATER = "all have begun; one may still be left by a worker that dies"
     DONE = "all have ended"
 
 
@@ -58,7 +58,7 @@ class Lease:
 
 
 def place() -> str | None:
-    """What tells whether a process id of a lease can be looked up here: machine, boot, and container;
+    """Where a process id of a lease can be looked up: machine, boot, and container;
     None = not on this system.
     """
     try:
@@ -103,7 +103,7 @@ class Leases:
     _seen: dict[tuple[str, int], tuple[Any, float]] = field(default_factory=dict)
 
     def next(self) -> Lease | Nothing:
-        """A trial that its worker left behind, else a new one, else why not.
+        """A trial that its worker left, else a new one, else why there is none.
 
         Raises:
             TooManyFailedError: the sweep is to stop.
@@ -175,7 +175,7 @@ class Leases:
         trial.set_user_attr(LEASE, {**noted, "beat": time.time(), **more})
 
     def _is_left(self, arm: Arm, frozen: FrozenTrial) -> bool:
-        """Whether a running trial has no living worker. No clock but this process's own is asked."""
+        """Whether a running trial has no living worker. Only this process's own clock is used."""
         noted = frozen.user_attrs.get(LEASE)
         if noted is None or noted.get("released"):
             return True
@@ -203,7 +203,7 @@ class Leases:
         return lease.arm.study._storage.get_trial(lease.trial._trial_id).intermediate_values
 
     def beat(self, lease: Lease) -> bool:
-        """Say that this worker lives; False if the trial is another one's now."""
+        """Report that this worker is alive; False if the trial is now another one's."""
         with self.store.lock():
             if not self.is_mine(lease):
                 return False
@@ -211,7 +211,7 @@ class Leases:
             return True
 
     def release(self, lease: Lease) -> None:
-        """Leave a trial for whoever comes next, at once."""
+        """Release a trial at once, for the next worker."""
         with self.store.lock():
             if self.is_mine(lease):
                 self._sign(lease.trial, released=True)
@@ -224,7 +224,7 @@ class Leases:
             facts: kept with the trial.
 
         Returns:
-            whether it was this worker's to say.
+            whether the trial was still this worker's.
         """
         from optuna.trial import TrialState
 
@@ -240,7 +240,7 @@ class Leases:
 
 
 class Beats:
-    """Says every few seconds that the worker of a trial lives, until it ends;
+    """Reports every few seconds that the worker of a trial is alive, until it ends;
     `lost` is set when the trial is another one's.
     """
 

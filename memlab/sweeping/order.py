@@ -1,4 +1,4 @@
-"""What a worker has to know of its sweep: the driver writes it, and hands it to each worker's standard
+"""What a worker has to know about its sweep: the driver writes it, and passes it to each worker's standard
 input.
 """
 
@@ -46,7 +46,7 @@ class Order(BaseModel):
         return self.study if arm is None else f"{self.study}/{arm}"
 
     def arms(self, store: Store) -> list[Arm]:
-        """The studies, made where they are not there.
+        """The studies, created if they do not exist.
 
         Raises:
             UserError: see `open_study`.
@@ -67,7 +67,7 @@ class Order(BaseModel):
     def words(
         self, arm: Scalar, parameters: dict[str, Any], seed: int, run_dir: Path, test: bool = False
     ) -> list[str]:
-        """The command line of a training behind the program."""
+        """The command line of a training after the program."""
         own = {"seed": seed, "run_dir": str(run_dir), "resume": "auto", "trainer.test": test}
         overrides = {**self.spec.fixed(arm), **parameters, **own}
         folder = [] if self.config_dir is None else ["--config-dir", self.config_dir]

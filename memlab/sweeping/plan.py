@@ -1,4 +1,4 @@
-"""A sweep as it was asked for, checked as a whole: its file, and what its trials' trainings would say to
+"""A sweep as it was requested, checked as a whole: its file, and whether its trials' trainings would accept
 its values. Imports no torch.
 """
 

@@ -1,5 +1,5 @@
 """The workers of one machine, as the sweep's own process sees them: started,
-started anew when they die, and ended.
+restarted when they die, and ended.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from memlab.sweeping.store import Store
 from memlab.sweeping.study import Arm
 from memlab.sweeping.worker import FAILED, STOPPED
 
-_QUICK = 15.0  # a worker that dies within so many seconds of its start has not worked
-_DEATHS = 3  # so many quick deaths in a row end the sweep,
-_KILLS = 20  # or so many by SIGKILL, which is not a worker's own doing
+_QUICK = 15.0  # a worker that dies within this many seconds of its start has not worked
+_DEATHS = 3  # this many quick deaths in a row end the sweep,
+_KILLS = 20  # or this many by SIGKILL, which is not a worker's own doing
 _WAIT = 150.0  # seconds that workers have to let their trainings save
 
 
@@ -94,7 +94,7 @@ class Pool:
             self._give(worker)
 
     def _give(self, worker: int) -> None:
-        """Tell a worker its order."""
+        """Send a worker its order."""
         assert self.order is not None
         share, stdin = self.shares[worker], self.processes[worker].stdin
         environment = {
@@ -151,7 +151,7 @@ class Pool:
                 process.wait(max(0.0, deadline - time.monotonic()))
 
     def end(self) -> None:
-        """Nothing of the workers stays."""
+        """End whatever is left of the workers."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()

@@ -1,4 +1,4 @@
-"""The search space: what is asked of Optuna for a trial, and examples of what it may answer."""
+"""The search space: what Optuna chooses for a trial, and examples of what it may choose."""
 
 from __future__ import annotations
 

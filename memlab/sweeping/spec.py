@@ -64,7 +64,7 @@ class Budget(Section):
 
 
 class Final(Section):
-    """The best is trained anew with seeds that no trial had, and only there the test is read."""
+    """The best is trained again with seeds that no trial had, and only there is the test read."""
 
     seeds: list[Seed] = Field(default_factory=list)
     default: bool = True  # the base alone is trained with the same seeds, for comparison

@@ -2,9 +2,9 @@
 
 And the lock that makes them agree.
 
-Everything that decides who does which trial happens while one worker holds the lock: of the file system
-beside a SQLite file, an advisory lock of the server in PostgreSQL. Both are taken back when their holder
-dies, however it dies.
+Everything that decides which worker does which trial happens while one worker holds the lock: one of the file
+system next to a SQLite file, an advisory lock of the server in PostgreSQL. Both are taken back when their
+holder dies, however it dies.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Store:
                 raise UserError(f"storage={self.name}: {parent} is not a directory")
             if not self.file.exists():
                 return
-        with self._told():
+        with self._refusing():
             engine = self._engine()
             with engine.connect() as connection:
                 connection.exec_driver_sql(
@@ -146,7 +146,7 @@ class Store:
         return create_engine(self.url, poolclass=NullPool, connect_args=self._arguments())
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _refusing(self) -> Iterator[None]:
         """What goes wrong with the storage, in one line and without the password."""
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
@@ -173,7 +173,7 @@ class Store:
         held.
 
         Args:
-            wait: False = do not wait for who holds it.
+            wait: False = do not wait for the process that holds it.
         """
         if self.file is None:
             with self._server_lock(what, wait) as held:
@@ -220,7 +220,7 @@ class Store:
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import DBAPIError, TimeoutError
 
-        deadline, pause, told = time.monotonic() + patience, 0.2, False
+        deadline, pause, reported = time.monotonic() + patience, 0.2, False
         while True:
             try:
                 return work()
@@ -231,9 +231,9 @@ class Store:
                     raise UserError(
                         f"storage={self.name} has been gone for {patience:.0f} s: {self._reason(error)}"
                     ) from None
-                if not told:
+                if not reported:
                     print(f"memlab: storage={self.name}: {self._reason(error)}; trying again", flush=True)
-                    told = True
+                    reported = True
                 time.sleep(pause)
                 pause = min(pause * 2, 10.0)
 

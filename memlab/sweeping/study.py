@@ -30,11 +30,11 @@ class Arm:
 def open_study(
     store: Store, name: str, directions: Sequence[Direction], identity: dict[str, Any], create: bool = True
 ) -> optuna.Study | None:
-    """The study of a name, made if it is not there.
+    """The study of a name, created if it does not exist.
 
     Args:
         identity: what must be the same for its trials to be comparable.
-        create: False = None if it is not there.
+        create: False = None if it does not exist.
 
     Raises:
         ConfigError: there is one of that name with another space, base, objective or seeds.

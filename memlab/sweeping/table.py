@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from memlab.sweeping.leases import LEASE
 from memlab.sweeping.order import Order
 from memlab.sweeping.study import Arm
 from memlab.terminal import tables
+from memlab.terminal.plain import printable
 from memlab.terminal.times import duration
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def seconds(trial: FrozenTrial) -> float:
 
 
 class Shown:
-    """Shows the trials while it is entered; `update` looks at them anew."""
+    """Shows the trials while it is entered; `update` looks at them again."""
 
     def __init__(self, order: Order, arms: Sequence[Arm], workers: int) -> None:
         self.order, self.arms, self.workers = order, arms, workers
@@ -75,7 +77,7 @@ class Shown:
         self.began = time.monotonic()
         self.console = tables.console(stderr=True)
         self.live: Live | None = None
-        self._told: dict[tuple[Any, int], tuple[str, int]] = {}
+        self._shown: dict[tuple[Any, int], tuple[str, int]] = {}
         self._ended_before: int | None = None
 
     def __enter__(self) -> Self:
@@ -134,9 +136,9 @@ class Shown:
             shown = f"[{_COLOURS.get(words, 'white')}]{words}[/]{again}"
             table.add_row(
                 str(trial.number),
-                *([str(arm)] if spec.arms else []),
+                *([escape(str(arm))] if spec.arms else []),
                 shown,
-                parameters(trial),
+                escape(parameters(trial)),
                 value(trial),
                 duration(seconds(trial)),
             )
@@ -156,10 +158,10 @@ class Shown:
     def _lines(self, found: Sequence[tuple[Any, FrozenTrial]], ended: int) -> None:
         for arm, trial in found:
             key, now = (arm, trial.number), (state(trial), int(trial.user_attrs.get("taken_over", 0)))
-            if self._told.get(key) == now or (now[0] == "running" and LEASE not in trial.user_attrs):
+            if self._shown.get(key) == now or (now[0] == "running" and LEASE not in trial.user_attrs):
                 continue
-            first = not self._told.get(key)
-            self._told[key] = now
+            first = not self._shown.get(key)
+            self._shown[key] = now
             if (
                 first
                 and now[0] != "running"
@@ -180,4 +182,4 @@ class Shown:
                 line = f"{name}  {now[0]:<8}  {value(trial)}  {duration(seconds(trial))}{tail}"
                 if now[0] != "failed":
                     line += f"  [{ended} of {self.goal}{self._left(found, ended)}]"
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
 """One training of a trial, as a process of its own: started or continued, followed, ended,
-and what it left behind.
+and what it left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATIENCE = 120.0  # seconds that a training has to save and end after SIGTERM
 @dataclass(frozen=True)
 class Ended:
     """How a training ended: `result` if it finished, else `error` in some lines;
-    neither = it was told to end.
+    neither = it was asked to end.
     """
 
     result: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ class Following:
             trainings in its own way.
         words: its overrides, with `run_dir` and `resume=auto`.
         run_dir: the same directory.
-        log: where its output goes, behind what is there.
+        log: where its output is appended.
         environment: changes to this process's.
         restarts: how often it goes on from its checkpoint if a signal kills it, such as the kernel's for lack
             of memory.
@@ -110,10 +110,10 @@ class Following:
 
         Args:
             asked: whether it is to end now, with a checkpoint, to be continued later.
-            validated: told each validation once (step, metrics) in order; True = end it, it is pruned.
+            validated: called once with each validation (step, metrics); True = end it, it is pruned.
             every: seconds between looks.
         """
-        told: set[int] = set()
+        seen: set[int] = set()
         how, size = "", 0
         for attempt in range(self.restarts + 1):
             # a worker died between the end of the training and its own next step
@@ -123,7 +123,7 @@ class Following:
             if asked():
                 return Ended()
             began, size = time.monotonic(), self.log.stat().st_size if self.log.exists() else 0
-            status = self._start_and_follow(asked, validated, told, every)
+            status = self._start_and_follow(asked, validated, seen, every)
             if status is None:
                 return Ended()
             if (result := self._result()) is not None:
@@ -144,10 +144,10 @@ class Following:
         self,
         asked: Callable[[], bool],
         validated: Callable[[int, dict[str, float]], bool],
-        told: set[int],
+        seen: set[int],
         every: float,
     ) -> int | None:
-        """Its exit status, or None if it was told to end."""
+        """Its exit status, or None if it was asked to end."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.process = self.start(self.words, self.log, self.environment)
         self._read = (-1, -1)
@@ -155,8 +155,8 @@ class Following:
             while True:
                 status = self.process.poll()
                 for step, metrics in self._validations():
-                    if step not in told:
-                        told.add(step)
+                    if step not in seen:
+                        seen.add(step)
                         if validated(step, metrics) and status is None:
                             self.end()
                             return None
@@ -180,7 +180,7 @@ class Following:
         self._kill()
 
     def _kill(self) -> None:
-        """Nothing of it stays, however it ended."""
+        """End whatever is left of it, however it ended."""
         if self.process is None:
             return
         if self.process.poll() is None:
@@ -192,7 +192,7 @@ class Following:
     def _validations(self) -> list[tuple[int, dict[str, float]]]:
         """All in `metrics.jsonl`, if it has changed.
 
-        It is read anew: a training that goes on cuts it back to its checkpoint.
+        It is read from its beginning: a training that continues cuts it back to its checkpoint.
         """
         file = self.run_dir / "metrics.jsonl"
         try:

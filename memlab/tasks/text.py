@@ -140,8 +140,7 @@ class TextTask(Task):
                 "documents: some rows read the same text at the same time; give more files, or fewer rows",
                 file=sys.stderr,
             )
-        self.tokenizer = self._tokenizer()
-        self.vocab_size = max(self.tokenizer.size, self.begin + 1)
+        self.open_tokenizer()
         if not self.tokenizer.lossless and (read := self.amounts("validation")).lost_bytes:
             print(
                 f"memlab: warning: task.tokenizer={self.tokenizer_name} does not give back "
@@ -149,6 +148,16 @@ class TextTask(Task):
                 f"({read.lost_bytes / read.bytes:.1%}); bits per byte count what it takes to put them back",
                 file=sys.stderr,
             )
+
+    def open_tokenizer(self) -> None:
+        """Load the tokenizer, or train it on a corpus that has been found; `prepare` includes it. Without a
+        corpus this is enough to generate text.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        self.tokenizer = self._tokenizer()
+        self.vocab_size = max(self.tokenizer.size, self.begin + 1)
 
     @property
     def begin(self) -> int:
@@ -245,6 +254,8 @@ class TextTask(Task):
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name == "bpe":
+            if not hasattr(self, "corpus"):
+                self.corpus = self._find()
             return bpe(self.corpus, self.bpe_size, corpora.cache_directory(self.cache_dir))
         return pretrained_tokenizer.opened(self.tokenizer_name, corpora.cache_directory(self.cache_dir))
 

@@ -7,21 +7,33 @@ columns of names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from memlab.terminal.plain import printable
 
 _UNBOUNDED = 100_000  # columns of a file
 _NAME, _TEXT = 20, 16  # minimum width to which columns of names, or of other text, are wrapped
 
 
+class PlainConsole(Console):
+    """A console that shows the control characters of what it prints, and so obeys only its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield Segment(text, segment.style, segment.control)
+
+
 def console(stderr: bool = False) -> Console:
     """A console as wide as needed, unless a terminal's window is the limit."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_UNBOUNDED)
+    found = PlainConsole(stderr=stderr, highlight=False)
+    return found if found.is_terminal else PlainConsole(stderr=stderr, highlight=False, width=_UNBOUNDED)
 
 
 def is_live(target: Console) -> bool:
@@ -40,16 +52,16 @@ def show(target: Console, table: Table, names: int = 1, caption: str = "") -> No
     said = caption or str(table.caption or "")
     if table.title:
         style = "italic" if table.title_style is None else table.title_style
-        target.print(Text.from_markup(str(table.title)), style=style or "italic", soft_wrap=True)
+        target.print(Text.from_markup(printable(str(table.title))), style=style or "italic", soft_wrap=True)
     for part in parts(table, target.width, names):
         target.print(part)
     if said:
-        target.print(Text.from_markup(said), style="dim", soft_wrap=True)
+        target.print(Text.from_markup(printable(said)), style="dim", soft_wrap=True)
 
 
 def parts(table: Table, width: int, names: int = 1) -> list[Table]:
     """A table as one or several that each fit a width, without title and caption."""
-    cells = [list(column._cells) for column in table.columns]
+    cells = [[printable(c) if isinstance(c, str) else c for c in column._cells] for column in table.columns]
     natural = [
         max((_width(cell) for cell in [column.header, *own]), default=0)
         for column, own in zip(table.columns, cells, strict=True)

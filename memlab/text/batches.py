@@ -27,12 +27,12 @@ class StreamBatch:
         tokens_BT: what the model reads. A document's first token is BEGIN.
         targets_BT: the next token: each token of a document is predicted once, its first from BEGIN. There is
             no end token.
-        counts_BT: True where the target counts; False in the padding behind a document's end (token BEGIN,
+        counts_BT: True where the target counts; False in the padding after a document's end (token BEGIN,
             target 0).
         begins_BS: True where a document begins with the segment: the row's state is reset before it.
         offset_BS: place of the segment's first token in its document, 0 where it begins.
         segment_lengths: S times N.
-        position: for each row plain integers that say where it stands behind this batch; empty in evaluation.
+        position: for each row plain integers that say where it stands after this batch; empty in evaluation.
     """
 
     tokens_BT: Ints

@@ -33,12 +33,12 @@ def bpe(corpus: Corpus, size: int, cache: Path) -> SavedTokenizer:
     """A byte-level BPE of the training split, from the cache or trained now.
 
     Args:
-        size: ids that it shall have.
+        size: the number of its ids.
         cache: directory; a tokenizer is found again as long as the training files keep names, sizes and
             times.
 
     Raises:
-        UserError: the text has not so many different pieces, or a file cannot be read or written.
+        UserError: the text has too few different pieces, or a file cannot be read or written.
     """
     from filelock import FileLock
 

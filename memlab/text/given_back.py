@@ -72,8 +72,8 @@ def _kept(text: bytes, given: bytes) -> int:
         kept, i, j = kept + same, i + same, j + same
         # the first half of the window is settled, where it leaves the most to the second (Hirschberg 1975)
         near, far, window = text[i : i + _HALF], text[i + _HALF : i + 2 * _HALF], given[j : j + _GIVEN]
-        before, behind = _common(near, window), _common(far[::-1], window[::-1])[::-1]
-        cut = max(range(len(window) + 1), key=lambda c: before[c] + behind[c])
+        before, after = _common(near, window), _common(far[::-1], window[::-1])[::-1]
+        cut = max(range(len(window) + 1), key=lambda c: before[c] + after[c])
         kept, i, j = kept + before[cut], i + len(near), j + cut
     return kept
 

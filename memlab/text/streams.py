@@ -43,7 +43,7 @@ class TrainingReader:
     Args:
         batch_size: R, rows in all processes together.
         rows: those of this process.
-        position: of the batch after which to go on, or None = from the beginning.
+        position: of the batch to continue after, or None = from the beginning.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TrainingReader:
                 yield place, ids
 
     def _advance(self) -> None:
-        """Come to the next document of the sequence, and keep it if a row of this process will read it."""
+        """Move to the next document of the sequence, and keep it if a row of this process will read it."""
         place, document = next(self.sequence)
         row = place.number % self.batch_size
         if row not in self.waiting or place.number < self.first[row]:

@@ -24,8 +24,8 @@ from memlab.files import expanded, why_no_file
 Ids = NDArray[np.unsignedinteger[Any]]
 
 BYTES = 256
-# Between a character that is no space in any alphabet and a plain space, after which GPT-2's pattern begins
-# anew.
+# Between a character that is no space in any alphabet and a plain space, after which GPT-2's pattern starts
+# again.
 _WORD_END = re.compile(r"(?<=[!-~\w])(?=[ \t\n\r])")
 _KNOWN_WORDS = 1 << 20  # a few hundred megabytes
 

@@ -1,4 +1,4 @@
-"""`data.json`: which files a run reads, so that it does not go on with others without a word."""
+"""`data.json`: which files a run reads, so that it never silently continues with others."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from memlab.errors import UserError
 from memlab.files import write_whole
+from memlab.terminal.plain import printable
 from memlab.text.fingerprint import changes
 
 NAME = "data.json"
-_TOLD = 3  # changes that a message lists
+_LISTED = 3  # changes that a message lists
 
 
 def write(directory: Path, data: dict[str, Any]) -> None:
-    """Note what a run reads, as `Task.data` says it; nothing if it reads no files."""
+    """Record what a run reads, as `Task.data` describes it; nothing if it reads no files."""
     if data:
         write_whole(directory / NAME, json.dumps(data, indent=1) + "\n")
 
@@ -31,18 +32,30 @@ def check(directory: Path, data: dict[str, Any]) -> None:
         return
     if not (directory / NAME).exists():
         print(
-            f"memlab: {directory} does not say which files it read ({NAME} is missing); it goes on with "
-            "those that are there",
+            f"memlab: {directory} does not say which files it read ({NAME} is missing); it continues "
+            "with those that are there",
             file=sys.stderr,
         )
     elif changed := _changed(directory, data):
         raise UserError(f"{changed[0]}. {changed[1]}")
 
 
+def identity(text: str | None) -> str | None:
+    """What a run reads, from the content of its `data.json`: the same for the same text and tokenizer,
+    wherever the files are and whatever their names; None = not known.
+    """
+    try:
+        record = json.loads(text or "")
+        files = [[hashed or (Path(name).name, size)] for name, (size, _, hashed) in record["files"].items()]
+        return json.dumps([sorted(files, key=str), record["revision"], record["tokenizer"]])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def warn(directory: Path, data: dict[str, Any]) -> None:
-    """Say in a line if what is read to evaluate a run is not what it was trained on."""
+    """Warn in one line if what is read to evaluate a run is not what it was trained on."""
     if data and (directory / NAME).exists() and (changed := _changed(directory, data)):
-        print(f"memlab: warning: {changed[0]}; figures may be of another text", file=sys.stderr)
+        print(f"memlab: warning: {printable(changed[0])}; figures may be of another text", file=sys.stderr)
 
 
 def _changed(directory: Path, data: dict[str, Any]) -> tuple[str, str] | None:
@@ -67,8 +80,8 @@ def _changed(directory: Path, data: dict[str, Any]) -> tuple[str, str] | None:
         found.append("task.tokenizer is another one")
     if not found:
         return None
-    more = f", and {len(found) - _TOLD} more changes" if len(found) > _TOLD else ""
+    more = f", and {len(found) - _LISTED} more changes" if len(found) > _LISTED else ""
     return (
-        f"the text has changed since the run in {directory} began: {'; '.join(found[:_TOLD])}{more}",
+        f"the text has changed since the run in {directory} began: {'; '.join(found[:_LISTED])}{more}",
         "Put it back as it was, or start a new run",
     )

@@ -1,4 +1,4 @@
-"""Runs that have ended: found by what a person has of them, and added to afterwards.
+"""Runs that have ended: found by what the user has of them, and added to afterwards.
 
 A run is named by its directory, by the file of one of its checkpoints, or by its MLflow run id.
 """
@@ -26,9 +26,9 @@ class Found:
     """Where a run is.
 
     Attributes:
-        directory: of the run; of a checkpoint that lies outside of any run, a directory beside it that may
-            not be there yet.
-        checkpoint: the file with its weights.
+        directory: of the run; of a checkpoint that lies outside of any run, a directory next to it that
+            may not exist yet.
+        checkpoint: the file with its weights, or the directory that `memlab.export` wrote.
         best: whether that is the checkpoint by which the run is judged.
         by_id: whether it was named by its MLflow run id.
     """
@@ -40,7 +40,7 @@ class Found:
 
 
 def find(run: str, uri: str) -> Found:
-    """The run that somebody means.
+    """Find the run that the user names.
 
     Args:
         run: a directory, a `.ckpt` file, or an MLflow run id.
@@ -57,6 +57,8 @@ def find(run: str, uri: str) -> Found:
         inside = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
         directory = path.parent.parent if inside else path.with_name(f"{path.stem}.evaluation")
         return Found(directory, path, best=inside and path.name == BEST)
+    if there and path.is_dir() and not (path / "config.yaml").exists() and (path / "config.json").is_file():
+        return Found(path, path, best=False)  # what memlab.export wrote
     if there and path.is_dir():
         return _finished(path, f"run={run}")
     if _RUN_ID.fullmatch(run):
@@ -85,7 +87,7 @@ def _finished(directory: Path, named: str) -> Found:
         read_object(directory / "result.json")
     except DamagedFileError as error:
         raise UserError(
-            f"{named}: {error}. memlab.train resume=DIR makes it anew from the run's last checkpoint; or "
+            f"{named}: {error}. memlab.train resume=DIR makes it again from the run's last checkpoint; or "
             f"evaluate the checkpoint as it is: run={best}"
         ) from None
     if not best.is_file():

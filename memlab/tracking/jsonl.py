@@ -15,7 +15,7 @@ from memlab.files import read_lines
 
 class JsonlLogger(Logger):
     """Appends {"step": n, "train/loss": ...} lines, each written whole at once;
-    a killed run keeps all lines before.
+    a killed run keeps all earlier lines.
     """
 
     def __init__(self, path: Path) -> None:

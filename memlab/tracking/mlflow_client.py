@@ -1,4 +1,4 @@
-"""MLflow's store, without Lightning: where it is, made if it is not there, and whether it holds a run."""
+"""MLflow's store, without Lightning: where it is, creating it if needed, and whether it holds a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def named(uri: str) -> str:
 
 
 def prepare(uri: str, experiment: str, patient: bool = False) -> None:
-    """Make the store and the experiment if they are not there yet, one process at a time.
+    """Create the store and the experiment if they do not exist yet, one process at a time.
 
     MLflow's own creation of a SQLite store is not safe when several processes begin at once (they crash on a
     duplicate column).
@@ -114,8 +114,8 @@ def existing(uri: str, advice: str = "") -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; of a server that cannot be reached only why: requests tells what was asked for,
-    and how often, first.
+    """What an error says; of a server that cannot be reached only why: requests begins with the request, and
+    how often it was tried.
     """
     line = first_line(error)
     cause = re.search(r"""Caused by \w+\(.*(?:: |, ')([^:]+)["']\)\)$""", line)
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _first_contact() -> Iterator[None]:
-    """MLflow gives up a server soon; what the user has set in the environment counts more."""
+    """MLflow gives up a server soon; what the user has set in the environment takes precedence."""
     mine = {key: value for key, value in _FIRST_CONTACT.items() if key not in os.environ}
     os.environ.update(mine)
     try:

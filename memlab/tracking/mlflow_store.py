@@ -5,7 +5,7 @@ Parameters are named as on the command line (`model.memory_tokens`), metrics as 
 numbers for tables and scatter plots are under `summary/`. A run that is interrupted ends as KILLED, one that
 fails as FAILED.
 
-All writing is done by one thread beside the training, in order: training never waits for the store, Ctrl-C
+All writing is done by one thread next to the training, in order: training never waits for the store, Ctrl-C
 (which Python raises in the main thread) never lands within a transaction and leaves the database locked, and
 a store that fails costs a warning, not the run: `metrics.jsonl` and `result.json` hold everything.
 """
@@ -86,7 +86,7 @@ class Tracker(MLFlowLogger):
         )
         self.uri = uri
         self.failures: list[Exception] = []
-        self._waited_until = -math.inf  # `time.monotonic()` when a write was last given up after long
+        self._waited_until = -math.inf  # `time.monotonic()` when a slow write last failed
         self._stored: dict[str, int] = {}  # the last step that a continued run has already, see `_mark`
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         if run_id is None:
@@ -117,7 +117,7 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def go_on(self) -> None:
-        """The run is running again; what it has already is not stored a second time.
+        """The run is running again; what it already has is not stored a second time.
 
         Its parameters stay as they are.
 
@@ -139,7 +139,7 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def log_lines(self, lines: Iterable[Mapping[str, float]]) -> None:
-        """Store lines of `metrics.jsonl`, but for those that the run has."""
+        """Store lines of `metrics.jsonl`, except for those that the run has."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -222,7 +222,7 @@ class Tracker(MLFlowLogger):
         asked = time.monotonic()
 
         def attempt() -> None:
-            # it waited behind a write that a server had minutes to take: not each of them has to
+            # it waited for a write that a server did not take for minutes: one such wait is enough
             if asked < self._waited_until:
                 self.failures.append(self.failures[-1])
                 return
@@ -238,7 +238,7 @@ class Tracker(MLFlowLogger):
 
 
 def _mark(line: Mapping[str, float]) -> str:
-    """What tells a training step's line from a validation's; the result's numbers, at the end,
+    """The metric that marks a line as a training step's or a validation's; the result's numbers, at the end,
     have neither.
     """
     return next((mark for mark in _MARKS if mark in line), "")

@@ -3,7 +3,7 @@
 Each job is a process of its own, and knows from its environment that it belongs to the others (see
 `memlab.config.jobs.announce`). The first job makes the parent, the others find it; as each job ends, the
 parent gets the state of them all. A sweep over several tasks has one parent in each task's experiment. Jobs
-of a multirun come one after another; those that are started beside each other take turns by the store's lock.
+of a multirun come one after another; those that run at the same time take turns by the store's lock.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that memlab runs from, with `+` behind it if files have been changed since;
+    """The commit of the checkout that memlab runs from, followed by `+` if files have been changed since;
     None = no checkout.
     """
     root = Path(__file__).resolve().parents[2]

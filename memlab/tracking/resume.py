@@ -41,6 +41,7 @@ FREE |= {"generations", "test_prompts", "rows", "workers", "threads", "accelerat
 # keys that runs begun before them lack
 ADDED: dict[str, Any] = {"trainer.recompute": "none", "curriculum.by": "task", "curriculum.mixed": False}
 ADDED |= {"trainer.train": "all", "lora.rank": 8, "lora.alpha": 16.0, "lora.targets": ["q", "v"]}
+ADDED |= {"model.qk_norm": False, "model.first_position": "token"}
 _FREE_GROUPS = ("tracking.",)
 LOCK = ".lock"  # in a run's directory, held by the process that works there
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # as in configs/train.yaml
@@ -80,7 +81,7 @@ def find(config: Resumable) -> Origin:
     place = Path(config.run_dir).absolute()
     check_place(f"run_dir={config.run_dir}", place)
     if config.resume == "never":
-        if _is_run(place) and not _in_use(place):  # `RunDirectory` says so of the other
+        if _is_run(place) and not _in_use(place):  # `RunDirectory` reports the other
             raise UserError(
                 f"run_dir={config.run_dir} already holds a run ({place / 'config.yaml'}); give another "
                 "run_dir, or resume=auto to continue it"
@@ -103,7 +104,7 @@ def find(config: Resumable) -> Origin:
         return _checked(config, place, f"run_dir={config.run_dir}")
     if _is_default(place) and (found := _newest(config, place.parent)):
         return _checked(config, found, str(found))
-    print("memlab: resume=auto: there is no such run yet; it starts anew", file=sys.stderr)
+    print("memlab: resume=auto: there is no such run yet; a new one begins", file=sys.stderr)
     return Origin()
 
 
@@ -123,7 +124,7 @@ def _in_use(directory: Path) -> bool:
 
 
 def _is_default(directory: Path) -> bool:
-    """Whether nobody gave `run_dir`: its name is the moment of the start,
+    """Whether `run_dir` is the default: its name is the moment of the start,
     so no later command has the same.
     """
     return _TIME_STAMP.fullmatch(directory.name) is not None
@@ -147,13 +148,13 @@ def _checked(config: Resumable, directory: Path, named: str) -> Origin:
     if not saved:
         raise UserError(
             f"{named}: {directory / 'config.yaml'} is empty or damaged, so what was trained there is not "
-            "known; start anew, with another run_dir"
+            "known; start again, with another run_dir"
         )
     earlier.refuse(named, saved)
     result = _result(directory)
     if result is None and (directory / "result.json").exists():
         print(
-            f"memlab: {directory / 'result.json'} is empty or damaged; it is made anew from the run's last "
+            f"memlab: {directory / 'result.json'} is empty or damaged; it is made again from the run's last "
             "checkpoint",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""The directory of a run: the configuration first, metrics while it goes, and `result.json` as the last act.
+"""The directory of a run: the configuration first, then metrics, and `result.json` as the last act.
 
 A directory without `result.json` is a run that did not finish. One process at a time works in a run's
 directory: it holds a lock that the operating system takes from it when it dies, however it dies.
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from memlab.config.sections import Section
 from memlab.errors import UserError
-from memlab.files import DamagedFileError, read_object, write_whole
+from memlab.files import DamagedFileError, read_object, refuse_links, write_whole
 from memlab.tracking.resume import LOCK
 
 
@@ -37,12 +37,13 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: Section, continues: bool = False, ours: bool = True) -> None:
         self.path = Path(path).absolute()
-        self._told = False  # that run.json is damaged
+        self._reported = False  # whether the damage of run.json has been reported
         self._lock = FileLock(self.path / LOCK)
         if not ours:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            refuse_links(self.path, [LOCK, "metrics.jsonl"])
             self._lock.acquire(timeout=0)
             if not continues and self.config_file.exists():
                 self.release()
@@ -85,11 +86,11 @@ class RunDirectory:
         return self.path / "figures"
 
     def release(self) -> None:
-        """Let other processes have the directory."""
+        """Release the directory, so that other processes can claim it."""
         self._lock.release()
 
     def facts(self) -> dict[str, Any]:
-        """What a process that continues the run has to know beside its checkpoint: `mlflow_run_id`,
+        """What a process that continues the run has to know in addition to its checkpoint: `mlflow_run_id`,
         `resumed_at` (steps), and `command`.
         """
         empty: dict[str, Any] = {"mlflow_run_id": None, "resumed_at": [], "command": None}
@@ -97,9 +98,9 @@ class RunDirectory:
         try:
             return {**empty, **read_object(file)} if file.exists() else empty
         except DamagedFileError as error:
-            if not self._told:
+            if not self._reported:
                 print(f"memlab: warning: {error}; a new MLflow run begins", file=sys.stderr)
-            self._told = True
+            self._reported = True
             return empty
 
     def note(self, **facts: Any) -> None:
@@ -117,7 +118,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.metrics} has {there} bytes, and had {size} when the checkpoint was written: the "
                 "validation that chose the best checkpoint may be lost with them. Restore the file, or start "
-                "anew with another run_dir"
+                "again with another run_dir"
             )
         if self.metrics.exists():
             os.truncate(self.metrics, size)

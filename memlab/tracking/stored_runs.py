@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from memlab.files import DamagedFileError, read_lines, read_object
+from memlab.tracking import data_record
 from memlab.tracking.resume import flatten
 
 # of all that is logged while training, what comparisons draw
@@ -52,6 +53,7 @@ class StoredRun:
         lengths: of `memlab.evaluate`: {segments: {"accuracy": .., "state_bytes": ..}}.
         ended: seconds since 1970.
         parent: MLflow run id of the multirun that it is a job of.
+        data: what it reads, see `data_record.identity`; None = no files, or that is not known.
     """
 
     name: str
@@ -61,6 +63,7 @@ class StoredRun:
     lengths: Mapping[int, Mapping[str, float]]
     ended: float
     parent: str | None = None
+    data: str | None = None
 
     @property
     def seed(self) -> int:
@@ -98,7 +101,7 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
         _check(config, result)
         logged = directory / "metrics.jsonl"
         lines = read_lines(logged) if logged.is_file() else []
-        evaluation = directory / "evaluation.json"
+        evaluation, record = directory / "evaluation.json", directory / data_record.NAME
         return StoredRun(
             str(directory),
             config,
@@ -110,10 +113,11 @@ def from_directory(directory: Path) -> StoredRun | LeftOut:
             ),
             _evaluated(evaluation) if evaluation.is_file() else {},
             (directory / "result.json").stat().st_mtime,
+            data=data_record.identity(_text(record) if record.is_file() else None),
         )
     except _UnusableError as why:
         return LeftOut(str(directory), str(why), config=config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return LeftOut(str(directory), f"cannot be read: {type(error).__name__} {error}", config=config)
 
 
@@ -147,10 +151,14 @@ def from_mlflow(client: Any, run: Any) -> StoredRun | LeftOut:
             _by_segments(client, name),
             run.info.end_time / 1000,
             parent,
+            # only text is read from files
+            data_record.identity(_artifact(client, name, f"config/{data_record.NAME}"))
+            if "test/bits_per_byte" in result["metrics"]
+            else None,
         )
     except _UnusableError as why:
         return LeftOut(f"{name} ({run.info.run_name})", str(why), status == "FAILED", config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return LeftOut(
             f"{name} ({run.info.run_name})", f"cannot be read: {type(error).__name__} {error}", config=config
         )
@@ -170,6 +178,17 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         raise _UnusableError("has neither test/accuracy nor test/bits_per_byte")
     if not math.isfinite(score):
         raise _UnusableError(f"has a test score that is no number ({score})")
+    memory, timing = result["memory"], result["timing"]
+    numbers = [config["seed"], memory["state_bytes"], result["steps"], result.get("parameters", 0)]
+    numbers += [memory.get("compression_carry", 0), memory.get("compression_peak", 0)]
+    numbers += [timing.get("train_seconds", 0)]
+    texts = [result.get("versions") or {}, result.get("hardware") or {}]
+    if not (
+        all(number is None or isinstance(number, int | float) for number in numbers)
+        and None not in numbers[:4]
+        and all(isinstance(text, Mapping) for text in texts)
+    ):
+        raise _UnusableError("has a damaged result")
 
 
 def _config(text: str) -> dict[str, Any]:

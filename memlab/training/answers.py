@@ -84,22 +84,19 @@ class AnswerObjective(Objective):
     def _answers(self, batch: TensorBatch) -> truncation.Kept:
         """Read whole samples and keep the nats of the answer's tokens, and whether they are right."""
         answer_T = batch.answer_BT[0]  # the same positions in every sample of a task
-        once = self.model.answers_once
+        targets_BA, once = batch.targets_BT[:, answer_T], self.model.answers_once
 
-        def keep(logits_BnV: Tensor, start: int) -> tuple[Tensor, Tensor]:
-            if once:
-                targets_Ba = batch.targets_BT[:, answer_T].expand(-1, logits_BnV.shape[1])
-            else:
-                now = slice(start, start + logits_BnV.shape[1])
-                logits_BnV = logits_BnV[:, answer_T[now]]
-                targets_Ba = batch.targets_BT[:, now][:, answer_T[now]]
-            return nats(logits_BnV, targets_Ba), logits_BnV.detach().argmax(-1) == targets_Ba
+        def keep(logits_BaV: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            count = logits_BaV.shape[1]
+            targets_Ba = targets_BA.expand(-1, count) if once else targets_BA[:, start : start + count]
+            return nats(logits_BaV, targets_Ba), logits_BaV.detach().argmax(-1) == targets_Ba
 
         every = self.depth is None or self.model.has_auxiliary_loss
         wanted = None if every else batch.answer_segments
         lengths = batch.segment_lengths
         calls = truncation.plan(lengths, self.depth, wanted, recompute=self.recompute)
-        return truncation.run(self.model, batch.tokens_BT.split(list(lengths), 1), calls, keep)
+        segments = batch.tokens_BT.split(list(lengths), 1)
+        return truncation.run(self.model, segments, calls, keep, scored_T=answer_T)
 
 
 class AnswerEvaluator(Evaluator):
@@ -136,8 +133,8 @@ class AnswerEvaluator(Evaluator):
     def read(self, batch: TensorBatch) -> None:
         answer_T = batch.answer_BT[0]
         once = self.model.answers_once
-        logits_BTV = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths).logits
-        logits_BAV = logits_BTV[:, -1:] if once else logits_BTV[:, answer_T]
+        read = truncation.read(self.model, batch.tokens_BT, batch.segment_lengths, scored_T=answer_T)
+        logits_BAV = read.logits[:, -1:] if once else read.logits
         truth_BA = batch.targets_BT[:, answer_T]
         forced_BA = logits_BAV.argmax(-1)
         if once:  # one answer has no earlier tokens that could be forced

@@ -8,7 +8,8 @@ from typing import Any
 
 from memlab.config.sections import Config, MLflowTracking
 from memlab.reports.summary import ratio, size
-from memlab.tracking import mlflow_store, provenance
+from memlab.terminal.plain import markdown, printable
+from memlab.tracking import data_record, mlflow_store, provenance
 from memlab.tracking.jsonl import read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.run_directory import RunDirectory
@@ -32,12 +33,17 @@ def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> 
     name = f"{config.model['name']}-{config.task['name']}-{config.seed}"
     uri, known = mlflow_store.absolute_uri(tracking.uri), facts["mlflow_run_id"]
     if known is not None and not mlflow_store.holds(uri, known):
-        print(f"memlab: the MLflow run {known} is not in {uri}; another one begins", file=sys.stderr)
+        print(
+            f"memlab: the MLflow run {printable(str(known))} is not in {uri}; another one begins",
+            file=sys.stderr,
+        )
         known = None
     tags = {k: v for k, v in tags.items() if v}
     tracker = Tracker(uri, tracking.experiment, name, config.model_dump(), tags, known, tracking.parent_run)
     directory.note(mlflow_run_id=tracker.run_id)
     tracker.log_artifact(directory.path / "config.yaml", "config")
+    if (record := directory.path / data_record.NAME).exists():
+        tracker.log_artifact(record, "config")
     tracker.log_dataset(config.task)
     if directory.metrics.exists():
         tracker.log_lines(read_metrics(directory.metrics))
@@ -83,7 +89,7 @@ def description(result: dict[str, Any]) -> str:
         carried = "carries nothing from segment to segment"
     command = f"\n\n```\n{result['command']}\n```" if result["command"] else ""
     return (
-        f"**{result['model']} on {result['task']}, seed {result['seed']}: "
+        f"**{markdown(result['model'])} on {markdown(result['task'])}, seed {result['seed']}: "
         f"{'test' if split == 'test' else 'validation'}{headline}**\n\n{result['steps']:,} steps, "
         f"{result['timing']['train_seconds']:.0f} s, {result['parameters']:,} parameters; "
         f"{carried}.{command}"

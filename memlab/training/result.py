@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memlab.config.sections import Config
-from memlab.evaluation import memory
+from memlab.evaluation import memory, without_values
 from memlab.reports import curves, gates
 from memlab.tracking import provenance
 from memlab.tracking.run_directory import RunDirectory
@@ -53,7 +53,9 @@ def assemble(
         "task": config.task["name"],
         "seed": config.seed,
         "metrics": metrics,
-        "memory": memory.measure(parts.model, parts.task.typical_segments()).to_dict(),
+        "memory": without_values.measured(
+            parts.model, lambda model: memory.measure(model, parts.task.typical_segments()).to_dict()
+        ),
         "timing": {
             **timing,
             "step_seconds": statistics.median(clock.steps),

@@ -32,8 +32,8 @@ from torch.utils.checkpoint import checkpoint
 
 from memlab.models.base import Model, ModelState, Output
 
-# Extracts what is kept of the logits [B, n, V] of the tokens from position `start`: tensors [B, ..], which
-# are joined along their second dimension afterwards.
+# Extracts what is kept of the logits [B, a, V] of a call's scored tokens, the first of which is number
+# `start` of all scored ones: tensors [B, ..], which are joined along their second dimension afterwards.
 Keep = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 TOGETHER = 4  # segments that a model with a parallel form reads in a recomputed call
@@ -135,6 +135,7 @@ def run(
     keep: Keep,
     state: ModelState | None = None,
     begins_BS: Tensor | None = None,
+    scored_T: Tensor | None = None,
 ) -> Kept:
     """Execute a plan.
 
@@ -143,8 +144,14 @@ def run(
         keep: called for the segments of each call, and again when they are recomputed.
         state: carried from earlier segments; None = a document begins in every batch row.
         begins_BS: bool; the batch rows in which a document begins with a segment. None = nowhere.
+        scored_T: bool; the tokens whose logits are computed, and kept of. None = all. An encoder answers
+            after each segment, whatever is scored.
     """
-    starts = [0, *itertools.accumulate(part.shape[1] for part in segments)]
+    lengths = [part.shape[1] for part in segments]
+    scored = [torch.ones(n, dtype=torch.bool) for n in lengths]
+    if scored_T is not None:
+        scored = list(scored_T.to("cpu").split(lengths))
+    starts = [0, *itertools.accumulate(int(part.sum()) for part in scored)]
     carried = model.init_state(len(segments[0])) if state is None else state
     saved: dict[int, ModelState] = {}
     values: list[tuple[Tensor, ...]] = []
@@ -157,7 +164,17 @@ def run(
             if call.reset and begins_BS is not None:
                 carried = carried.reset(begins_BS[:, call.first], model.init_state(len(begins_BS)))
             tokens_BSN = torch.stack([segments[s] for s in range(call.first, call.end)], dim=1)
-            arguments = (model, keep, tokens_BSN, carried, call.skip, starts[call.first + call.skip])
+            scored_SN = torch.stack(scored[call.first : call.end])
+            scored_SN[: call.skip] = False
+            arguments = (
+                model,
+                keep,
+                tokens_BSN,
+                carried,
+                call.skip,
+                scored_SN,
+                starts[call.first + call.skip],
+            )
             again = call.recompute and torch.is_grad_enabled()
             kept = checkpoint(_call, *arguments, use_reentrant=False) if again else _call(*arguments)
         carried = kept.state
@@ -183,18 +200,20 @@ def read(
     wanted: Sequence[bool] | None = None,
     begins_BS: Tensor | None = None,
     recompute: int = 0,
+    scored_T: Tensor | None = None,
 ) -> Output:
-    """Plan and read T tokens, and keep all logits, [B, T, V].
+    """Plan and read T tokens, and keep all logits, [B, T, V], or those of the scored tokens, [B, A, V].
 
     Args:
         tokens_BT: token ids.
         segment_lengths: how the T tokens are cut.
-        state, begins_BS: see `run`.
+        state, begins_BS, scored_T: see `run`.
         depth, wanted, recompute: see `plan`.
     """
     resets = None if begins_BS is None else resets_of(begins_BS)
     calls = plan(segment_lengths, depth, wanted, resets, recompute)
-    kept = run(model, tokens_BT.split(list(segment_lengths), dim=1), calls, _everything, state, begins_BS)
+    segments = tokens_BT.split(list(segment_lengths), dim=1)
+    kept = run(model, segments, calls, _everything, state, begins_BS, scored_T)
     return Output(kept.values[0], kept.state, kept.diagnostics, kept.auxiliary)
 
 
@@ -236,10 +255,25 @@ def _saved(calls: Sequence[Call]) -> list[Call]:
     return [*calls[:-1], replace(calls[-1], saves=True)]
 
 
-def _call(model: Model, keep: Keep, tokens_BSN: Tensor, state: ModelState, skip: int, start: int) -> Kept:
-    """Read segments, and keep what is needed of all but the first `skip`, from token `start`."""
-    output = model(tokens_BSN, state)
-    values = keep(output.logits[:, skip:].flatten(1, 2), start) if skip < tokens_BSN.shape[1] else ()
+def _call(
+    model: Model,
+    keep: Keep,
+    tokens_BSN: Tensor,
+    state: ModelState,
+    skip: int,
+    scored_SN: Tensor,
+    start: int,
+) -> Kept:
+    """Read segments, and keep what is needed of all but the first `skip`, from scored token `start`."""
+    values: tuple[Tensor, ...] = ()
+    if model.answers_once or scored_SN.all():  # without indexing, which would copy the outputs
+        output = model(tokens_BSN, state)
+        logits_BaV = output.logits[:, skip:].flatten(1, 2)
+    else:
+        output = model(tokens_BSN, state, scored_SN.to(tokens_BSN.device))
+        logits_BaV = output.logits
+    if skip < tokens_BSN.shape[1]:
+        values = keep(logits_BaV, start)
     diagnostics = {name: value[skip:] for name, value in output.diagnostics.items()}
     auxiliary = None if output.auxiliary is None else output.auxiliary[:, skip:]
     return Kept(values, output.state, diagnostics, auxiliary)

@@ -208,6 +208,10 @@ def test_state_sizes_print_the_paper_s_table_and_ours(
     assert counts["memorizing"] == (183_451_648, 183_451_648)
     assert counts["transformer_xl"] == (50_331_648, 25_165_824)
     assert counts["rmt"] == (2_457_600, 102_400)
+    assert counts["compressive"] == (12 * 1024 * (2048 + 512),) * 2
+    assert counts["armt"] == (12 * 192 * (1024 + 1) + 102_400,) * 2
+    assert counts["gated_deltanet"] == (12 * (8 * 128 * 128 + 3 * 3 * 1024),) * 2
+    assert counts["linear_attention"] == counts["infini"]  # a matrix and a vector for each head
     segment = 2 * 12 * 1024 * 2048  # its keys and values
     # what the segment will add to the memory is held beside it
     assert models["infini"]["held"] == 2 * 1_585_152 + segment

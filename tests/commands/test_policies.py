@@ -65,14 +65,14 @@ def figures(entry: dict[str, Any]) -> list[Any]:
 def test_a_finished_run_is_read_with_policies_which_are_recorded_apart(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = evaluate(asked(run, LENGTHS))["lengths"]
+    as_trained = evaluate(asked(run, LENGTHS))
+    own = as_trained["lengths"]
     drawn = (run / "figures" / "accuracy_by_segments.png").read_bytes()
-    cost = evaluate(asked(run, LENGTHS))["cost"]
     capsys.readouterr()
     after = evaluate(asked(run, LENGTHS, "policy=h2o", "policy.budget=5"))
     said = capsys.readouterr().out
     assert "policy h2o_5" in said and "FLOPs" not in said
-    assert after["cost"] == cost
+    assert after["cost"] == as_trained["cost"]
     assert (run / "figures" / "accuracy_by_segments.png").read_bytes() == drawn
     assert (run / "figures" / "h2o_5" / "accuracy_by_segments.png").is_file()
     roomy = evaluate(asked(run, LENGTHS, "policy=h2o", "policy.budget=100"))["lengths"]

@@ -94,7 +94,8 @@ def options(name: str) -> tuple[dict[str, Any], ...]:
 
 def possible(model: dict[str, Any], change: dict[str, Any]) -> bool:
     """Not what the model refuses with a message of its own, which is tested elsewhere."""
-    distances = change.get("positions") == "transformer_xl" and model["layer_memory"] == "cached"
+    without_distances = model["layer_memory"] in ("cached", "titans_mac")
+    distances = change.get("positions") == "transformer_xl" and without_distances
     return not distances and not (change.get("same_length") and model["tokens"] != "none")
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from memlab.evaluation.accuracy import free_running
+from memlab.layers.attention import ALL
 from memlab.layers.state import State, state
-from memlab.models.base import Open
+from memlab.models.base import Open, Scored
 from memlab.models.decoder import Decoder
 from memlab.tasks.associative_retrieval import AssociativeRetrieval
 from memlab.tasks.base import SyntheticTask
@@ -137,7 +138,7 @@ class Oracle(Decoder):
     def begin(self, state: Any) -> Open:
         return Open(state, (), read=0)
 
-    def extend(self, tokens_Bn: Tensor, open: Open) -> tuple[Tensor, Open]:
+    def extend(self, tokens_Bn: Tensor, open: Open, scored: Scored = ALL) -> tuple[Tensor, Open]:
         assert tokens_Bn.shape[1] > 0
         heard: Any = open.state
         heard_BP = torch.cat([heard.tokens_BP, tokens_Bn], dim=1)
@@ -148,7 +149,7 @@ class Oracle(Decoder):
         ]
         logits_BnV = torch.nn.functional.one_hot(torch.tensor(answers), self.vocab_size).float()
         state: Any = Heard(heard_BP)
-        return logits_BnV, Open(state, (), open.read + tokens_Bn.shape[1])
+        return logits_BnV[:, scored], Open(state, (), open.read + tokens_Bn.shape[1])
 
     def close(self, open: Open) -> Any:
         self.closed += 1

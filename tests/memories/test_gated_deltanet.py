@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memlab.errors import ConfigError
+from memlab.layers import observing
 from memlab.memories.gated_deltanet import DeltaState
 from memlab.models.base import Output
 from memlab.models.compose import compose
@@ -244,3 +245,24 @@ def test_positions_that_no_layer_looks_at_are_refused() -> None:
     with pytest.raises(ConfigError, match="looks at positions"):
         build(positions="transformer_xl")
     build(positions="transformer_xl", local_attention=True)
+
+
+@pytest.mark.parametrize("kind", ["none", "rmt"])
+@RULES
+def test_what_earlier_segments_wrote_is_seen_from_outside(rule: str, kind: str) -> None:
+    """`evaluate inside=`: their share in what is read, for the rows whose output is needed."""
+    model = building.decoder("gated_deltanet", kind, rule=rule, memory_tokens=2)
+    x, shares = tokens(2, 3, 4), []
+
+    def see(event: str, values: dict[str, Any]) -> None:
+        older, own = (values[name].norm(dim=-1) for name in ("remembered", "local"))
+        shares.append((event, values["where"].wanted, (older / (older + own)).mean(0)))
+
+    plain = model.recurrent(x, model.init_state(2)).logits
+    with observing.by(see):
+        torch.testing.assert_close(model.recurrent(x, model.init_state(2)).logits, plain)
+    scanned = [share for event, _, share in shares if event == "mix"]
+    assert len(scanned) == 3 * 2  # in each segment and layer
+    for number, share in enumerate(scanned):
+        assert share.shape[1] == 4 + (kind == "rmt") * (2 + 2 * (number % 2 == 0))
+        assert (share == 0).all() if number < 2 else (share > 0).all() and (share < 1).all()

@@ -56,6 +56,17 @@ class Start:
             module.main()
         return begun.value
 
+    def finished(self, command: str, *words: str) -> None:
+        """The command, whole; it ends well."""
+        module = importlib.import_module(f"memlab.{command}")
+        self.monkeypatch.setattr(cli.lifetime, "end_quickly", lambda: None)
+        self.monkeypatch.setattr(sys, "argv", [f"memlab.{command}", *words])
+        self.monkeypatch.setattr(sys, "stdout", sys.stdout)
+        self.monkeypatch.setattr(sys, "stderr", sys.stderr)
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == 0
+
     def message(self, command: str, *words: str, job: bool = False) -> str:
         """The one line with which the command refuses its words; nothing is left behind.
 

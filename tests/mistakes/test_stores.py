@@ -258,7 +258,8 @@ def test_a_damaged_result_is_made_anew(how: str, run: Path, capsys: pytest.Captu
     assert (origin.directory, origin.result) == (run, None)
     told = capsys.readouterr().err
     assert told == (
-        f"memlab: {run / 'result.json'} is empty or damaged; it is made anew from the run's last checkpoint\n"
+        f"memlab: {run / 'result.json'} is empty or damaged; it is made again from the run's last "
+        "checkpoint\n"
     )
     directory = RunDirectory(run, asked(run), continues=True)
     directory.release()
@@ -270,7 +271,7 @@ def test_a_damaged_result_is_not_evaluated_or_compared(how: str, run: Path) -> N
     (run / "result.json").write_bytes(DAMAGE[how])
     with pytest.raises(UserError) as caught:
         finished_runs.find(str(run), "sqlite:///none.db")
-    assert "makes it anew from the run's last checkpoint; or evaluate the checkpoint" in str(caught.value)
+    assert "makes it again from the run's last checkpoint; or evaluate the checkpoint" in str(caught.value)
     left_out = stored_runs.from_directory(run)
     assert isinstance(left_out, stored_runs.LeftOut)
     assert left_out.reason == "has a damaged result.json"

@@ -17,45 +17,70 @@ from tests.models import naive
 
 Heads = list[list[Tensor]]  # [head][token], each [K]
 Attend = Callable[[int, Heads, Heads, Heads], Heads]  # (layer, queries, keys, values) -> heads' outputs
-Beside = Callable[
-    [int, list[Tensor], Heads], list[Tensor]
-]  # (layer, normalised rows, queries) -> rows to add
+# (layer, normalised rows, queries) -> rows to add
+Beside = Callable[[int, list[Tensor], Heads], list[Tensor]]
+Sublayer = Callable[[int, list[Tensor]], list[Tensor]]  # (layer, normalised rows) -> rows
 
 
-def read_segment(model: nn.Module, tokens_N: Tensor, attend: Attend, beside: Beside | None = None) -> Tensor:
+def read_segment(
+    model: nn.Module,
+    tokens_N: Tensor,
+    attend: Attend | None = None,
+    beside: Beside | None = None,
+    sublayer: Sublayer | None = None,
+) -> Tensor:
     """Pre-LN blocks over one segment of one document, with a reference's own attention: logits [N, V].
 
     Args:
         beside: what is added to the output of attention, row by row.
+        sublayer: what takes the place of attention as a whole.
     """
     weights = dict(model.named_parameters())
-    heads, groups = model.backbone.heads, model.backbone.kv_heads
-
-    def normed(name: str, x_D: Tensor) -> Tensor:
-        return naive.layer_norm(x_D, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
     rows = [weights["backbone.embed.weight"][t] for t in tokens_N]
     for layer in range(len(model.backbone.blocks)):
         block = f"backbone.blocks.{layer}"
-        # none with Transformer-XL's positions
-        bias = weights.get(f"{block}.memory.attention.qkv.bias", torch.zeros(()))
-        entered = [normed(f"{block}.memory.norm", x) for x in rows]
-        projected = [weights[f"{block}.memory.attention.qkv.weight"] @ x + bias for x in entered]
-        parts = [p.view(heads + 2 * groups, -1) for p in projected]
-        by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
-        attended = attend(layer, by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :])
-        added = [torch.zeros(())] * len(rows) if beside is None else beside(layer, entered, by_head[:heads])
-        for i, x in enumerate(rows):
-            x = x + added[i]
-            x = x + weights[f"{block}.memory.attention.out.weight"] @ torch.cat(
-                [head[i] for head in attended]
-            )
+        entered = [normed(model, f"{block}.memory.norm", x) for x in rows]
+        if sublayer is not None:
+            changes = sublayer(layer, entered)
+        else:
+            assert attend is not None
+            queries, keys, values = project(model, layer, entered)
+            changes = joined(model, layer, attend(layer, queries, keys, values))
+            if beside is not None:
+                changes = [
+                    one + other for one, other in zip(changes, beside(layer, entered, queries), strict=True)
+                ]
+        for i, change in enumerate(changes):
+            x = rows[i] + change
             hidden = naive.gelu(
-                weights[f"{block}.ffn.up.weight"] @ normed(f"{block}.ffn_norm", x)
+                weights[f"{block}.ffn.up.weight"] @ normed(model, f"{block}.ffn_norm", x)
                 + weights[f"{block}.ffn.up.bias"]
             )
             rows[i] = x + weights[f"{block}.ffn.down.weight"] @ hidden + weights[f"{block}.ffn.down.bias"]
-    return torch.stack([naive.head(model, normed("backbone.norm", x)) for x in rows])
+    return torch.stack([naive.head(model, normed(model, "backbone.norm", x)) for x in rows])
+
+
+def normed(model: nn.Module, name: str, x_D: Tensor) -> Tensor:
+    """Layer normalisation with the weights of this name."""
+    weights = dict(model.named_parameters())
+    return naive.layer_norm(x_D, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def project(model: nn.Module, layer: int, rows: list[Tensor]) -> tuple[Heads, Heads, Heads]:
+    """Queries, keys and values of normalised rows."""
+    weights = dict(model.named_parameters())
+    heads, groups = model.backbone.heads, model.backbone.kv_heads
+    name = f"backbone.blocks.{layer}.memory.attention.qkv"
+    bias = weights.get(f"{name}.bias", torch.zeros(()))  # none with Transformer-XL's positions
+    parts = [(weights[f"{name}.weight"] @ x + bias).view(heads + 2 * groups, -1) for x in rows]
+    by_head = [[part[h] for part in parts] for h in range(heads + 2 * groups)]
+    return by_head[:heads], by_head[heads : heads + groups], by_head[heads + groups :]
+
+
+def joined(model: nn.Module, layer: int, attended: Heads) -> list[Tensor]:
+    """The heads' outputs joined and projected, row by row."""
+    out = dict(model.named_parameters())[f"backbone.blocks.{layer}.memory.attention.out.weight"]
+    return [out @ torch.cat([head[i] for head in attended]) for i in range(len(attended[0]))]
 
 
 def placed(model: nn.Module, x_K: Tensor, position: int) -> Tensor:

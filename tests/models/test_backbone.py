@@ -246,6 +246,10 @@ def test_each_value_of_a_description_means_what_it_says(
         ({"layer_memory": []}, r"0 entries"),
         ({"tokens": "rtm"}, r"model\.tokens=rtm.*Did you mean 'rmt'"),
         ({"layer_memory": "memorizing", "memory_layer": 3}, r"model\.memory_layer=3.*model\.layers=2"),
+        (
+            {"layer_memory": ["transformer_xl", "memorizing"], "memory_layer": 1},
+            r"model\.memory_layer=1: layer 1 is TransformerXL.*layers with Memorizing: 2$",
+        ),
         ({"layer_memory": "transformer_xl", "same_length": True, "mem_len": 0}, r"model\.same_length=true"),
     ],
     ids=str,

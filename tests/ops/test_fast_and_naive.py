@@ -174,6 +174,21 @@ def backward_scores() -> list[Case]:
     return found
 
 
+def chunk_weights() -> list[Case]:
+    shapes = [(2, 3, 5), (1,), (4, 1), (2, 0, 3)]
+    return [(normal(*s), 2 * normal(*s, seed=1), normal(*s, seed=2)) for s in shapes]
+
+
+def linear_memories() -> list[Case]:
+    found: list[Case] = []
+    for b, h, c, n, k in [(2, 3, 2, 3, 4), (1, 1, 1, 1, 2), (2, 1, 3, 5, 3)]:
+        rows = [0.5 * normal(b, h, c, n, k, seed=seed) for seed in (1, 2)]
+        rates = [normal(b, h, c, n, seed=seed) for seed in (3, 4)]
+        step = 0.2 * normal(b, h, c, n, seed=5).sigmoid()
+        found.append((*rows, *rates, step, normal(b, h, k, k, seed=6), normal(b, h, k, k, seed=7)))
+    return found
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     make.__name__: make
     for make in (
@@ -186,6 +201,8 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         mean_spectrum,
         backward_scores,
         received,
+        chunk_weights,
+        linear_memories,
     )
 }
 EACH = pytest.mark.parametrize("name", OPERATIONS)

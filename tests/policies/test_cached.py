@@ -20,7 +20,7 @@ ROOMY: list[dict[str, Any]] = [
     {"name": "full"},
     {"name": "random", "budget": 18},
     {"name": "streaming", "budget": 1.0, "every": 2},
-    {"name": "streaming", "budget": 20, "positions": "cache"},
+    {"name": "streaming", "budget": 1.0, "positions": "cache"},
     {"name": "streaming", "budget": 18, "positions": "cache", "every": 3},
     {"name": "h2o", "budget": 18, "every": 4},
     {"name": "l2", "budget": 18, "sinks": 3},

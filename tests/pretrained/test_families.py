@@ -75,8 +75,7 @@ def both_ways(model: Model, tokens_BN: Tensor) -> Tensor:
     where = Where(start=0, count=n, batch_size=b, device=model.device, mask=everything)
     x = model.backbone.embedded(tokens_BN, where, 0)
     states = model.init_state(b).layers
-    y_BND, _, _ = model.backbone.read("segment", x, states, where, ALL)
-    return y_BND
+    return model.backbone.read("segment", x, states, where, ALL).top_BTD
 
 
 def assert_same_gradients(model: Model, reference: Any, name: str) -> None:
@@ -125,7 +124,7 @@ def test_a_context_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
     model = tiny.ours(tmp_path)
     close(model(tokens(1, 3, 16)).logits[:, 1], reference(tokens(1, 3, 16)[:, 1]).logits)
     with pytest.raises(
-        ConfigError, match="position 16, and this model looks back over a window of 16 tokens"
+        ConfigError, match=r"position 16, and this model looks back over a window of 16 tokens"
     ):
         model(tokens(1, 1, 17))
     full = tiny.ours(tmp_path, "transformer", "model.context=full")

@@ -114,10 +114,14 @@ def _llama3(frequency: float, scaling: dict[str, Any]) -> float:
 
 def reference(name: str) -> Any:
     """A model of transformers with noise on every parameter: gains of 1 and biases of 0 hide mistakes."""
-    kind, options = CASES[name]
+    return made(*CASES[name])
+
+
+def made(kind: str, options: dict[str, Any]) -> Any:
+    """The same, of another configuration."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**options)
-    model = getattr(transformers, "BertModel" if name == "bert" else f"{kind}{_HEAD[kind]}")(config)
+    model = getattr(transformers, f"{kind}{_HEAD[kind]}")(config)
     model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,7 +129,9 @@ def reference(name: str) -> Any:
     return model
 
 
-_HEAD = {"GPT2": "LMHeadModel"} | dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3"), "ForCausalLM")
+_HEAD = {"GPT2": "LMHeadModel", "Bert": "Model"} | dict.fromkeys(
+    ("Llama", "Mistral", "Qwen2", "Qwen3"), "ForCausalLM"
+)
 
 
 def exact(model: Any) -> Any:

@@ -210,3 +210,30 @@ def test_csv_has_every_run(tmp_path: Path) -> None:
     ]
     (group,) = csv.DictReader(io.StringIO(tables.groups_csv(found)))
     assert float(group["mean"]) == 0.123456789 and group["std"] == "" and group["on_pareto_front"] == "True"
+
+
+def test_runs_that_read_other_text_are_named(tmp_path: Path) -> None:
+    """By content: neither the place, the time nor the name of a file matters."""
+
+    def read(name: str, model: str, seed: int, content: str | None, tokenizer: str | None = None) -> None:
+        place = text_run(tmp_path / name, model, seed, 2.0 + seed / 10)
+        files = {f"/{name}/train.txt": [5, str(seed), content], f"/{name}/test.txt": [3, "1", None]}
+        record = {"files": files, "revision": None, "tokenizer": tokenizer}
+        (place / "data.json").write_text(json.dumps(record))
+
+    for seed in range(2):
+        read(f"a{seed}", "rmt", seed, "one hash")
+        read(f"b{seed}", "infini", seed, "another hash" if seed else "one hash")
+    read("c", "transformer", 0, "one hash", "of a tokenizer")
+    text_run(tmp_path / "d", "transformer_xl", 0, 2.5)
+    (table,) = compared(tmp_path).tables
+    said = {group.label: group.differs for group in table.groups}
+    assert said == {
+        "rmt": (),
+        "infini": ("its seeds read different text or use different tokenizers",),
+        "transformer": ("reads other text than most, or uses another tokenizer",),
+        "transformer_xl": (),  # it is not known what it read
+    }
+    assert "not as the others" in tables.columns(table)
+    (tmp_path / "c" / "data.json").write_text("[]")
+    assert "transformer" not in {g.label for g in compared(tmp_path).tables[0].groups if g.differs}

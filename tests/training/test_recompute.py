@@ -183,9 +183,9 @@ def reads(monkeypatch: pytest.MonkeyPatch, model: Model, name: str) -> list[int]
     seen: list[int] = []
     method: Callable[..., Any] = getattr(type(model), name)
 
-    def noted(self: Model, tokens_BSN: Tensor, state: State) -> Any:
+    def noted(self: Model, tokens_BSN: Tensor, *others: Any) -> Any:
         seen.append(tokens_BSN.shape[1])
-        return method(self, tokens_BSN, state)
+        return method(self, tokens_BSN, *others)
 
     monkeypatch.setattr(type(model), name, noted)
     return seen

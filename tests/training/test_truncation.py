@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from memlab.memory_tokens.rmt import RMTState
-from memlab.models.base import Model, ModelState, Output
+from memlab.models.base import Model, ModelState, Output, Scored
 from memlab.models.decoder import Decoder
 from memlab.training import truncation
 from memlab.training.truncation import Call
@@ -260,8 +260,8 @@ def graphs_of_segments_read(
     built: list[bool] = []
     segment = Decoder.segment
 
-    def noted(self: Decoder, tokens_BN: Tensor, state: ModelState) -> Output:
-        output = segment(self, tokens_BN, state)
+    def noted(self: Decoder, tokens_BN: Tensor, state: ModelState, scored: Scored) -> Output:
+        output = segment(self, tokens_BN, state, scored)
         built.append(output.logits.requires_grad)
         return output
 

@@ -19,10 +19,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from memlab.config import launch, lifetime
+from memlab.config import launch, lifetime, schema
 from memlab.config.checks import check
+from memlab.config.compose_model import model_values
 from memlab.config.paths import config_dir
 from memlab.config.sections import Config
+from memlab.memory_tokens.base import MemoryTokens
+from memlab.models import choices
 
 WHERE = {"cpu": "single", "ddp": "ddp", "fsdp": "fsdp"}  # trainer=...: trainer.strategy
 
@@ -74,7 +77,7 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     """The overrides of each, by name: every model there is, and some on text."""
     names = sorted(file.stem for file in Path(config_dir(), "model").glob("*.yaml"))
     every = {
-        name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if "encoder" in name else COPY)]
+        name: [f"model={name}", *SMALL.get(name, []), *(PAIRS if answers_once(name) else COPY)]
         for name in names
     }
     text = [
@@ -95,6 +98,12 @@ def trainings(corpus: Path) -> dict[str, list[str]]:
     every["rmt lora"] = [*every["rmt"], *lora]
     every["text transformer_xl"] = ["model=transformer_xl", *SMALL["transformer_xl"], *text]
     return every
+
+
+def answers_once(name: str) -> bool:
+    """Whether a preset is an encoder."""
+    kind: type[MemoryTokens] = schema.load(choices.choose(model_values(name)).tokens)
+    return kind.bidirectional
 
 
 def config(words: list[str], run_dir: Path, trainer: str, *more: str, **values: Any) -> Config:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from memlab.errors import ConfigError
-from memlab.files import exists, expanded
+from memlab.files import DamagedFileError, exists, expanded, read_object
 from memlab.models.pretrained import families, hub
+from memlab.models.pretrained.families.bert import CLASS_TOKEN
 from memlab.models.pretrained.families.reading import Reader
 from memlab.models.pretrained.gguf_file import GgufFile
 from memlab.models.pretrained.run import MODEL_TYPE, Exported, Run
@@ -131,6 +132,21 @@ def parameters(values: Mapping[str, Any]) -> int:
     feed_forward = width * ffn_width * (3 if values["feed_forward"] == "swiglu" else 2)
     tables = values["vocabulary"] * (1 if values["tied_head"] else 2) + (values.get("max_positions") or 0)
     return int(layers * (attention + feed_forward) + width * tables)
+
+
+def class_token(place: Path) -> int | None:
+    """The id of `[CLS]` in a model's tokenizer; None = it has none, or is not there."""
+    try:
+        vocabulary = read_object(place / "tokenizer.json")["model"]["vocab"]
+        found = vocabulary.get(CLASS_TOKEN) if isinstance(vocabulary, dict) else None
+        return found if isinstance(found, int) else None
+    except (OSError, DamagedFileError, KeyError, TypeError):
+        pass
+    try:
+        words = (place / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        return words.index(CLASS_TOKEN) if CLASS_TOKEN in words else None
+    except (OSError, ValueError):
+        return None
 
 
 def folder(values: Mapping[str, Any]) -> Path:

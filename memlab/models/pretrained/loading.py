@@ -14,7 +14,7 @@ from memlab import ram
 from memlab.errors import ConfigError, first_line
 from memlab.models.base import Model
 from memlab.models.pretrained import families
-from memlab.models.pretrained.describing import identity_of, parameters, source
+from memlab.models.pretrained.describing import class_token, folder, identity_of, parameters, source
 from memlab.models.pretrained.parts import Part
 from memlab.models.pretrained.run import Exported, Run
 from memlab.models.pretrained.source import Source
@@ -69,7 +69,7 @@ def load(model: Model, values: Mapping[str, Any]) -> None:
         fill(model.backbone, found, shapes, families.FAMILIES[values["family"]], values)
         begun = False
     if not begun:
-        model.tokens.begin_beside(model.backbone.embed.weight)
+        model.tokens.begin_beside(model.backbone.embed.weight, class_token(folder(values)))
 
 
 def check_identity(values: Mapping[str, Any], found: Source) -> None:

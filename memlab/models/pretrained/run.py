@@ -76,8 +76,19 @@ class Run(Source):
 
 
 class Exported(SafetensorsDirectory):
-    """What `memlab.export` wrote of a model that is none of transformers' own."""
+    """What `memlab.export` wrote of a model that is none of transformers' own.
+
+    Attributes:
+        config: the keys of `model`.
+        whole: the configuration of the run.
+        version: of memlab.
+        step: optimizer steps of the weights.
+    """
 
     def __init__(self, directory: Path, place: str) -> None:
         super().__init__(directory, place)
-        self.config = self.config["memlab"]["config"]["model"]
+        if self.config.get("model_type") != MODEL_TYPE:
+            raise ConfigError(f"{place} is no directory that memlab.export wrote for memlab.load")
+        own = self.config["memlab"]
+        self.whole, self.version, self.step = own["config"], own["version"], int(own["step"])
+        self.config = self.whole["model"]

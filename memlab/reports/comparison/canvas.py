@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from memlab.terminal.plain import printable
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 INK, _GRID = "#1b1b1b", "#d0d0d0"
@@ -89,7 +91,7 @@ def _handle(at: int, label: str) -> Any:
 
 def plain(label: str) -> str:
     """A label, escaped so that matplotlib does not read it as mathematics."""
-    return label.replace("$", r"\$")
+    return printable(label).replace("$", r"\$")
 
 
 def _figure(inches: tuple[float, float], layout: Any = "constrained") -> Any:

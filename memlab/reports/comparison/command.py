@@ -18,6 +18,7 @@ from memlab.reports.comparison import page, tables
 from memlab.reports.comparison.groups import Comparison
 from memlab.reports.comparison.runs import sort
 from memlab.terminal import tables as terminal
+from memlab.terminal.plain import markdown
 from memlab.tracking import mlflow_client, mlflow_store, multirun, stored_runs
 from memlab.tracking.mlflow_client import SQLITE, absolute_uri
 from memlab.tracking.stored_runs import LeftOut, StoredRun
@@ -83,6 +84,7 @@ def _write(comparison: Comparison, config: CompareConfig, name: str) -> Path:
     stem = re.sub(
         r"[^\w.-]+", "_", name if config.runs is None else f"selected_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     )
+    stem = stem.lstrip(".") or "_"  # `..` would lead elsewhere
     directory = Path(config.out or f"runs/compare/{stem}").expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -182,14 +184,14 @@ def _track(client: Any, experiment_id: str, comparison: Comparison, directory: P
             old = client.search_runs([experiment_id], f"tags.`{multirun.KIND}` = 'comparison'", max_results=1)
             target = old[0].info.run_id if old else _new(client, experiment_id)
         for file in sorted(directory.rglob("*")):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 under = file.parent.relative_to(directory).as_posix()
                 client.log_artifact(target, str(file), "comparison" + ("" if under == "." else f"/{under}"))
         first = "1_pareto.png" if len(comparison.tables) > 1 else "pareto.png"
         figure = f"\n\n![figure](get-artifact?path=comparison%2Ffigures%2F{first}&run_uuid={target})"
         note = tables.to_markdown(comparison)
         # the verdicts come first, since the UI folds long descriptions
-        said = "\n\n".join(f"**{table.title}**: {table.verdict}" for table in comparison.tables)
+        said = "\n\n".join(f"**{markdown(t.title)}**: {markdown(t.verdict)}" for t in comparison.tables)
         note = f"{said}\n\n{note}" if len(said) + len(note) < 4500 else said[:4500]
         client.set_tag(
             target,

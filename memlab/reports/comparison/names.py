@@ -89,6 +89,21 @@ def budgets(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
     return found
 
 
+def data(groups: Sequence[Sequence[StoredRun]]) -> list[tuple[str, ...]]:
+    """For each group, whether its seeds read different text, or other text than most runs."""
+    known = Counter(run.data for group in groups for run in group if run.data is not None)
+    found: list[tuple[str, ...]] = []
+    for group in groups:
+        read = {run.data for run in group if run.data is not None}
+        if len(read) > 1:
+            found.append(("its seeds read different text or use different tokenizers",))
+        elif read and read != {known.most_common(1)[0][0]}:
+            found.append(("reads other text than most, or uses another tokenizer",))
+        else:
+            found.append(())
+    return found
+
+
 def _differing(
     configs: Sequence[Mapping[str, Any]], without: Callable[[str], bool] = lambda key: False
 ) -> list[str]:

@@ -6,9 +6,9 @@ colour alone.
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from memlab.reports.comparison import figures
@@ -16,6 +16,7 @@ from memlab.reports.comparison.canvas import swatch
 from memlab.reports.comparison.groups import Comparison, Table, metric_name, score
 from memlab.reports.comparison.page_style import STYLE
 from memlab.reports.comparison.tables import SAID, cells, columns, heading
+from memlab.terminal.plain import printable
 
 
 def write(comparison: Comparison, directory: Path, made: str) -> Path:
@@ -41,6 +42,11 @@ def write(comparison: Comparison, directory: Path, made: str) -> Path:
     target = directory / "index.html"
     target.write_text(_whole(comparison.name, "\n".join(body)), encoding="utf-8")
     return target
+
+
+def escape(text: str) -> str:
+    """Text that HTML shows as it is, and that holds no invisible characters."""
+    return html.escape(printable(text))
 
 
 def _whole(title: str, body: str) -> str:

@@ -7,6 +7,7 @@ to its name.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def _table(title: str, runs: Sequence[StoredRun], left_out: Sequence[LeftOut]) -
     members = list(by_setting.values())
     labels, differing = names.labels([m[0] for m in members]), names.budgets([m[0] for m in members])
     groups = []
-    for (same, group), label, differs in zip(by_setting.items(), labels, differing, strict=True):
+    read = names.data(members)
+    for (same, group), label, *differs in zip(by_setting.items(), labels, differing, read, strict=True):
         seeds = {run.seed for run in group}
         failed = {
             lost.config["seed"]: lost for lost in left_out if lost.failed and setting(lost.config) == same
@@ -62,7 +64,7 @@ def _table(title: str, runs: Sequence[StoredRun], left_out: Sequence[LeftOut]) -
                 label,
                 tuple(group),
                 tuple(lost for seed, lost in failed.items() if seed not in seeds),
-                differs,
+                tuple(itertools.chain(*differs)),
             )
         )
     metric = runs[0].metric

@@ -14,6 +14,7 @@ from rich.text import Text
 from memlab.reports.comparison.groups import Comparison, Group, Table, metric_name, score
 from memlab.reports.summary import size
 from memlab.terminal import tables
+from memlab.terminal.plain import markdown, printable
 
 SAID = (
     "± is the standard deviation over seeds. Solved: seeds with at least 0.99. State: what is carried for "
@@ -111,16 +112,20 @@ def _print(table: Table, console: Console) -> None:
 
 def to_markdown(comparison: Comparison) -> str:
     """The tables in Markdown, for a README or an issue."""
-    parts = [f"# {comparison.name}\n\n```bash\n{comparison.command}\n```\n"]
+    command = printable(comparison.command)
+    parts = [f"# {markdown(comparison.name)}\n\n```bash\n{command}\n```\n"]
     for table in comparison.tables:
         grid = _markdown(columns(table), [cells(table, g) for g in table.groups])
-        said = "\n\n".join([table.verdict, *table.notes])
-        parts.append(f"## {_plain(heading(table))}\n\n{grid}\n\n{said}\n")
+        said = "\n\n".join(map(markdown, [table.verdict, *table.notes]))
+        parts.append(f"## {markdown(heading(table))}\n\n{grid}\n\n{said}\n")
     parts.append(f"{SAID}\n")
     if comparison.left_out:
         parts.append(
             "Left out:\n\n"
-            + "\n".join(f"- `{run.name}` {_plain(run.reason)}" for run in comparison.left_out)
+            + "\n".join(
+                f"- `{markdown(run.name).replace('`', chr(39))}` {markdown(run.reason)}"
+                for run in comparison.left_out
+            )
             + "\n"
         )
     return "\n".join(parts)
@@ -132,12 +137,7 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ["---" if head in ("model", "each seed", "not as the others") else "---:" for head in heads],
         *rows,
     ]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text with Markdown's special characters escaped."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return "\n".join("| " + " | ".join(markdown(cell) for cell in line) + " |" for line in lines)
 
 
 def groups_csv(comparison: Comparison) -> str:
@@ -211,9 +211,16 @@ def runs_csv(comparison: Comparison) -> str:
     return _csv(heads, rows)
 
 
+def _cell(value: object) -> object:
+    """A value that a spreadsheet does not take for a formula, whatever it is the name of."""
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(("=", "+", "-", "@")) else value)
+
+
 def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(heads)
-    writer.writerows(rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()

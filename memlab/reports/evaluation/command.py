@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,20 @@ from rich.console import Console
 from memlab.config.sections import MLflowTracking
 from memlab.errors import ConfigError
 from memlab.evaluation import cost, documents, inside, lengths, streaming, trained
-from memlab.evaluation.record import Record, best
+from memlab.evaluation.record import NAME, Record, best
 from memlab.evaluation.samples import PLAIN
 from memlab.evaluation.settings import EvaluateConfig
 from memlab.evaluation.trained import Trained
+from memlab.files import refuse_links
 from memlab.models.compose import compose
 from memlab.reports.evaluation import figures, inside_figures, tables
 from memlab.tasks.base import SyntheticTask
 from memlab.tasks.text import TextTask
 from memlab.terminal import tables as terminal
+from memlab.terminal.plain import printable
 from memlab.tracking import finished_runs
+from memlab.tracking.finished_runs import Found
+from memlab.tracking.mlflow_client import SQLITE
 from memlab.tracking.versions import versions
 
 Points = list[tuple[str, float, int]]
@@ -39,9 +44,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = trained.choose_device(config.accelerator)
-    found = finished_runs.find(config.run, config.tracking.uri)
     limits = {"test_documents": config.documents, "test_bytes": config.bytes}
-    run = trained.load(found, device, limits, config.trust, config.policy)
+    if config.untrained is not None:
+        run = trained.fresh(config.untrained, device, limits, config.policy)
+    else:
+        assert config.run is not None  # or `untrained`
+        found = finished_runs.find(config.run, config.tracking.uri)
+        _check_links(found)
+        run = trained.load(found, device, limits, config.trust, config.policy)
     if config.stream is not None:
         done = _stream(config.stream, config, run)
     else:
@@ -58,6 +68,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for file in done.drawn:
         console.print(f"figure      {file}", soft_wrap=True)
     return done.record.whole()
+
+
+def _check_links(found: Found) -> None:
+    """Check that an evaluation does not write to other places by way of links in a run.
+
+    Raises:
+        UserError: it would.
+    """
+    directory, figures = found.directory, found.directory / "figures"
+    refuse_links(directory, [NAME, f"{NAME}.lock", "figures"])
+    if figures.is_dir():
+        refuse_links(figures, [file.name for file in figures.iterdir()])
+    if not found.by_id and directory.name.endswith(".evaluation"):  # beside a checkpoint: nobody named it
+        refuse_links(directory.parent, [directory.name])
 
 
 @dataclass
@@ -207,8 +231,8 @@ _NO_SAMPLES = dict.fromkeys(("trained_segments", "trained_tokens", "lengths_in",
 def _about_samples(run: Trained, task: SyntheticTask) -> dict[str, Any]:
     """How the lengths of a task with samples are counted and scored."""
     return {
-        "trained_segments": task.num_segments if run.step else None,
-        "trained_tokens": task.tokens if run.step else None,
+        "trained_segments": task.num_segments if run.trained else None,
+        "trained_tokens": task.tokens if run.trained else None,
         "lengths_in": task.lengths_in,
         "score": "exact_match" if task.whole_answers else "accuracy",
         "chance": task.chance**task.answer_tokens if task.whole_answers else task.chance,
@@ -264,6 +288,14 @@ def _track(
     if not (run.found.best and isinstance(tracking, MLflowTracking)):
         return
     uri = config.tracking.uri if run.found.by_id else tracking.uri
+    if not uri.startswith(SQLITE) and uri != config.tracking.uri:
+        # MLflow would send what the environment has to log in with
+        print(
+            f"memlab: warning: not written to MLflow: the run names the server {printable(uri)}; to write "
+            "there, give the same as tracking.uri",
+            file=sys.stderr,
+        )
+        return
     if run.policy is not None:
         points = [(name.replace("eval/", f"eval/{_label(run)}/", 1), v, step) for name, v, step in points]
     finished_runs.add(

@@ -47,8 +47,10 @@ def accuracy_by_length(
     if trained is not None:
         axes.axvline(trained, color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
-    if {e[unit] for e in entries} == {trained}:  # a single place on the axis has no width
-        axes.set_xlim(trained / 2, trained * 2)
+    places = {e[unit] for e in entries}
+    if len(places) == 1:  # a single place on the axis has no width
+        (place,) = places
+        axes.set_xlim(place / 2, place * 2)
     _plain_numbers(axes, [e[unit] for e in entries])
     axes.set(
         ylim=(0, 1.03),

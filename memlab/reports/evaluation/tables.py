@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from memlab.reports.evaluation.figures import SCORES
@@ -22,7 +23,7 @@ def print_lengths(
     """Print accuracy by length, the cost, and accuracy by depth if the task has depths."""
     unit = record["lengths_in"]
     longest = record[f"trained_{unit}"]
-    trained = "not trained on it" if longest is None else f"trained up to {longest:,} {unit}"
+    trained = "as pretrained" if longest is None else f"trained up to {longest:,} {unit}"
     chance = format(record["chance"], ".3f" if record["chance"] >= 0.0005 else ".1g")
     title = f"{_title(record)}; {trained}; chance {chance}"
     said = (
@@ -93,7 +94,9 @@ def print_text(console: Console, record: dict[str, Any], entry: dict[str, Any]) 
         )
     for name, control in entry["controls"].items():
         found = f"{control['bits_per_byte']:,.4f}" if control["tokens"] else "no two documents at a time"
-        table.add_row(f"bits per byte, {name.replace('_', ' ')}", found, f"on {control['tokens']:,} tokens")
+        table.add_row(
+            escape(f"bits per byte, {name.replace('_', ' ')}"), found, f"on {control['tokens']:,} tokens"
+        )
     _print(console, table)
     controls = [name for name in _CONTROLS if name in entry["controls"]]
     positions = _table(
@@ -127,7 +130,7 @@ def print_stream(console: Console, record: dict[str, Any], entry: dict[str, Any]
     kind = "GPU memory" if entry["peak_memory_kind"] == "gpu" else "resident memory"
     title = (
         f"{_title(record)}: one document of {entry['tokens']:,} tokens in segments of "
-        f"{entry['segment_length']}, {entry['device']}"
+        f"{entry['segment_length']}, {escape(entry['device'])}"
     )
     table = _table(title, ["tokens", "tokens/s", "peak", "state"])
     for point in entry["points"]:
@@ -157,7 +160,7 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
                 at = of["layers"].index(layer) if layer in of["layers"] else None
                 heads = [] if at is None else [h for segment in of["values"][1:] for h in segment[at]]
                 shares.append(f"{sum(heads) / len(heads):.3f}" if heads else "")
-            table.add_row(f"{kind.replace('_', ' ')}, layer {layer}", *shares)
+            table.add_row(escape(f"{kind.replace('_', ' ')}, layer {layer}"), *shares)
         _print(console, table, said)
     if names := list(dict.fromkeys(name for e in entries for name in e["similarity"])):
         title = f"{_title(record)}: similarity of memory, cosine with itself one segment before"
@@ -170,11 +173,12 @@ def print_inside(console: Console, record: dict[str, Any], entries: Sequence[dic
                 ]  # the first is of the initial state
                 steps.append(f"{sum(cosines) / len(cosines):.3f}" if cosines else "")
             table.add_row(
-                name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer "), *steps
+                escape(name.replace("memory_tokens", "memory tokens").replace("layer", "state of layer ")),
+                *steps,
             )
         _print(console, table, "mean over the segments after the first")
     for sentence in dict.fromkeys(sentence for e in entries for sentence in e["missing"]):
-        console.print(f"not shown: {sentence}", style="dim", soft_wrap=True)
+        console.print(f"not shown: {escape(sentence)}", style="dim", soft_wrap=True)
 
 
 def _used(memory: dict[str, Any]) -> int:
@@ -215,7 +219,7 @@ def _print_cost(console: Console, record: dict[str, Any]) -> None:
 
 def _title(record: dict[str, Any]) -> str:
     name = f"{record['model']} on {record['task']}, seed {record['seed']}"
-    return f"{name}, policy {record['policy']}" if record.get("policy") else name
+    return escape(f"{name}, policy {record['policy']}" if record.get("policy") else name)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memlab.errors import ConfigError
-from memlab.models.pretrained.families.reading import Reader
+from memlab.models.pretrained.families.reading import Reader, refuse_others
 from memlab.models.pretrained.parts import Part, Shape, pairs
 
 MODEL_TYPES = ("bert",)
@@ -45,6 +45,7 @@ def options(config: Mapping[str, Any], place: str) -> dict[str, Any]:
         "rope_scaling": None,
         "max_positions": reader.size("max_position_embeddings", 512),
         "sliding_window": None,
+        "first_position": "row",
         "tied_head": True,
     }
 
@@ -73,6 +74,7 @@ def parts(options: Mapping[str, Any]) -> list[Part]:
 
 def config(options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """The `config.json`; see `Family`."""
+    refuse_others(options, "BERT", norm="layer", norm_position="post", positions="learned", qk_norm=False)
     if options["kv_heads"] not in (None, options["heads"]) or not {"qkv", "out", "ffn"} <= set(
         options["biases"]
     ):

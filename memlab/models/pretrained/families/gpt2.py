@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memlab.errors import ConfigError
-from memlab.models.pretrained.families.reading import Reader
+from memlab.models.pretrained.families.reading import Reader, refuse_others
 from memlab.models.pretrained.parts import Part, pairs
 
 MODEL_TYPES = ("gpt2",)
@@ -44,6 +44,7 @@ def options(config: Mapping[str, Any], place: str) -> dict[str, Any]:
         "rope_scaling": None,
         "max_positions": reader.size("n_positions", 1024),
         "sliding_window": None,
+        "first_position": "row",
         "tied_head": bool(reader.get("tie_word_embeddings", True)),
     }
 
@@ -70,6 +71,9 @@ def parts(options: Mapping[str, Any]) -> list[Part]:
 
 def config(options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """The `config.json`; see `Family`."""
+    refuse_others(options, "GPT-2", norm="layer", norm_position="pre", positions="learned", qk_norm=False)
+    if options["feed_forward"] not in _ACTIVATIONS.values():
+        raise ConfigError(f"GPT-2 has no feed_forward={options['feed_forward']}")
     if options["kv_heads"] not in (None, options["heads"]) or set(options["biases"]) != {"qkv", "out", "ffn"}:
         raise ConfigError("GPT-2 has as many key-value heads as heads, and biases=[qkv, out, ffn]")
     if options["head_width"] * options["heads"] != options["width"]:

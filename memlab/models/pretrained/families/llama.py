@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memlab.errors import ConfigError
-from memlab.models.pretrained.families.reading import Reader
+from memlab.models.pretrained.families.reading import Reader, refuse_others
 from memlab.models.pretrained.parts import Part, Shape, pairs
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -53,6 +53,7 @@ def options(config: Mapping[str, Any], place: str) -> dict[str, Any]:
         "rope_scaling": scaling,
         "max_positions": None,
         "sliding_window": _window(reader, kind),
+        "first_position": "token",
         "tied_head": bool(reader.get("tie_word_embeddings", False)),
     }
 
@@ -88,6 +89,7 @@ def parts(options: Mapping[str, Any]) -> list[Part]:
 
 def config(options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """The `config.json`; see `Family`."""
+    refuse_others(options, "Llama", norm="rms", norm_position="pre", feed_forward="swiglu", positions="rope")
     shape, biases = Shape.of(dict(options)), set(options["biases"])
     kind = _kind(biases, bool(options.get("qk_norm")), options.get("sliding_window"))
     found = {

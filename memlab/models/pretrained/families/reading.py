@@ -55,3 +55,14 @@ class Reader:
             f"backbone.path={self.place}: config.json has {found}, which memlab's blocks do not have; they "
             f"have {allowed}"
         )
+
+
+def refuse_others(options: Mapping[str, Any], family: str, **own: Any) -> None:
+    """Check that blocks have the kinds that a family has.
+
+    Raises:
+        ConfigError: one of them is another.
+    """
+    for key, value in own.items():
+        if options[key] != value:
+            raise ConfigError(f"{family} has {key}={value}, and this model {key}={options[key]}")
