@@ -93,8 +93,8 @@ def tokens(config: BenchConfig, *shape: int) -> Tensor:
 
 
 def loss(model: Model, tokens_BSN: Tensor, targets_BSN: Tensor) -> Tensor:
-    """Mean cross-entropy of all targets (for an encoder, of the last target of each segment), and the auxiliary
-    loss.
+    """Mean cross-entropy of all targets (for an encoder, of the last target of each segment), and the
+    auxiliary loss.
     """
     output = model(tokens_BSN)
     targets_BSN = targets_BSN[..., -1:] if model.answers_once else targets_BSN
