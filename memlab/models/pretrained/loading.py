@@ -115,6 +115,8 @@ def fill(
     if lacking := wanted - names.keys():
         raise _misfit(values, "these tensors are missing", lacking)
     for part in parts:
+        if part.ours not in ours:
+            raise _misfit(values, f"layers of {values['layer_memory']} have no place for these", part.theirs)
         tensors = [_read(found, names[name], values) for name in part.theirs]
         tensors = [tensor.T if part.transposed else tensor for tensor in tensors]
         if part.rows and [len(tensor) for tensor in tensors] != list(part.rows):
