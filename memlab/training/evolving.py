@@ -47,18 +47,21 @@ def run(config: EvolveConfig, arguments: Sequence[str] = ()) -> dict[str, Any]:
         print(f"memlab: the evolution in {origin.directory} has finished already", file=sys.stderr)
         print_result(origin.result, origin.directory)
         return origin.result
-    with Signals() as signals, Readers(config) as readers:
-        if isinstance(config.tracking, MLflowTracking):
-            mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
-        place = RunDirectory(origin.directory or config.run_dir, config, origin.directory is not None)
-        how = directory.command(arguments, place.path, "evolve")
-        try:
-            return _Evolving(config, readers, place, signals, began).run(how)
-        except Ended as ended:
+    continues, how = origin.directory is not None, ""
+    try:
+        with Signals() as signals, Readers(config) as readers:
+            if isinstance(config.tracking, MLflowTracking):
+                mlflow_store.prepare(config.tracking.uri, config.tracking.experiment)
+            place = RunDirectory(origin.directory or config.run_dir, config, continues)
+            how = directory.command(arguments, place.path, "evolve")
+            try:
+                return _Evolving(config, readers, place, signals, began).run(how, continues)
+            finally:
+                place.release()
+    except Ended as ended:
+        if how:
             print(f"\nmemlab: {ended.signal.name}: continue with: {how}", file=sys.stderr)
-            raise SystemExit(128 + ended.signal) from None
-        finally:
-            place.release()
+        raise SystemExit(128 + ended.signal) from None
 
 
 class _Evolving:
@@ -77,9 +80,9 @@ class _Evolving:
         self.task = readers.here.tasks[-1]
         self.task_name = str((config.task or readers.here.own_task)["name"])
 
-    def run(self, how: str) -> dict[str, Any]:
+    def run(self, how: str, continues: bool) -> dict[str, Any]:
         self.signals.held = True
-        self._begin(how)
+        self._begin(how, continues)
         tracker = self._tracker(how)
         loggers = [JsonlLogger(self.place.metrics), *([tracker] if tracker else [])]
         print(
@@ -101,9 +104,9 @@ class _Evolving:
         print_result(result, self.place.path)
         return result
 
-    def _begin(self, how: str) -> None:
+    def _begin(self, how: str, continues: bool) -> None:
         """From the last generation that was saved, or before the first one."""
-        found = checkpoints.newest(self.place.checkpoints)
+        found = checkpoints.newest(self.place.checkpoints) if continues else None
         self.place.forget_after(found[1]["metrics_bytes"] if found else 0)
         self.place.note(command=how)
         if found is None:

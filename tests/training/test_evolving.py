@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def test_it_begins_with_the_weights_of_an_earlier_evolution(
     assert not any(name.startswith("test/") for name in result["metrics"])
     for found, expected in zip(of(tmp_path / "run")[1], of(whole[0] / "run")[1], strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+
+
+def test_a_new_evolution_does_not_continue_what_is_left_of_another(
+    run: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its configuration is gone, so nobody knows what the checkpoint is of."""
+    shutil.copytree(whole[0] / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    evolving.run(asked(run, tmp_path / "run", "generations=1"))
+    assert of(tmp_path / "run")[0] == of(whole[0] / "run")[0][:1]
 
 
 def test_asked_to_end_it_saves_its_generation(
