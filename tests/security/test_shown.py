@@ -109,7 +109,7 @@ def test_generated_text_on_a_terminal(
     store = SimpleNamespace(policy=None, uri="")
     generate.job(
         SimpleNamespace(policy=None,   # type: ignore[arg-type]
-            run="", threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b", tokens=3,
+            untrained=None, run="", threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b", tokens=3,
             temperature=0.0, top_k=None, seed=0,
         )
     )  # fmt: skip
