@@ -109,8 +109,8 @@ def test_generated_text_on_a_terminal(
     store = SimpleNamespace(policy=None, uri="")
     generate.job(
         SimpleNamespace(policy=None,   # type: ignore[arg-type]
-            untrained=None, run="", threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b", tokens=3,
-            temperature=0.0, top_k=None, seed=0,
+            run="", threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b", tokens=3,
+            temperature=0.0, top_k=None, seed=0, untrained=None,
         )
     )  # fmt: skip
     shown = capsys.readouterr().out
