@@ -109,7 +109,7 @@ def test_generated_text_on_a_terminal(
     generate.job(
         SimpleNamespace(  # type: ignore[arg-type]
             run="", policy=None, threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b",
-            tokens=3, temperature=0.0, top_k=None, seed=0,
+            tokens=3, temperature=0.0, top_k=None, seed=0, untrained=None,
         )
     )  # fmt: skip
     shown = capsys.readouterr().out

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memlab import ram
 from memlab.errors import ConfigError, first_line
 from memlab.models.base import Model
+from memlab.models.encoder import Encoder
 from memlab.models.pretrained import families
 from memlab.models.pretrained.describing import class_token, folder, identity_of, parameters, source
 from memlab.models.pretrained.parts import Part
@@ -59,6 +60,11 @@ def load(model: Model, values: Mapping[str, Any]) -> None:
         ConfigError: the path has another model than the description's; a tensor is missing, left over, or of
             another shape; or a file cannot be read.
     """
+    if values["family"] == "bert" and not isinstance(model, Encoder):
+        raise ConfigError(
+            f"backbone.path={values['path']} is a bert, which reads in both directions, and the model "
+            "as configured only backwards; use model=rmt_encoder"
+        )
     found = source(values["path"], values.get("revision"), weights=True)
     check_identity(values, found)
     shapes = found.shapes()
