@@ -61,7 +61,10 @@ class Full(LayerMemory):
         seen = open.seen.then(k, v)
         # remembered rows
         before = seen.keys_BGLK.shape[2] - (where.start - where.first) - where.count
-        mask = where.once(("full", before), lambda: where.look(windows.filled(before, self._offset(where))))
+        mask = None  # a first segment is plain causal attention, which costs half of the same with a mask
+        if before:
+            filled_BC = windows.filled(before, self._offset(where))
+            mask = where.once(("full", before), lambda: where.look(filled_BC))
         y = self.attend(q, seen.keys_BGLK, seen.values_BGLK, where, mask, remembered=before)
         if where.first == 0 and where.only_tokens:
             rows = seen

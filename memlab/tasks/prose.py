@@ -42,6 +42,7 @@ from memlab.text.files import File
 from memlab.text.fingerprint import fingerprints
 
 _PROBES = 64  # stories whose sizes are looked at before any sample is read
+_SENTENCE = 1000  # tokens that any sentence of filler has at most
 _DEPTHS = 1 << 20  # a depth is drawn as a whole number
 _NONE = -1
 
@@ -81,7 +82,7 @@ class ProseTask(SizedTask):
     def __init__(self, *, tokenizer: str, filler: str, **sizes: Any) -> None:
         if tokenizer not in OWN:
             pretrained_tokenizer.check(tokenizer, OWN)
-        self.tokenizer, self.filler = tokenizer, filler
+        self.tokenizer_name, self.filler = tokenizer, filler
         self.source = Source.of(tokenizer, filler, (self.introduction, *self.texts()), self.forbidden())
         super().__init__(**sizes)
         if self.source.is_open:
@@ -135,7 +136,7 @@ class ProseTask(SizedTask):
 
     def data(self) -> dict[str, Any]:
         files = [File(str(path), "text", size, str(time)) for path, size, time in self.source.files]
-        if not files and self.tokenizer in OWN:
+        if not files and self.tokenizer_name in OWN:
             return {}
         digest = getattr(self.language.tokenizer, "digest", None)
         return {"files": fingerprints(files), "revision": None, "tokenizer": digest}
@@ -166,7 +167,7 @@ class ProseTask(SizedTask):
         return super().needs_memory and not self.last_segment
 
     def options(self) -> dict[str, Any]:
-        return super().options() | {"tokenizer": self.tokenizer, "filler": self.filler}
+        return super().options() | {"tokenizer": self.tokenizer_name, "filler": self.filler}
 
     def word(self, token: int) -> str:
         return self.language.word(token)
@@ -220,7 +221,7 @@ class ProseTask(SizedTask):
         """Write a story, its filler and its depth into a row."""
         encode = self.language.after
         before, after, latest, room = self._sizes(story)
-        if room < 0 or latest < 0:
+        if room < 1 or latest < 0:
             raise self._too_short()
         filler, starts_P = self.language.passage(random, room, split)
         if not len(starts_P):
@@ -253,7 +254,7 @@ class ProseTask(SizedTask):
         last = self.segment_lengths[-1] if self.needs_memory else 0
         after = np.concatenate([question, answer])
         if self.num_segments > 1 and len(after) - 1 > self.segment_lengths[-1]:
-            room = -1  # the question has to stand in the last segment
+            room = 0  # the question has to stand in the last segment
         return before, after, min(room, self.tokens - last - len(before) - hidden), room
 
     def _check_room(self) -> None:
@@ -265,15 +266,19 @@ class ProseTask(SizedTask):
         random = np.random.Philox(key=0).random_raw(_PROBES * self.story_numbers).reshape(_PROBES, -1)
         for number, random_W in enumerate(random.tolist()):
             _, _, latest, room = self._sizes(self.story(random_W, number % self.members))
-            if room < 0 or latest < 0 or not len(self.language.passage(random_W[0], room, "train")[1]):
+            if room < 1 or latest < 0:
+                raise self._too_short()
+            _, starts_P = self.language.passage(random_W[0], min(room, _SENTENCE), "train")
+            if not len(starts_P):
                 raise self._too_short()
 
     def _too_short(self) -> ConfigError:
         where = "before the last of them" if self.needs_memory else "before the question"
         return ConfigError(
             f"task.length={self.length}: segments of {list(self.segment_lengths)} tokens are too short for a "
-            f"story of this task and a sentence of filler, as task.tokenizer={self.tokenizer} writes them; "
-            f"hidden sentences stand {where}. Use longer segments"
+            "story of this task and a sentence of filler, as "
+            f"task.tokenizer={self.tokenizer_name} writes them; hidden sentences stand {where}. Use longer "
+            "segments"
         )
 
 

@@ -60,7 +60,14 @@ def evidence(
     for name, scores in (("rmt", rmt), ("none", none)):
         for seed, score in enumerate(scores):
             directory = run(place / name / f"seed_{seed}", name, seed, score)
-            entry = {"segments": 8, "samples": 64, "accuracy": far, "checkpoint": "best.ckpt", "step": 10}
+            entry = {
+                "segments": 8,
+                "length": 48,
+                "samples": 64,
+                "accuracy": far,
+                "checkpoint": "best.ckpt",
+                "step": 10,
+            }
             entry["controls"] = {"memory_off": {"accuracy": off}}  # type: ignore[assignment]
             found = {"format": 2, "lengths": [entry]}
             (directory / "evaluation.json").write_text(json.dumps(found))

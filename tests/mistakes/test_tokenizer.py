@@ -149,7 +149,7 @@ def test_a_tokenizer_that_is_not_the_backbone_s(tmp_path: Path) -> None:
             "task": {**config.task, "tokenizer": "pretrained"},
         }
     )
-    assert build_task(other).tokenizer == path
+    assert build_task(other).tokenizer_name == path
     run = other.model_copy(update={"model": {**config.model, **own, "family": "memlab"}})
     assert "is a run of memlab; name the tokenizer of its task" in message(lambda: build_task(run))
 

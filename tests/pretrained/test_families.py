@@ -36,6 +36,12 @@ def test_logits_and_gradients_are_those_of_transformers(name: str, tmp_path: Pat
     assert_same_gradients(model, reference, name)
 
 
+def test_layers_without_biases_have_no_place_for_those_of_gpt2(tmp_path: Path) -> None:
+    tiny.save("gpt2", tmp_path)
+    with pytest.raises(ConfigError, match=r"layers of gated_deltanet have no place .*attn\.bias"):
+        tiny.ours(tmp_path, "gated_deltanet")
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_past_and_pieces(name: str, tmp_path: Path) -> None:
     """Full context in segments of any length, whole and in pieces, against transformers with its cache."""

@@ -76,6 +76,14 @@ def test_the_rmt_encoder_is_bert_with_its_own_class_token_and_memory_behind_it(t
     close(output.logits[:, 0], y[:, 0] @ words.weight.T)  # our head: the embedding, and a bias of 0
 
 
+def test_bert_does_not_become_a_decoder(tmp_path: Path) -> None:
+    tiny.save("bert", tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"is a bert, which reads in both directions.*use model=rmt_encoder"
+    ):
+        tiny.ours(tmp_path, "infini")
+
+
 def test_the_words_of_a_vocabulary_file_are_known_too(tmp_path: Path) -> None:
     tiny.save("bert", tmp_path)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n")

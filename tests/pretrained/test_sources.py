@@ -71,7 +71,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda f: (f / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
     "other model": (
         lambda f: configured(f, model_type="mamba"),
-        "the type 'mamba', which memlab does not read. It reads: llama, mistral, qwen2, qwen3, gpt2, bert",
+        "the type 'mamba', which memlab does not read. It reads: bert, gpt2, llama, mistral, qwen2, qwen3",
     ),
     "activation": (
         lambda f: configured(f, hidden_act="relu"),

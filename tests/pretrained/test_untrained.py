@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from memlab import api
 from memlab.config.composing import compose_job, composing
+from memlab.config.paths import config_dir
 from memlab.config.untrained import Untrained, separate
 from memlab.errors import ConfigError, UserError
-from memlab.evaluation.settings import EvaluateConfig, check_evaluate
+from memlab.evaluation.settings import EvaluateConfig, check_evaluate, check_generate
 from memlab.reports.evaluation.command import evaluate
 from memlab.tasks.copy import Copy
 from tests.pretrained import tiny
@@ -76,6 +83,28 @@ def test_the_default_directory_follows_from_model_and_task(llama: tuple[Path, An
     names = [config.run_dir for config in places if config is not None]
     assert names[0] == names[1] and len(set(names)) == 3
     assert names[0].startswith("runs/copy/infini/pretrained-")
+
+
+def test_it_writes_what_transformers_writes(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    """Greedy, with the model's own tokenizer, whose token of a new document comes first."""
+    folder, reference = llama
+    words = ["<|endoftext|>", *(f"w{i}" for i in range(1, tiny.VOCABULARY))]
+    tokenizer = tokenizers.Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[1]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    line = ["backbone=pretrained", f"backbone.path={folder}", "backbone.dtype=float64", "prompt=w3 w7"]
+    own, untrained = separate("generate", [*line, "temperature=0", "tokens=6"])
+    ConfigStore.instance().store("generate", OmegaConf.load(Path(config_dir(), "generate.yaml")))
+    with composing(groups=False):
+        config = check_generate(compose_job("generate", own), untrained.writing().config())
+    assert config.untrained is not None and config.untrained.model["context"] == "full"
+    run = api.untrained(config.untrained, torch.device("cpu"))
+    written = list(run.write(config.prompt, config.tokens, temperature=config.temperature, top_k=None))
+    read = torch.tensor([[0, 3, 7]])
+    theirs = reference.generate(read, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=1)
+    assert "".join(written).split() == [words[i] for i in theirs[0, 3:]]
+    assert not Path(config.untrained.run_dir).exists()  # nothing was measured
 
 
 @pytest.mark.parametrize(

@@ -102,15 +102,14 @@ def test_generated_text_on_a_terminal(
 ) -> None:
     """A pipe or a file gets the text itself."""
     pieces = ["a", "\x1b]0;b", "\x07é\n"]
-    monkeypatch.setattr(
-        api, "load", lambda *_, **__: SimpleNamespace(policy=None, write=lambda *_, **__: iter(pieces))
-    )
+    opened = SimpleNamespace(write=lambda *_, **__: iter(pieces))
+    monkeypatch.setattr(api, "load", lambda *_, **__: opened)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal_is_there, raising=False)
-    store = SimpleNamespace(policy=None, uri="")
+    store = SimpleNamespace(uri="")
     generate.job(
-        SimpleNamespace(policy=None,   # type: ignore[arg-type]
-            run="", threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b", tokens=3,
-            temperature=0.0, top_k=None, seed=0,
+        SimpleNamespace(  # type: ignore[arg-type]
+            run="", policy=None, threads=None, accelerator="cpu", tracking=store, trust=[], prompt="p\x1b",
+            tokens=3, temperature=0.0, top_k=None, seed=0, untrained=None,
         )
     )  # fmt: skip
     shown = capsys.readouterr().out
@@ -165,10 +164,10 @@ def test_figures_are_not_sent_to_a_server_that_only_the_run_names(
     from memlab.config.sections import MLflowTracking
 
     tracking = MLflowTracking(mlflow=True, uri="http://stranger.invalid", experiment="x")
-    found = SimpleNamespace(policy=None, best=True, by_id=False, directory=tmp_path)
+    found = SimpleNamespace(best=True, by_id=False, directory=tmp_path)
     opened = SimpleNamespace(policy=None, config=SimpleNamespace(tracking=tracking), found=found)
     for mine in ("sqlite:///mlflow.db", "http://stranger.invalid"):
-        config = SimpleNamespace(policy=None, tracking=SimpleNamespace(uri=mine))
+        config = SimpleNamespace(tracking=SimpleNamespace(uri=mine))
         command._track(config, opened, ())  # type: ignore[arg-type]
     assert asked == ["http://stranger.invalid"]
     said = capsys.readouterr().err.strip().splitlines()

@@ -11,8 +11,8 @@ from memlab.errors import ConfigError
 from memlab.files import DamagedFileError, exists, expanded, read_object
 from memlab.models.pretrained import families, hub
 from memlab.models.pretrained.families.bert import CLASS_TOKEN
-from memlab.models.pretrained.families.reading import Reader
 from memlab.models.pretrained.gguf_file import GgufFile
+from memlab.models.pretrained.reading import Reader
 from memlab.models.pretrained.run import MODEL_TYPE, Exported, Run
 from memlab.models.pretrained.safetensors_directory import SafetensorsDirectory
 from memlab.models.pretrained.source import Source

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memlab import ram
 from memlab.errors import ConfigError, first_line
 from memlab.models.base import Model
+from memlab.models.encoder import Encoder
 from memlab.models.pretrained import families
 from memlab.models.pretrained.describing import class_token, folder, identity_of, parameters, source
 from memlab.models.pretrained.parts import Part
@@ -59,6 +60,11 @@ def load(model: Model, values: Mapping[str, Any]) -> None:
         ConfigError: the path has another model than the description's; a tensor is missing, left over, or of
             another shape; or a file cannot be read.
     """
+    if values["family"] == "bert" and not isinstance(model, Encoder):
+        raise ConfigError(
+            f"backbone.path={values['path']} is a bert, which reads in both directions, and the model "
+            "as configured only backwards; use model=rmt_encoder"
+        )
     found = source(values["path"], values.get("revision"), weights=True)
     check_identity(values, found)
     shapes = found.shapes()
@@ -115,6 +121,8 @@ def fill(
     if lacking := wanted - names.keys():
         raise _misfit(values, "these tensors are missing", lacking)
     for part in parts:
+        if part.ours not in ours:
+            raise _misfit(values, f"layers of {values['layer_memory']} have no place for these", part.theirs)
         tensors = [_read(found, names[name], values) for name in part.theirs]
         tensors = [tensor.T if part.transposed else tensor for tensor in tensors]
         if part.rows and [len(tensor) for tensor in tensors] != list(part.rows):

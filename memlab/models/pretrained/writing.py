@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,8 +18,6 @@ from memlab.memories.full import Full
 from memlab.models.base import Model
 from memlab.models.decoder import Decoder
 from memlab.models.pretrained import families
-from memlab.models.pretrained.families.gpt2 import PREFIX as GPT2_PREFIX
-from memlab.models.pretrained.families.llama import PREFIX as LLAMA_PREFIX
 from memlab.models.pretrained.parts import Part
 from memlab.models.pretrained.run import MODEL_TYPE
 from memlab.models.pretrained.safetensors_directory import CONFIG, WHOLE
@@ -36,7 +35,6 @@ _TOKENIZER = (
     "tokenizer.model",
     "generation_config.json",
 )
-_PREFIXES = {"llama": LLAMA_PREFIX, "gpt2": GPT2_PREFIX}  # of all names but the head's
 
 
 def theirs(model: Model, values: Mapping[str, Any]) -> str | None:
@@ -50,12 +48,11 @@ def theirs(model: Model, values: Mapping[str, Any]) -> str | None:
     if not all(type(memory) is Full for memory in model.backbone.memories):
         return None
     described = options(model, values)
-    for name in _PREFIXES:
-        try:
-            families.FAMILIES[name].config(described, 1)
-            return name
-        except ConfigError:
-            pass
+    for name, family in families.FAMILIES.items():
+        if hasattr(family, "config"):
+            with contextlib.suppress(ConfigError):
+                family.config(described, 1)
+                return name
     return None
 
 
@@ -99,7 +96,7 @@ def write_theirs(model: Model, values: Mapping[str, Any], family: str, folder: P
     tensors: dict[str, Tensor] = {}
     for part in families.FAMILIES[family].parts(described):
         for name, tensor in zip(part.theirs, _split(part, ours[part.ours]), strict=True):
-            whole = name if name.startswith("lm_head.") else _PREFIXES[family] + name
+            whole = name if name.startswith("lm_head.") else families.FAMILIES[family].PREFIX + name
             tensors[whole] = (tensor.T if part.transposed else tensor).detach().contiguous().cpu()
     dtype = str(ours["embed.weight"].dtype).removeprefix("torch.")
     _write(folder, {**config, "torch_dtype": dtype}, tensors)

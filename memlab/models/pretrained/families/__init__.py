@@ -1,15 +1,16 @@
-"""The families of pretrained models that memlab reads, one file each.
+"""The families of pretrained models that memlab reads: every file of this folder is one.
 
 A family turns a `config.json` into the keys of our backbone, and names the tensors of our parameters.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from memlab.errors import ConfigError
-from memlab.models.pretrained.families import bert, gpt2, llama
 from memlab.models.pretrained.parts import Part
 
 
@@ -18,7 +19,7 @@ class Family(Protocol):
 
     Attributes:
         MODEL_TYPES: values of `model_type` that it reads.
-        PREFIX: what some checkpoints have in front of the names of tensors.
+        PREFIX: what most checkpoints have in front of the names of tensors, except for the head's.
         UNUSED: regular expression of tensors that are no part of our blocks, such as BERT's pooler.
     """
 
@@ -37,14 +38,17 @@ class Family(Protocol):
         """What each parameter of `Backbone` consists of."""
 
     def config(self, options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-        """The `config.json` of a backbone with these keys, for transformers.
+        """The `config.json` of a backbone with these keys. Only of families whose models are exported.
 
         Raises:
             ConfigError: no model of this family has these blocks.
         """
 
 
-FAMILIES: dict[str, Any] = {"llama": llama, "gpt2": gpt2, "bert": bert}
+FAMILIES: dict[str, Any] = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
+}
 
 
 def of(model_type: Any, place: str) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memlab.errors import ConfigError
-from memlab.models.pretrained.families.reading import Reader, refuse_others
 from memlab.models.pretrained.parts import Part, Shape, pairs
+from memlab.models.pretrained.reading import Reader
 
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."
@@ -70,26 +69,3 @@ def parts(options: Mapping[str, Any]) -> list[Part]:
         found += pairs(f"{ours}.ffn.down", f"{theirs}.output.dense", _BOTH)
         found += pairs(f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm", _BOTH)
     return found
-
-
-def config(options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """The `config.json`; see `Family`."""
-    refuse_others(options, "BERT", norm="layer", norm_position="post", positions="learned", qk_norm=False)
-    if options["kv_heads"] not in (None, options["heads"]) or not {"qkv", "out", "ffn"} <= set(
-        options["biases"]
-    ):
-        raise ConfigError("BERT has as many key-value heads as heads, and biases everywhere")
-    activation = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[options["feed_forward"]]
-    return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "num_hidden_layers": options["layers"],
-        "hidden_size": options["width"],
-        "num_attention_heads": options["heads"],
-        "intermediate_size": options["ffn_width"],
-        "max_position_embeddings": options["max_positions"],
-        "hidden_act": activation,
-        "layer_norm_eps": options["norm_eps"],
-        "type_vocab_size": 1,
-        "vocab_size": vocabulary,
-    }

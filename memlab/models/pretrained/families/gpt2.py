@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from memlab.errors import ConfigError
-from memlab.models.pretrained.families.reading import Reader, refuse_others
 from memlab.models.pretrained.parts import Part, pairs
+from memlab.models.pretrained.reading import Reader, refuse_others
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
