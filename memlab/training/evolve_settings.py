@@ -13,7 +13,7 @@ from memlab.bounds import NonNegativeFloat, Positive, PositiveFloat, Seed
 from memlab.config import schema
 from memlab.config.checks import NOT_SHOWN, check_policy, check_task
 from memlab.config.paths import config_dir
-from memlab.config.sections import MLflowTracking, NoTracking, Place, TrustingSection, typed
+from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, TrustingSection, typed
 from memlab.errors import ConfigError, suggestion
 from memlab.tasks.base import SyntheticTask
 
@@ -25,16 +25,19 @@ class EvolveConfig(TrustingSection):
     """The keys of `configs/evolve.yaml`.
 
     Attributes:
+        run: None = a pretrained model that no run has trained.
+        untrained: describes it, and its task.
         policy: its name and options.
         task: None = that of the run.
         stages: of each, `generations`, and changes of the task; None = one stage.
     """
 
-    run: Place
+    run: Place | None
+    untrained: Config | None = None
     policy: dict[str, Any]
     task: dict[str, Any] | None = None
     generations: Positive | None
-    population: Annotated[int, Field(ge=2)]
+    population: Annotated[int, Field(ge=4)]
     prompts: Positive
     sampler: Literal["auto", "separable", "full"]
     sigma: PositiveFloat
@@ -65,18 +68,23 @@ class EvolveConfig(TrustingSection):
         return sum(generation >= end for end in self.ends[:-1])
 
 
-def check_evolve(composed: DictConfig) -> EvolveConfig:
+def check_evolve(composed: DictConfig, untrained: Config | None = None) -> EvolveConfig:
     """The typed configuration.
+
+    Args:
+        untrained: of a pretrained model, in the place of `run`.
 
     Raises:
         ConfigError: a key is unknown or missing, a value is out of bounds, or keys contradict each other.
     """
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    if plain.get("run") is None:
+    if plain.get("run") is None and untrained is None:
         raise ConfigError(
-            "run is missing: give the model that is read, the directory of a run with full attention, run=DIR"
+            "run is missing: give the model that is read, the directory of a run with full attention, "
+            "run=DIR, or a pretrained one, backbone=pretrained backbone.path=.."
         )
     config = typed({key: value for key, value in plain.items() if key not in NOT_SHOWN}, EvolveConfig)
+    config = config.model_copy(update={"untrained": untrained})
     check_policy(config.policy)
     if config.policy["name"] not in EVOLVES:
         raise ConfigError(
@@ -108,7 +116,8 @@ def stage_tasks(config: EvolveConfig, own: Mapping[str, Any]) -> list[SyntheticT
     """
     tasks = []
     for number, stage in enumerate(config.stages or [{}], 1):
-        values = dict(config.task if config.task is not None else own)
+        # an untrained model's task is that of `config.task`, with the model's tokenizer
+        values = dict(own if config.task is None or config.untrained is not None else config.task)
         if (name := stage.get("task")) is not None:
             values = _task_file(str(name))
         changes = {key: value for key, value in stage.items() if key not in ("generations", "task")}

@@ -89,16 +89,20 @@ class Reader:
     """
 
     def __init__(self, config: EvolveConfig) -> None:
-        found = finished_runs.find(config.run, getattr(config.tracking, "uri", "sqlite:///mlflow.db"))
         device = trained.choose_device(config.accelerator)
-        run = trained.load(found, device, trusted=config.trust, policy=config.policy)
+        if config.untrained is not None:
+            run = trained.fresh(config.untrained, device, policy=config.policy)
+        else:
+            assert config.run is not None  # or `untrained`
+            found = finished_runs.find(config.run, getattr(config.tracking, "uri", "sqlite:///mlflow.db"))
+            run = trained.load(found, device, trusted=config.trust, policy=config.policy)
         self.tasks = stage_tasks(config, run.config.task)
         for task in self.tasks:
             task.prepare()
             if task.vocab_size > run.task.vocab_size:
                 raise ConfigError(
-                    f"run={config.run}: the model knows {run.task.vocab_size} tokens, and the task has "
-                    f"{task.vocab_size}"
+                    f"run={run.found.directory}: the model knows {run.task.vocab_size} tokens, and the "
+                    f"task has {task.vocab_size}"
                 )
         self.model = run.model
         self.name, self.own_task = run.config.model["name"], run.config.task

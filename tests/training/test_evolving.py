@@ -232,7 +232,7 @@ def test_a_model_without_full_attention_is_one_message(tmp_path: Path) -> None:
         (["run=null"], "run is missing: give the model that is read"),
         (["policy=h2o"], "policy=h2o has no parameters that could evolve; use policy=namm"),
         (["policy.hidden=0"], r"policy\.hidden=0"),
-        (["population=1"], "population=1"),
+        (["population=3"], "population=3"),
         (["generations=2", "stages=[{generations:2}]"], r"generations=2: each of the stages says its own"),
         (["stages=[{num_segments:2}]"], "stage 1 has generations=None; it needs a positive whole number"),
     ],
