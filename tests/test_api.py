@@ -119,9 +119,9 @@ def test_each_token_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     model = small.build(name, VOCAB).eval()
     read, extend = [], type(model).extend
 
-    def counted(self: object, tokens_Bn: torch.Tensor, open: object) -> object:
+    def counted(self: object, tokens_Bn: torch.Tensor, *rest: object) -> object:
         read.append(tokens_Bn.shape[1])
-        return extend(self, tokens_Bn, open)  # type: ignore[arg-type]
+        return extend(self, tokens_Bn, *rest)  # type: ignore[arg-type]
 
     prompt = torch.randint(VOCAB, (2, 6))
     with monkeypatch.context() as patch:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from memlab.models.base import Model
 
@@ -21,7 +22,7 @@ def measured(model: Model, measure: Callable[[Model], T]) -> T:
     """The result of `measure` for a copy without values, or for the model itself if it looks at values, or if
     its weights are sharded.
     """
-    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
         return measure(model)
     try:
         return measure(on_meta(model))

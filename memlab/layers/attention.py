@@ -117,13 +117,13 @@ class MultiHead(nn.Module):
         both_BHTK = self._heads(queries_keys)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = both_BHTK.split([self.heads, self.kv_heads], dim=1)
-            both_BHTK = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+            both_BHTK = torch.cat([_normed(self.q_norm, q), _normed(self.k_norm, k)], dim=1)
         q, k = rotate(both_BHTK, turn).split([self.heads, self.kv_heads], dim=1)  # one call for both
         return q, k, self._heads(values)
 
     def _keys_values(self, y: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
         keys, values = self._heads(y).chunk(2, dim=1)
-        return rotate(keys if self.k_norm is None else self.k_norm(keys), turn), values
+        return rotate(keys if self.k_norm is None else _normed(self.k_norm, keys), turn), values
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
@@ -179,3 +179,9 @@ class MultiHead(nn.Module):
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     """bool [T, L]: each of the last `queries` of `keys` rows sees itself and all rows before it."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _normed(norm: nn.RMSNorm, x_BHTK: Tensor) -> Tensor:
+    """norm(x), in the parameters' type: under autocast x is narrower."""
+    normed: Tensor = norm(x_BHTK.to(norm.weight.dtype))
+    return normed.to(x_BHTK.dtype)

@@ -11,14 +11,14 @@ alpha, eta and theta depend on the token; the gradient is taken at the weights b
 Keys and queries are normalised to length 1, and all three projections pass a SiLU (section 4.4). M begins
 with learned weights, and S with 0. The state is S, and what reading has changed in M.
 
-Left open by the paper, decided here: an MLP for each head, with SiLU between its layers and no biases; theta
-is at most memory_lr / b in a chunk of b tokens, so that many tokens with the same key do not overshoot; what
-alpha and eta are for an average token at the beginning of the training. Values are normalised to length 1
-too: with others, the weights of a deep memory grow until its gradient explodes (NaN in 65 steps of copy, and
-reported for other implementations). A token
-retrieves from the weights before its chunk, since within the chunk, attention sees everything (the paper's
-y_t is of M_t; other weights for each token would cost as much memory as a state for each token). The
-convolutions after the projections are left out.
+Left open by the paper, decided here: an MLP for each head, with SiLU between its layers and no biases; what
+alpha and eta are for an average token at the beginning of the training. theta is at most memory_lr / b in a
+chunk of b tokens, so that many tokens with the same key do not overshoot, and values are normalised to length
+1 too. Without these two, the weights of a memory of depth 2 grow until its gradient explodes (training on
+copy ended in NaN within 65 steps; issues of other implementations report the same). A token retrieves from
+the weights before its chunk, since within the chunk, attention sees everything (the paper's y_t is of M_t;
+other weights for each token would take as much memory as a state for each token). The convolutions after the
+projections are left out.
 
 Without momentum and forgetting, the update is the mini-batch update of TTT (Sun et al. 2024, arXiv
 2407.04620). TTT-Linear is not this memory at depth 1, though: its MLP has a bias, and a normalisation with a

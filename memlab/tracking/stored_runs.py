@@ -179,7 +179,7 @@ def _check(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     if not math.isfinite(score):
         raise _UnusableError(f"has a test score that is no number ({score})")
     memory, timing = result["memory"], result["timing"]
-    numbers = [config["seed"], memory["state_bytes"], result["steps"], result.get("parameters", 0)]
+    numbers = [config["seed"], memory.get("state_bytes"), result["steps"], result.get("parameters", 0)]
     numbers += [memory.get("compression_carry", 0), memory.get("compression_peak", 0)]
     numbers += [timing.get("train_seconds", 0)]
     texts = [result.get("versions") or {}, result.get("hardware") or {}]

@@ -87,7 +87,7 @@ def test_multirun_starts_each_process_once(jobs: int, tmp_path: Path) -> None:
         "one run directory for both processes of a job"
     )
     lines = started(tmp_path)
-    assert sorted(rank for _, rank, _ in lines) == ["-", *["-"] * jobs, *["1"] * jobs], lines
+    assert sorted(rank for _, rank, _ in lines) == ["-", *["1"] * jobs], lines  # the first of each is a fork
     assert sum("--multirun" in line for _, _, line in lines) == 1, lines
     assert out.count("run directory") == jobs and err.count("step     12/12") == jobs
     assert "Warning" not in err and "Traceback" not in err and "[rank" not in err, err

@@ -213,7 +213,7 @@ CONFIG: dict[str, Any] = {
     "trainer": {"max_steps": 5},
     "optim": {"schedule": "constant"},
 }
-RESULT = {"metrics": {"test/accuracy": 0.5}, "memory": {}, "timing": {}, "steps": 5}
+RESULT = {"metrics": {"test/accuracy": 0.5}, "memory": {"state_bytes": 8}, "timing": {}, "steps": 5}
 
 
 class Asked(SimpleNamespace):

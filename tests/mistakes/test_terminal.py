@@ -150,6 +150,8 @@ def test_the_tables_of_an_evaluation(narrow: Callable[[], str]) -> None:
         "task": "associative_retrieval",
         "seed": 0,
         "trained_segments": 8,
+        "lengths_in": "segments",
+        "score": "accuracy",
         "chance": 0.1,
         "cost": {"parameters": 1_234_567, "flops_per_token": {"inference": 2e9, "training": 6e9}},
     }

@@ -79,8 +79,15 @@ def test_a_preset(name: str, start: Start, canary: Path) -> None:
     assert found.isprintable() and not canary.exists() and not Path("it_ran").exists()
 
 
-@pytest.mark.parametrize("name", ["a callback", "Hydra's log"])
-@pytest.mark.parametrize("flag", ["--help", "--info=config", "-m", "--cfg=job"])
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("--help", "Hydra's log"),
+        ("--info=config", "a callback"),
+        ("-m", "a log"),
+        ("--cfg=job", "a callback"),
+    ],
+)
 def test_a_preset_that_is_only_looked_at(name: str, flag: str, start: Start, canary: Path) -> None:
     words, message = preset(start, name)
     assert re.search(message, start.message("train", flag, *words))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from memlab.config import composing
 from memlab.config.checks import check
 from memlab.config.paths import config_dir
 from memlab.config.sections import Config
@@ -60,7 +61,7 @@ def config(run_dir: Path, *changed: str) -> Config:
 
 @functools.cache  # it takes longer than the training
 def _composed(*command_line: str) -> Config:
-    with initialize_config_dir(config_dir(), version_base="1.3"):
+    with initialize_config_dir(config_dir(), version_base="1.3"), composing.allowing(command_line, None):
         return check(compose("train", list(command_line)))
 
 

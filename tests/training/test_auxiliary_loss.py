@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from memlab.config import composing
 from memlab.config.checks import check
 from memlab.config.paths import config_dir
 from memlab.models.base import Model
@@ -112,7 +113,9 @@ def test_truncation(depth: int | None, recompute: int) -> None:
 
 def module(*words: str) -> TrainingModule:
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config = check(compose("train", ["model=infini", f"model.layer_memory={OWN}", *SMALL, *words]))
+        given = ["model=infini", f"model.layer_memory={OWN}", *SMALL, *words]
+        with composing.allowing(given, None):
+            config = check(compose("train", given))
     return build(config).module
 
 

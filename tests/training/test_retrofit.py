@@ -90,6 +90,7 @@ def test_an_opened_run_is_both_together(run: Path, base: Path) -> None:
             assert not torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("run", ["lora"], indirect=True)
 def test_a_killed_run_continues_bit_for_bit(run: Path, base: Path, tmp_path: Path) -> None:
     words = retrofit(base, run.name)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -202,7 +202,7 @@ def test_carried_state_is_in_the_checkpoint(corpus: Path, tmp_path: Path) -> Non
     batches = iter(parts.stream)
     for _ in range(4):
         module.training_step(next(batches), 0)  # type: ignore[arg-type]
-    saved: dict[str, Any] = {}
+    saved: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(saved)
     torch.save(saved, tmp_path / "saved.ckpt")
     again, other = parts_of(corpus, "infini_delta")
