@@ -25,7 +25,7 @@ FLOORS = (
     ("policies",),
     ("layers",),
     ("ops",),
-    ("files", "gpus", "ram", "terminal"),
+    ("files", "processors", "ram", "terminal"),
     ("errors", "bounds", "precision", "splits", "version"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}

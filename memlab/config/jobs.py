@@ -24,10 +24,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from memlab import gpus
 from memlab.config import lifetime
+from memlab.config.override_file import word
 from memlab.config.starter import Running, Starter
 from memlab.errors import ConfigError
+from memlab.processors import cores, gpus
 from memlab.terminal.runs_table import Row, RunsTable
 
 _MULTIRUN = "MEMLAB_MULTIRUN"  # which multirun a process is a job of, and its command line
@@ -60,11 +61,6 @@ def note_directory(directory: Path) -> None:
     if (note := os.environ.get(_NOTE)) is not None:
         with contextlib.suppress(OSError):  # what the table shows depends on it, the run does not
             Path(note).write_text(str(directory), encoding="utf-8")
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_once(given: Sequence[Override], multirun: bool) -> tuple[int, list[Override]]:
@@ -186,7 +182,7 @@ class Jobs:
         return self._told_at_end()
 
     def _run(self, starter: Starter, jobs: list[Job], notes: Path) -> None:
-        shares = gpus.visible() if any(job.trainer.get("accelerator") == "gpu" for job in jobs) else []
+        shares = gpus() if any(job.trainer.get("accelerator") == "gpu" for job in jobs) else []
         free = list(range(self.at_once))[::-1]
         self._rows = [Row(self._named(job, jobs), job.trainer.get("max_steps")) for job in jobs]
         table = RunsTable(self._rows) if self.at_once > 1 else None
@@ -239,8 +235,7 @@ class Jobs:
         words = [*self.options, *job.words]
         if again is not None:
             words = [w for w in words if w.partition("=")[0] not in ("resume", "run_dir")]
-            place = str(again).replace("\\", "\\\\").replace("'", "\\'")
-            words.append(f"resume='{place}'")
+            words.append(word("resume", again))
         log = None if self.logs is None else self.logs / f"{number + 1}.log"
         if log is None and not restarts:
             print(f"\nmemlab.{self.command} {shlex.join(words)}", flush=True)

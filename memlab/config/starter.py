@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from memlab.config import lifetime
+from memlab.processors import cores
 
 # what a training imports, and what MLflow's client and the figures import when they are first used
 TRAINING = (
@@ -295,7 +296,7 @@ def _become(
         os.environ.clear()
         os.environ.update(environment)
         if (threads := environment.get(_THREADS)) != before and (torch := sys.modules.get("torch")):
-            torch.set_num_threads(int(threads) if threads else os.cpu_count())  # read when it was imported
+            torch.set_num_threads(int(threads) if threads else cores())  # read when it was imported
         if out is not None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

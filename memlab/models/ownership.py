@@ -19,8 +19,8 @@ def memory_parameters(model: Model) -> dict[str, nn.Parameter]:
     are u, v and the projection of distances of Transformer-XL's positions. Adapters are nobody's.
 
     Raises:
-        ConfigError: a layer memory has a parameter of plain attention's in another shape, so that it cannot
-            be told whose it is.
+        ConfigError: a layer memory has a parameter of plain attention's in another shape, so that its
+            owner is unclear.
     """
     adapters = {id(parameter) for parameter in low_rank.parameters(model)}
     found = {id(parameter) for parameter in model.tokens.parameters()}

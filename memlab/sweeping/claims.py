@@ -10,7 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from memlab.config.checks import check
+from memlab.config.composing import compose_checked
 from memlab.config.jobs import Job, Jobs, with_threads
+from memlab.config.override_file import word
 from memlab.config.starter import TRAINING
 from memlab.reports.claims.book import Claim, Quantity
 from memlab.reports.claims.evidence import Evidence
@@ -27,8 +30,8 @@ def run(claim: Claim, root: Path, at_once: int) -> int | str:
     """
     evidence = Evidence(claim, root)
     trainings = [
-        Job(
-            [*runs.train, f"seed={seed}", _override("run_dir", evidence.directory(name, seed)), "resume=auto"]
+        _training(
+            [*runs.train, f"seed={seed}", word("run_dir", evidence.directory(name, seed)), "resume=auto"]
         )
         for name, runs in claim.runs.items()
         for seed in runs.seeds
@@ -39,7 +42,7 @@ def run(claim: Claim, root: Path, at_once: int) -> int | str:
         return status
     evidence = Evidence(claim, root)
     readings = [
-        Job([_override("run", evidence.directory(name, seed)), *evaluation.words])
+        Job([word("run", evidence.directory(name, seed)), *evaluation.words])
         for evaluation in claim.evaluations
         for name in evaluation.runs
         for seed in claim.runs[name].seeds
@@ -52,21 +55,13 @@ def _all(jobs: Sequence[Job], command: str, at_once: int, root: Path, modules: S
     if not jobs:
         return 0
     print(f"memlab.claims: {len(jobs)} × memlab.{command}", file=sys.stderr, flush=True)
-    # a training without threads of its own gets its share of the cores
-    dealt = [
-        Job(job.words, {} if any(w.startswith("trainer.threads=") for w in job.words) else {"threads": None})
-        if command == "train"
-        else job
-        for job in jobs
-    ]
     logs = root / f"{command}_logs"
-    return Jobs(command, at_once=at_once, logs=logs, modules=modules).run(with_threads(dealt, at_once))
+    return Jobs(command, at_once=at_once, logs=logs, modules=modules).run(with_threads(jobs, at_once))
 
 
-def _override(key: str, place: Path) -> str:
-    """KEY=PLACE, quoted for Hydra."""
-    quoted = str(place).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
+def _training(words: list[str]) -> Job:
+    """A training, with what its configuration says of threads, processor and steps."""
+    return Job(words, compose_checked("train", words, check).trainer.model_dump())
 
 
 def _numbers(words: Sequence[str], key: str) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 from memlab.config.override_file import word
 from memlab.errors import UserError
 from memlab.files import check_place
+from memlab.processors import cores
 from memlab.sweeping import conclusion, figures, labels
 from memlab.sweeping.ending import Asked, Interrupted
 from memlab.sweeping.leases import Leases
@@ -131,7 +132,7 @@ def _order(plan: Plan, store: Store, arms: Sequence[Arm]) -> Order:
     hours = config.hours or plan.spec.budget.hours
     environment = {}
     if plan.threads is None and "OMP_NUM_THREADS" not in os.environ and config.workers > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.workers))
+        environment["OMP_NUM_THREADS"] = str(max(1, cores() // config.workers))
     return Order(
         spec=plan.spec,
         study=config.study,

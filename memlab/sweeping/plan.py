@@ -22,7 +22,7 @@ from memlab.config.overrides import check_folder
 from memlab.config.paths import sweep_dir
 from memlab.config.sections import Config, MLflowTracking, NoTracking, Place, TrustingSection, typed
 from memlab.errors import ConfigError, UserError, suggestion
-from memlab.gpus import visible
+from memlab.processors import gpus as visible_gpus
 from memlab.sweeping import space
 from memlab.sweeping.spec import Spec, find, load
 from memlab.tasks.base import SyntheticTask
@@ -222,7 +222,7 @@ def gpus(config: SweepConfig) -> list[list[str]]:
     Raises:
         UserError: one worker needs more than there are.
     """
-    names = visible() if config.gpus == "auto" else [str(n) for n in config.gpus]
+    names = visible_gpus() if config.gpus == "auto" else [str(n) for n in config.gpus]
     if not names:
         return [[] for _ in range(config.workers)]
     each = config.gpus_per_worker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 
+from memlab.processors import cores
+
 
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, and GPUs, as a person names them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads(), "gpus": gpus}
+    return {"processor": _processor(), "cores": cores(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
 def _processor() -> str:

@@ -20,7 +20,7 @@ from memlab.tracking.jsonl import JsonlLogger, read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.run_directory import RunDirectory
 from memlab.tracking.versions import versions
-from memlab.training import checkpoints, directory
+from memlab.training import checkpoints, directory, mlflow_run
 from memlab.training.checkpoints import AtomicCheckpointIO
 from memlab.training.evolution import Floats, Measured, Sampler, evolve
 from memlab.training.evolution_report import Report, print_result
@@ -90,17 +90,9 @@ class _Evolving:
             f"{self.readers.here.name} and {self.task_name}, in {self.place.path}",
             file=sys.stderr,
         )
-        status = "FAILED"
-        try:
+        with mlflow_run.ending(tracker):
             self.signals.leave_if_asked()
             result = self._evolve(loggers, tracker)
-            status = "FINISHED"
-        except Ended:
-            status = "KILLED"
-            raise
-        finally:
-            if tracker:
-                tracker.end(status)
         print_result(result, self.place.path)
         return result
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from memlab.config.sections import Config, MLflowTracking
@@ -13,6 +15,7 @@ from memlab.tracking import data_record, mlflow_store, provenance
 from memlab.tracking.jsonl import read_metrics
 from memlab.tracking.mlflow_store import Tracker
 from memlab.tracking.run_directory import RunDirectory
+from memlab.training.signals import Ended
 
 
 def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> Tracker:
@@ -48,6 +51,21 @@ def start(config: Config, tracking: MLflowTracking, directory: RunDirectory) -> 
     if directory.metrics.exists():
         tracker.log_lines(read_metrics(directory.metrics))
     return tracker
+
+
+@contextlib.contextmanager
+def ending(tracker: Tracker | None) -> Iterator[None]:
+    """End the MLflow run with this context: FINISHED, KILLED if somebody asked for its end, else FAILED."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except Ended:
+        status = "KILLED"
+        raise
+    finally:
+        if tracker:
+            tracker.end(status)
 
 
 def finish(tracker: Tracker, result: dict[str, Any], directory: RunDirectory) -> None:

@@ -148,18 +148,10 @@ def _train_in(
         else None
     )
     print(f"memlab: {title(config)}, in {directory.path}", file=sys.stderr)
-    status = "FAILED"
-    try:
+    with mlflow_run.ending(tracker):
         signals.held = False
         signals.leave_if_asked()
         result = _run(config, parts, directory, tracker, signals, processes, began, checkpoint)
-        status = "FINISHED"
-    except Ended:
-        status = "KILLED"
-        raise
-    finally:
-        if tracker:
-            tracker.end(status)
     print_summary(result, directory.path, tracker.uri if tracker else None)
     return result
 

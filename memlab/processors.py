@@ -1,4 +1,4 @@
-"""The GPUs of this machine, without importing torch, which takes seconds."""
+"""The cores and GPUs that this process may use, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import shutil
 import subprocess
 
 
-def visible() -> list[str]:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them; [] = none."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     if said is not None:
